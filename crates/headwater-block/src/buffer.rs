@@ -1,0 +1,298 @@
+//! Pooled, aligned memory that requests carry from the socket to the disk and back.
+//!
+//! [`BufferMut`] is the only handle to its range of bytes and can be split and joined, so that the parts of one request
+//! can be filled by several I/Os at once. [`Buffer`] is frozen: cheap to clone and to slice, never written again.
+//!
+//! Memory comes from a thread-local pool of 4 KiB-aligned size classes. A fresh mapping costs a page fault per 4 KiB, which for
+//! large requests is more than the I/O itself; a pooled one costs a push and a pop. Memory goes back to the pool of the thread
+//! that drops the last handle; the handles are not `Send`, so it is the thread that it came from.
+//!
+//! This module is one of the few that may use `unsafe`. What it relies on:
+//! - An [`Allocation`] is initialised (zeroed) when it is created, and stays initialised for ever.
+//! - The ranges of all live `BufferMut`s of one allocation are disjoint: they are only made by splitting.
+//! - A `Buffer` is only made from a `BufferMut`, whose range nobody else can write.
+
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::cell::RefCell;
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+/// The alignment in bytes of every allocation: enough for O_DIRECT everywhere.
+pub const ALIGNMENT: usize = 4096;
+
+/// The smallest and the largest pooled size, as powers of two. Larger ones go to the global allocator.
+const MIN_CLASS: u32 = 12;
+const MAX_CLASS: u32 = 22;
+
+/// How many free bytes a thread's pool keeps per class before it gives memory back.
+const POOL_BYTES_PER_CLASS: usize = 32 << 20;
+
+thread_local! {
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
+}
+
+struct Pool {
+    free: [Vec<RawMemory>; (MAX_CLASS - MIN_CLASS + 1) as usize],
+}
+
+impl Pool {
+    const fn new() -> Self {
+        Self { free: [const { Vec::new() }; (MAX_CLASS - MIN_CLASS + 1) as usize] }
+    }
+}
+
+/// Memory from the global allocator, aligned to [`ALIGNMENT`] and initialised.
+struct RawMemory {
+    ptr: NonNull<u8>,
+    size: usize,
+}
+
+impl RawMemory {
+    fn new(size: usize) -> Self {
+        let layout = Self::layout(size);
+        // SAFETY: `layout` has a size above 0.
+        let ptr = unsafe { alloc_zeroed(layout) };
+        let Some(ptr) = NonNull::new(ptr) else { handle_alloc_error(layout) };
+        Self { ptr, size }
+    }
+
+    fn layout(size: usize) -> Layout {
+        assert!(size > 0);
+        Layout::from_size_align(size, ALIGNMENT).expect("sizes come from requests, far below isize::MAX")
+    }
+}
+
+impl Drop for RawMemory {
+    fn drop(&mut self) {
+        // SAFETY: `ptr` came from `alloc_zeroed` with this very layout and is freed once.
+        unsafe { std::alloc::dealloc(self.ptr.as_ptr(), Self::layout(self.size)) }
+    }
+}
+
+/// The size class of a request for `len` bytes, and its index in the pool if it is pooled.
+fn class_of(len: usize) -> (usize, Option<usize>) {
+    let size = len.max(1 << MIN_CLASS).next_power_of_two();
+    let class = size.trailing_zeros();
+    if class <= MAX_CLASS {
+        (size, Some((class - MIN_CLASS) as usize))
+    } else {
+        (len.next_multiple_of(ALIGNMENT), None)
+    }
+}
+
+/// Memory shared by the handles to its parts; goes back to the pool with the last one.
+struct Allocation {
+    memory: ManuallyDrop<RawMemory>,
+}
+
+impl Allocation {
+    fn new(len: usize) -> Rc<Self> {
+        let (size, class) = class_of(len);
+        let pooled = class.and_then(|c| POOL.with_borrow_mut(|pool| pool.free[c].pop()));
+        let memory = pooled.unwrap_or_else(|| RawMemory::new(size));
+        Rc::new(Self { memory: ManuallyDrop::new(memory) })
+    }
+
+    fn ptr(&self) -> *mut u8 {
+        self.memory.ptr.as_ptr()
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: `memory` is taken once, here, and not touched afterwards.
+        let memory = unsafe { ManuallyDrop::take(&mut self.memory) };
+        if let (_, Some(class)) = class_of(memory.size) {
+            // While the thread ends the pool is gone; then the memory is simply freed.
+            let _ = POOL.try_with(|pool| {
+                let free = &mut pool.borrow_mut().free[class];
+                if (free.len() + 1) * memory.size <= POOL_BYTES_PER_CLASS {
+                    free.push(memory);
+                }
+            });
+        }
+    }
+}
+
+/// The only handle to a range of bytes, which it can write.
+pub struct BufferMut {
+    memory: Rc<Allocation>,
+    start: usize,
+    len: usize,
+}
+
+impl BufferMut {
+    /// A buffer of `len` bytes whose contents are arbitrary: whoever gets it fills all of it.
+    pub fn new(len: usize) -> Self {
+        Self { memory: Allocation::new(len), start: 0, len }
+    }
+
+    /// A buffer of `len` zero bytes.
+    pub fn zeroed(len: usize) -> Self {
+        let mut buf = Self::new(len);
+        buf.fill(0);
+        buf
+    }
+
+    /// A buffer that holds a copy of `data`.
+    pub fn copy_of(data: &[u8]) -> Self {
+        let mut buf = Self::new(data.len());
+        buf.copy_from_slice(data);
+        buf
+    }
+
+    /// Keeps the first `at` bytes and returns a handle to the rest.
+    ///
+    /// # Panics
+    /// If `at` is past the end.
+    pub fn split_off(&mut self, at: usize) -> BufferMut {
+        assert!(at <= self.len, "split at {at} of {} bytes", self.len);
+        let rest = BufferMut { memory: self.memory.clone(), start: self.start + at, len: self.len - at };
+        self.len = at;
+        rest
+    }
+
+    /// Puts back together what [`BufferMut::split_off`] took apart: `next` must be what directly followed.
+    ///
+    /// # Panics
+    /// If it isn't.
+    pub fn join(mut self, next: BufferMut) -> BufferMut {
+        assert!(Rc::ptr_eq(&self.memory, &next.memory), "parts of different buffers");
+        assert_eq!(self.start + self.len, next.start, "parts that are not neighbours");
+        self.len += next.len;
+        self
+    }
+
+    /// Gives up the right to write, so that the bytes can be shared.
+    pub fn freeze(self) -> Buffer {
+        Buffer { memory: self.memory, start: self.start, len: self.len }
+    }
+
+    /// Shortens the buffer to `len` bytes; no effect if it isn't longer.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+}
+
+impl Deref for BufferMut {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range lies within the initialised allocation, and only this handle can write it.
+        unsafe { std::slice::from_raw_parts(self.memory.ptr().add(self.start), self.len) }
+    }
+}
+
+impl DerefMut for BufferMut {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above; `&mut self` makes this the only reference.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.ptr().add(self.start), self.len) }
+    }
+}
+
+impl fmt::Debug for BufferMut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BufferMut({} bytes)", self.len)
+    }
+}
+
+/// A shared handle to bytes that nobody writes any more.
+#[derive(Clone)]
+pub struct Buffer {
+    memory: Rc<Allocation>,
+    start: usize,
+    len: usize,
+}
+
+impl Buffer {
+    /// A buffer that holds a copy of `data`.
+    pub fn copy_of(data: &[u8]) -> Self {
+        BufferMut::copy_of(data).freeze()
+    }
+
+    /// A buffer of `len` zero bytes.
+    pub fn zeroed(len: usize) -> Self {
+        BufferMut::zeroed(len).freeze()
+    }
+
+    /// A handle to a part of the bytes.
+    ///
+    /// # Panics
+    /// If the range isn't within the buffer.
+    pub fn slice(&self, range: Range<usize>) -> Buffer {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} bytes", self.len);
+        Buffer { memory: self.memory.clone(), start: self.start + range.start, len: range.end - range.start }
+    }
+
+    /// The right to write back, if this is the only handle to the whole allocation.
+    pub fn try_into_mut(self) -> Result<BufferMut, Buffer> {
+        if Rc::strong_count(&self.memory) == 1 {
+            Ok(BufferMut { memory: self.memory, start: self.start, len: self.len })
+        } else {
+            Err(self)
+        }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range lies within the initialised allocation; it was frozen, so nobody writes it.
+        unsafe { std::slice::from_raw_parts(self.memory.ptr().add(self.start), self.len) }
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_aligned_and_comes_back_from_the_pool() {
+        for len in [0, 1, 4096, 5000, 1 << 20, (4 << 20) + 1] {
+            let buf = BufferMut::new(len);
+            assert_eq!(buf.len(), len);
+            assert_eq!(buf.memory.ptr() as usize % ALIGNMENT, 0);
+        }
+        let first = BufferMut::new(8192).memory.ptr();
+        assert_eq!(BufferMut::new(5000).memory.ptr(), first, "the same class reuses what was just freed");
+    }
+
+    #[test]
+    fn parts_are_disjoint_and_join_again() {
+        let mut head = BufferMut::zeroed(100);
+        let mut tail = head.split_off(40);
+        head.fill(1);
+        tail.fill(2);
+        let whole = head.join(tail).freeze();
+        assert!(whole[..40].iter().all(|b| *b == 1) && whole[40..].iter().all(|b| *b == 2));
+        let part = whole.slice(39..41);
+        drop(whole);
+        assert_eq!(&part[..], &[1, 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "not neighbours")]
+    fn parts_that_are_not_neighbours_do_not_join() {
+        let mut a = BufferMut::new(30);
+        let mut b = a.split_off(10);
+        let c = b.split_off(10);
+        let _ = a.join(c);
+    }
+
+    #[test]
+    fn only_a_sole_handle_gets_the_right_to_write_back() {
+        let buf = Buffer::copy_of(b"abc");
+        let other = buf.clone();
+        let buf = buf.try_into_mut().unwrap_err();
+        drop(other);
+        assert!(buf.try_into_mut().is_ok());
+    }
+}

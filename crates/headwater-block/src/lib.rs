@@ -1,0 +1,34 @@
+//! headwater's block layer: what a disk is made of, without knowing any image format or any transport.
+//!
+//! Read in this order to follow a guest's request downwards:
+//!
+//! - [`disk`]: the top of a chain of nodes. Checks bounds, aligns, locks, copies on read; what exports and jobs call.
+//! - [`copy_up`]: the only way in which data moves from a backing node into the overlay.
+//! - [`range_lock`]: the one serialisation primitive, and [`drain`], which holds all requests back.
+//! - [`node`]: the trait that image formats and storage implement; [`extent`]: what they say about ranges.
+//! - [`buffer`]: pooled, aligned memory that requests carry. [`error`]: what every failure looks like.
+//! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control.
+//! - [`memory`]: a node that lives in memory, for tests and demonstrations.
+//!
+//! Everything here belongs to one thread: nodes are `Rc`, futures are not `Send`, and no state needs a mutex.
+
+pub mod buffer;
+pub mod clock;
+pub mod copy_up;
+pub mod disk;
+pub mod drain;
+pub mod error;
+pub mod extent;
+pub mod memory;
+pub mod node;
+pub mod range_lock;
+pub mod rate_limiter;
+pub mod zero;
+
+pub use buffer::{Buffer, BufferMut};
+pub use clock::{Clock, TokioClock};
+
+pub use error::{Error, ErrorKind, Result};
+pub use extent::{Extent, ExtentKind, Resolved};
+pub use node::{Limits, LocalFuture, Node, WriteFlags, ZeroFlags};
+pub use rate_limiter::RateLimiter;

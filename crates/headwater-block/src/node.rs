@@ -1,0 +1,180 @@
+//! The trait that every layer of a disk implements: image formats, files, network sources, filters.
+
+use crate::buffer::{Buffer, BufferMut};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::{Extent, Resolved};
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::rc::Rc;
+
+/// A boxed future that stays on its thread.
+pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// How a write is to be done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WriteFlags {
+    /// The data, and what is needed to find them again, are durable before the write completes.
+    pub fua: bool,
+}
+
+/// How zeroes are to be written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ZeroFlags {
+    /// As for [`WriteFlags::fua`].
+    pub fua: bool,
+    /// Storage may be given back. Without it the range stays allocated, so that later writes to it don't run out of space.
+    pub unmap: bool,
+    /// Fail at once with `Unsupported` rather than write zeroes as if they were data.
+    pub fast_only: bool,
+}
+
+/// What a node asks of the requests that reach it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Offsets and lengths of writes must be multiples of this, in bytes; a power of two, 1 to 64 KiB. [`crate::Disk`] sees to it
+    /// that they are; reads may have any alignment.
+    pub write_alignment: u32,
+    /// The size in bytes that requests are best made in and aligned to (a qcow2 cluster or subcluster, a disk's block); a power of two.
+    pub preferred: u32,
+    /// The unit in bytes of allocation: copy-ups cover whole units. A power of two, at least `write_alignment`.
+    pub allocation_unit: u32,
+    /// The largest request, in bytes, that the node takes at once.
+    pub max_transfer: u32,
+    /// How many requests it is worth having in flight.
+    pub depth: u32,
+    /// The node is remote: a request costs a round trip and bandwidth that others share.
+    pub remote: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            write_alignment: 1,
+            preferred: 4096,
+            allocation_unit: 4096,
+            max_transfer: 32 << 20,
+            depth: 64,
+            remote: false,
+        }
+    }
+}
+
+/// A change of a range, as far as locking is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Data are written.
+    Write,
+    /// Zeroes are written; the flag is [`ZeroFlags::unmap`].
+    Zero {
+        /// Storage may be given back.
+        unmap: bool,
+    },
+    /// The range is discarded.
+    Discard,
+}
+
+/// What a change needs of the range lock; see [`Node::access`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// The bytes are overwritten where they are: no mapping changes, so that only those who exclude all others must wait.
+    Shared,
+    /// The mapping changes, or neighbouring bytes are read and written back: nobody else may be in this range (bytes), which
+    /// covers the request.
+    Exclusive(Range<u64>),
+}
+
+/// One layer of a disk.
+///
+/// **Offsets** are in bytes. **Reads** past the end of a node give zeroes. **Writes** past the end make a file longer; a format
+/// node refuses them with `OutOfRange`, but takes a request that ends at its size rounded up to `write_alignment`.
+///
+/// **Cancellation**: the future of a read may be dropped at any time. The future of everything else must be polled to its end;
+/// [`crate::Disk`] enforces that.
+///
+/// **Concurrency**: [`crate::Disk`] holds the range lock as [`Node::access`] says while a change runs, and at least shared while a
+/// read runs. Nodes below the top of a chain are read-only as long as they are below it.
+///
+/// Methods that the safety of data hangs on have no default body.
+pub trait Node {
+    /// How messages call the node: a path or a URI.
+    fn name(&self) -> &str;
+
+    /// What kind of node: "qcow2", "raw", "file", "nbd", "http", ...
+    fn driver(&self) -> &'static str;
+
+    /// Its size in bytes.
+    fn size(&self) -> u64;
+
+    /// What requests must look like.
+    fn limits(&self) -> Limits;
+
+    /// True if all changes are refused with `ReadOnly`.
+    fn is_read_only(&self) -> bool;
+
+    /// Looks up the start of `range` (not empty) from memory alone, through all layers below. Never blocks, never does I/O.
+    fn resolve(&self, range: Range<u64>) -> Resolved;
+
+    /// Fills the whole of `buf` from `offset` and gives it back, through all layers below. On error the buffer is gone.
+    fn read(&self, offset: u64, buf: BufferMut) -> LocalFuture<'_, Result<BufferMut>>;
+
+    /// The status of the start of `range` (not empty) in this layer alone (`depth` 0), as one extent that starts at
+    /// `range.start` and ends at or before `range.end`. Bytes past the node's end are `Zero`.
+    fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>>;
+
+    /// What a change of `range` needs of the range lock, from memory alone; whoever is in doubt says `Exclusive`. It is asked
+    /// again once the lock is held.
+    fn access(&self, range: Range<u64>, change: Change) -> Access;
+
+    /// Writes `data` at `offset`.
+    fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> LocalFuture<'_, Result<()>>;
+
+    /// Makes a range read as zeroes.
+    fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>>;
+
+    /// Tells that the contents of a range are no longer needed. Afterwards it reads as before or as zeroes, never as what a backing
+    /// holds. Advisory: parts that cannot be given back are left alone.
+    fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>>;
+
+    /// Makes everything that completed before this call durable: what fdatasync means, metadata included.
+    fn flush(&self) -> LocalFuture<'_, Result<()>>;
+
+    /// Changes the size in bytes. New bytes read as zeroes.
+    fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>>;
+
+    /// Flushes and gives up the node: marks the image as cleanly closed, frees locks. Nothing may be called afterwards.
+    fn close(&self) -> LocalFuture<'_, Result<()>>;
+
+    /// The node that supplies what this layer lacks.
+    fn backing(&self) -> Option<Rc<dyn Node>> {
+        None
+    }
+
+    /// The node that holds this node's bytes (the file under a format).
+    fn file(&self) -> Option<Rc<dyn Node>> {
+        None
+    }
+
+    /// Makes the backing link durable as `new`: first everything that was written, then one atomic change of the header; it then reads
+    /// from `node`. When it fails, the old link stands. The caller has made sure that nothing that matters is lost by it.
+    fn change_backing<'a>(
+        &'a self,
+        _new: Option<BackingLink<'a>>,
+        _node: Option<Rc<dyn Node>>,
+    ) -> LocalFuture<'a, Result<()>> {
+        let err = Error::new(
+            ErrorKind::Unsupported,
+            format!("{}: {} has no backing link to change", self.name(), self.driver()),
+        );
+        Box::pin(async move { Err(err) })
+    }
+}
+
+/// What an overlay's header says of its backing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackingLink<'a> {
+    /// The file name or URI, as written to the header.
+    pub name: &'a str,
+    /// The format's name, as written to the header ("raw", "qcow2").
+    pub format: &'a str,
+}

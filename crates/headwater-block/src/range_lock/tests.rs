@@ -1,0 +1,1 @@
+//! Tests of the range lock against a naive oracle.
