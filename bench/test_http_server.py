@@ -1,0 +1,31 @@
+"""The HTTP server's answers: whole files, ranges, and ranges beyond the end."""
+
+import unittest
+
+import http_server
+
+
+class Answers(unittest.TestCase):
+    def test_ranges(self):
+        head, first, end = http_server.answer("GET", {"range": "bytes=10-19"}, 100)
+        self.assertIn("206", head.split("\r\n")[0])
+        self.assertIn("Content-Range: bytes 10-19/100\r\n", head)
+        self.assertIn("Content-Length: 10\r\n", head)
+        self.assertEqual((first, end), (10, 20))
+
+    def test_a_range_beyond_the_end_is_cut_or_refused(self):
+        head, first, end = http_server.answer("GET", {"range": "bytes=90-"}, 100)
+        self.assertIn("Content-Length: 10\r\n", head)
+        self.assertEqual((first, end), (90, 100))
+        head, first, end = http_server.answer("GET", {"range": "bytes=100-109"}, 100)
+        self.assertIn("416", head.split("\r\n")[0])
+        self.assertEqual(first, end)
+
+    def test_head_has_a_length_and_no_body(self):
+        head, first, end = http_server.answer("HEAD", {}, 100)
+        self.assertIn("Content-Length: 100\r\n", head)
+        self.assertEqual(first, end)
+
+
+if __name__ == "__main__":
+    unittest.main()
