@@ -89,14 +89,11 @@ def programs(setup, socket, url):
 def one_source(setup, title, source, socket, url):
     """Runs every program against one source and gives its table."""
     table, disk = programs(setup, socket, url)
-    costs = {name: [] for name in table}
-    for turn in range(setup.repeat):
-        for name, program in table.items():
-            measure.settle()
-            costs[name].append(program())
-            if turn == 0:
-                images.compare(source, "raw", disk, "raw" if name == "nbdcopy" else "qcow2")
-    middle = {name: measure.median(runs) for name, runs in costs.items()}
+
+    def check(name):
+        images.compare(source, "raw", disk, "raw" if name == "nbdcopy" else "qcow2")
+
+    middle = measure.rounds(table, setup.repeat, check)
     base = middle.get("block-stream")
     rows = []
     for name, cost in middle.items():

@@ -51,9 +51,9 @@ def overlay(path, backing):
 
 def chain(folder, size, depth):
     """A chain of `depth` images whose 1 MiB stripes take turns in holding the data. Returns the top."""
-    below = qcow2(os.path.join(folder, f"chain-{depth}-0.qcow2"), size, size, 0)
+    below = qcow2(os.path.join(folder, f"chain-{size}-0.qcow2"), size, size, 0)
     for level in range(1, depth):
-        path = os.path.join(folder, f"chain-{depth}-{level}.qcow2")
+        path = os.path.join(folder, f"chain-{size}-{level}.qcow2")
         if not os.path.exists(path):
             overlay(path + ".part", below)
             stripes = range(level * MIB, size, depth * MIB)

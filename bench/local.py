@@ -38,17 +38,13 @@ def run(setup):
     data, zeroes = size * 3 // 4, size // 8
     source = images.qcow2(os.path.join(setup.folder, f"local-{size}.qcow2"), size, data, zeroes)
     table, disk = programs(setup, source)
-    costs = {name: [] for name in table}
     allocated = {}
-    for turn in range(setup.repeat):
-        for name, program in table.items():
-            measure.settle()
-            costs[name].append(program())
-            allocated[name] = os.stat(disk).st_blocks * 512
-            if turn == 0:
-                images.compare(source, "qcow2", disk, "qcow2")
-    os.unlink(disk)
-    middle = {name: measure.median(runs) for name, runs in costs.items()}
+
+    def check(name):
+        images.compare(source, "qcow2", disk, "qcow2")
+        allocated[name] = os.stat(disk).st_blocks * 512
+
+    middle = measure.rounds(table, setup.repeat, check)
     base = middle.get("block-stream")
     rows = []
     for name, cost in middle.items():

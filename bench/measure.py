@@ -70,6 +70,25 @@ def settle():
         pass
 
 
+def rounds(programs, repeat, check):
+    """Runs each program `repeat` times, taking turns, and gives the median cost by name.
+
+    `check(name)` is called after each program's first run. A program that fails is reported and left out.
+    """
+    costs = {name: [] for name in programs}
+    for turn in range(repeat):
+        for name in list(costs):
+            settle()
+            try:
+                costs[name].append(programs[name]())
+                if turn == 0:
+                    check(name)
+            except (Failed, subprocess.CalledProcessError) as error:
+                del costs[name]
+                print(f"FAILED, left out: {name}: {error}\n", flush=True)
+    return {name: median(runs) for name, runs in costs.items()}
+
+
 def median(costs):
     """The cost with each figure the median of its own."""
     return Cost(*(statistics.median(getattr(cost, name) for cost in costs) for name in ("wall", "cpu", "rss", "faults")))
