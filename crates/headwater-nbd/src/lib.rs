@@ -6,7 +6,7 @@
 //!
 //! | module        | what it holds                                                                            |
 //! |---------------|------------------------------------------------------------------------------------------|
-//! | [`negotiate`] | option haggling, client ([`ClientHandshake`], [`ListHandshake`])  |
+//! | [`negotiate`] | option haggling, client ([`ClientHandshake`], [`ListHandshake`]) and server ([`ServerHandshake`]) |
 //! | [`request`]   | the 28-byte request and the rules about its flags and bounds                             |
 //! | [`reply`]     | simple replies and structured chunks; [`ReadCoverage`] checks that a read was answered whole |
 //! | [`uri`]       | `nbd://host:port/export` and `nbd+unix:///export?socket=path`                            |
@@ -36,8 +36,9 @@ mod wire;
 pub use error::{ErrorCode, ProtocolError};
 pub use flags::{CommandFlags, TransmissionFlags};
 pub use negotiate::{
-    BlockSizes, ClientAsk, ClientHandshake, ListHandshake, ListedExport, MetaContext, ServerOffer, Step,
+    BlockSizes, ClientAsk, ClientChoice, ClientHandshake, ExportInfo, ListHandshake, ListedExport,
+    MetaContext, ServerHandshake, ServerOffer, ServerOutcome, Step,
 };
 pub use reply::{ChunkHeader, ChunkKind, ReadCoverage, ReplyHeader};
-pub use request::{Command, Request};
+pub use request::{Command, Request, Terms};
 pub use uri::{NbdAddress, NbdUri, UriError};

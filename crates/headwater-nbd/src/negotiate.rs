@@ -1,7 +1,7 @@
 //! Option haggling: everything before the first request.
 //!
-//! Both sides are state machines that consume themselves: [`ClientHandshake::step`], [`ListHandshake::step`]
-//! [`ServerHandshake::step`](server::ServerHandshake::step) take what was received, append what is to be sent, and return a [`Step`].
+//! Both sides are state machines that consume themselves: [`ClientHandshake::step`], [`ListHandshake::step`] and
+//! [`ServerHandshake::step`] take what was received, append what is to be sent, and return a [`Step`].
 //!
 //! ```
 //! use headwater_nbd::{ClientAsk, ClientHandshake, ServerOffer, Step};
@@ -38,10 +38,11 @@
 
 mod client;
 mod list;
-pub mod server;
+mod server;
 
 pub use client::{ClientAsk, ClientHandshake, ServerOffer};
 pub use list::{ListHandshake, ListedExport};
+pub use server::{ClientChoice, ExportInfo, ServerHandshake, ServerOutcome};
 
 use std::fmt;
 
@@ -77,6 +78,8 @@ const INFO_BLOCK_SIZE: u16 = 3;
 
 /// Length of the greeting.
 const GREETING_LEN: usize = 18;
+/// Length of an option without its data.
+const OPTION_LEN: usize = 16;
 /// Length of a reply to an option without its data.
 const OPTION_REPLY_LEN: usize = 20;
 /// Zeroes after the answer to `EXPORT_NAME`, unless both sides agreed to leave them out.

@@ -136,10 +136,7 @@ impl Request {
         }
     }
 
-    /// First byte after the request's range.
-    ///
-    /// # Errors
-    /// `None` when it does not fit in 64 bits.
+    /// First byte after the request's range; `None` when it does not fit in 64 bits.
     pub fn end(&self) -> Option<u64> {
         self.offset.checked_add(self.length.into())
     }

@@ -1,1 +1,99 @@
 //! Tests of NBD addresses.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn tcp(host: &str, port: u16, export: &str) -> NbdUri {
+    NbdUri { address: NbdAddress::Tcp { host: host.to_owned(), port }, export: export.to_owned() }
+}
+
+fn unix(path: &str, export: &str) -> NbdUri {
+    NbdUri { address: NbdAddress::Unix { path: path.into() }, export: export.to_owned() }
+}
+
+#[test]
+fn addresses_are_understood() {
+    for (text, expected) in [
+        ("nbd://example.com", tcp("example.com", 10809, "")),
+        ("nbd://example.com/", tcp("example.com", 10809, "")),
+        ("NBD://example.com:/disk", tcp("example.com", 10809, "disk")),
+        ("nbd://10.0.0.1:10810/a/b%20c", tcp("10.0.0.1", 10810, "a/b c")),
+        ("nbd://[::1]:10810/disk", tcp("::1", 10810, "disk")),
+        ("nbd://[fe80::1]/disk", tcp("fe80::1", 10809, "disk")),
+        ("nbd://host//absolute", tcp("host", 10809, "/absolute")),
+        ("nbd+unix:///?socket=/run/nbd.sock", unix("/run/nbd.sock", "")),
+        ("nbd+unix:///disk?socket=/run/a%26b.sock", unix("/run/a&b.sock", "disk")),
+        ("nbd+unix:///disk?socket=relative.sock", unix("relative.sock", "disk")),
+        ("nbd+unix://?socket=/run/nbd.sock", unix("/run/nbd.sock", "")),
+    ] {
+        assert_eq!(text.parse(), Ok(expected), "{text}");
+        assert!(NbdUri::is_nbd(text), "{text}");
+    }
+}
+
+#[test]
+fn mistakes_are_explained() {
+    for (text, words) in [
+        ("disk.qcow2", "expected nbd://"),
+        ("http://host/", "unknown scheme http"),
+        ("nbds://host/disk", "TLS"),
+        ("nbds+unix:///?socket=/s", "TLS"),
+        ("nbd+vsock://1/", "unknown scheme"),
+        ("nbd:///disk", "host is missing"),
+        ("nbd://:10809/disk", "host is missing"),
+        ("nbd://user@host/", "user name"),
+        ("nbd://host:port/", "not a port number"),
+        ("nbd://host:+1/", "not a port number"),
+        ("nbd://host:65536/", "not a port number"),
+        ("nbd://::1/", "brackets"),
+        ("nbd://[::1/", "not closed"),
+        ("nbd://[::1]x/", "after the IPv6 address"),
+        ("nbd://[host]/", "not an IPv6 address"),
+        ("nbd://host/%zz", "hexadecimal"),
+        ("nbd://host/%2", "hexadecimal"),
+        ("nbd://host/%ff", "UTF-8"),
+        ("nbd://host/a#b", "fragment"),
+        ("nbd://host/?socket=/s", "belongs to nbd+unix"),
+        ("nbd://host/?port=3", "unknown parameter"),
+        ("nbd+unix:///disk", "socket is missing"),
+        ("nbd+unix:///disk?socket=", "needs the path"),
+        ("nbd+unix:///disk?socket=/a%00b", "needs the path"),
+        ("nbd+unix:///disk?socket=/a&socket=/b", "twice"),
+        ("nbd+unix://host/disk?socket=/a", "takes no host"),
+    ] {
+        let error = text.parse::<NbdUri>().unwrap_err();
+        assert!(error.why.contains(words), "{text}: {error}");
+    }
+    let long = format!("nbd://host/{}", "x".repeat(4097));
+    assert!(long.parse::<NbdUri>().unwrap_err().why.contains("4097 bytes"));
+}
+
+#[test]
+fn file_names_are_not_nbd() {
+    for text in ["disk.qcow2", "/a/nbd", "nbd", "http://nbd/", "nbdx://host/", "C:\\nbd"] {
+        assert!(!NbdUri::is_nbd(text), "{text}");
+    }
+    assert!(NbdUri::is_nbd("nbds://host/"), "refused later, with a reason");
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_back(export: String, path: Vec<u8>, host in "[a-z0-9.-]{1,20}", port in 1_u16.., v6: bool) {
+        let host = if v6 { "2001:db8::1".to_owned() } else { host };
+        let uri = NbdUri { address: NbdAddress::Tcp { host, port }, export: export.clone() };
+        prop_assert_eq!(uri.to_string().parse(), Ok(uri));
+        let path: Vec<u8> = path.into_iter().filter(|byte| *byte != 0).collect();
+        prop_assume!(!path.is_empty());
+        let path = PathBuf::from(OsString::from_vec(path));
+        let uri = NbdUri { address: NbdAddress::Unix { path }, export };
+        prop_assert_eq!(uri.to_string().parse(), Ok(uri));
+    }
+
+    #[test]
+    fn any_text_is_judged(text in ".{0,80}") {
+        let _ = text.parse::<NbdUri>();
+        let _ = format!("nbd://{text}").parse::<NbdUri>();
+        let _ = format!("nbd+unix:///{text}").parse::<NbdUri>();
+    }
+}
