@@ -1,1 +1,383 @@
-//! disk
+//! The top of a chain of nodes: what exports and jobs call.
+//!
+//! A request passes here in one direction: bounds are checked ([`Disk::check`]), the gate lets it in ([`crate::drain`]), the range lock
+//! admits it ([`crate::range_lock`]), and the top node carries it out. [`read`] holds the way of a read and copy-on-read,
+//! [`write`] that of changes, with the read-modify-write that alignment may need.
+//!
+//! # Rules that this module enforces
+//! - All nodes of a chain share the guest's offsets, so that one range lock, here, serves guests and jobs. (Two instances of the one type:
+//!   the second only makes concurrent fetches of the same bytes happen once; see [`crate::copy_up`].)
+//! - A change that has started is driven to its end: its range stays locked while the kernel or a peer may still write. A future dropped
+//!   half-way poisons the disk, loudly, rather than risk a byte.
+
+use crate::clock::Clock;
+use crate::drain::{Drained, Gate, Pass};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::{Extent, ExtentKind};
+use crate::node::{BackingLink, Limits, Node, ZeroFlags};
+use crate::range_lock::RangeLock;
+use crate::{chain, copy_up};
+use std::cell::Cell;
+use std::ops::Range;
+use std::rc::Rc;
+
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+/// What becomes of zero bytes that a guest writes as data.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// They are written as data.
+    #[default]
+    Off,
+    /// They are written as zeroes that stay allocated.
+    On,
+    /// They are written as zeroes, and their storage may be given back.
+    Unmap,
+}
+
+/// How a disk behaves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DiskOptions {
+    /// What a guest's reads fetch from the backing is kept in the overlay.
+    pub copy_on_read: bool,
+    /// What becomes of zero bytes that a guest writes as data.
+    pub detect_zeroes: DetectZeroes,
+    /// Refuses all changes, even if the image could take them.
+    pub read_only: bool,
+}
+
+/// Counters of a disk since it was opened. Bytes are guest bytes.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Guest reads, and their bytes.
+    pub reads: Cell<u64>,
+    /// See `reads`.
+    pub read_bytes: Cell<u64>,
+    /// Guest writes, and their bytes (zero-writes are counted apart).
+    pub writes: Cell<u64>,
+    /// See `writes`.
+    pub write_bytes: Cell<u64>,
+    /// Guest zero-writes and discards.
+    pub zeroes_and_discards: Cell<u64>,
+    /// Guest flushes.
+    pub flushes: Cell<u64>,
+    /// Guest reads that went, at least in part, to a layer below the top.
+    pub backing_reads: Cell<u64>,
+    /// Guest reads whose data could not be kept in the overlay; the guest got them all the same.
+    pub copy_on_read_failures: Cell<u64>,
+    /// Guest requests in flight right now.
+    pub in_flight: Cell<u32>,
+}
+
+/// Adds to a counter.
+fn add(counter: &Cell<u64>, n: u64) {
+    counter.set(counter.get() + n);
+}
+
+/// A chain of nodes as one disk that guests and jobs use at once.
+pub struct Disk {
+    top: Rc<dyn Node>,
+    clock: Rc<dyn Clock>,
+    lock: Rc<RangeLock>,
+    fetch_lock: Rc<RangeLock>,
+    gate: Rc<Gate>,
+    options: DiskOptions,
+    /// How many want copy-on-read: the user counts as one.
+    copy_on_read: Cell<usize>,
+    poisoned: Cell<bool>,
+    stats: Stats,
+}
+
+impl Disk {
+    /// A disk on top of `top`, which from now on nobody else changes.
+    pub fn new(top: Rc<dyn Node>, clock: Rc<dyn Clock>, options: DiskOptions) -> Rc<Self> {
+        Rc::new(Self {
+            top,
+            clock,
+            lock: RangeLock::new(),
+            fetch_lock: RangeLock::new(),
+            gate: Gate::new(),
+            options,
+            copy_on_read: Cell::new(usize::from(options.copy_on_read)),
+            poisoned: Cell::new(false),
+            stats: Stats::default(),
+        })
+    }
+
+    /// The node on top of the chain.
+    pub fn top(&self) -> Rc<dyn Node> {
+        self.top.clone()
+    }
+
+    /// How messages call the disk.
+    pub fn name(&self) -> &str {
+        self.top.name()
+    }
+
+    /// The size in bytes.
+    pub fn size(&self) -> u64 {
+        self.top.size()
+    }
+
+    /// What the top node asks of requests. Guests need not heed it: any offset and length works.
+    pub fn limits(&self) -> Limits {
+        self.top.limits()
+    }
+
+    /// True if changes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.options.read_only || self.top.is_read_only()
+    }
+
+    /// The clock that jobs on this disk use.
+    pub fn clock(&self) -> &Rc<dyn Clock> {
+        &self.clock
+    }
+
+    /// What has happened so far.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    pub(crate) fn lock(&self) -> &Rc<RangeLock> {
+        &self.lock
+    }
+
+    pub(crate) fn fetch_lock(&self) -> &Rc<RangeLock> {
+        &self.fetch_lock
+    }
+
+    /// `range` widened to whole allocation units of the top node, within what it takes.
+    pub(crate) fn whole_units(&self, range: Range<u64>) -> Range<u64> {
+        let limits = self.top.limits();
+        let unit = u64::from(limits.allocation_unit);
+        let end = self.top.size().next_multiple_of(u64::from(limits.write_alignment));
+        let start = range.start - range.start % unit;
+        start..range.end.checked_next_multiple_of(unit).map_or(end, |e| e.min(end))
+    }
+
+    /// Checks a request against the disk's bounds.
+    fn check(&self, offset: u64, len: u64) -> Result<Range<u64>> {
+        if self.poisoned.get() {
+            return Err(Error::new(
+                ErrorKind::Closed,
+                format!(
+                    "{}: a change was abandoned half-way, so nothing more is done; open the disk again",
+                    self.name()
+                ),
+            ));
+        }
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size() => Ok(offset..end),
+            _ => Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!("{}: {len} bytes at {offset} reach past the end, {}", self.name(), self.size()),
+            )),
+        }
+    }
+
+    /// Checks that the disk may be changed.
+    fn check_writable(&self) -> Result<()> {
+        if self.is_read_only() {
+            return Err(Error::new(ErrorKind::ReadOnly, format!("{} is open for reading only", self.name())));
+        }
+        Ok(())
+    }
+
+    /// Lets a guest's request in.
+    async fn admit(&self) -> Admitted<'_> {
+        let pass = self.gate.enter().await;
+        self.stats.in_flight.set(self.stats.in_flight.get() + 1);
+        Admitted { disk: self, _pass: pass }
+    }
+
+    /// Marks the start of a change that must be driven to its end.
+    pub(crate) fn must_finish(&self) -> Result<MustFinish<'_>> {
+        self.check(0, 0)?;
+        Ok(MustFinish { disk: self, done: false })
+    }
+
+    /// Makes everything that completed before durable.
+    ///
+    /// # Errors
+    /// Those of the storage: then nothing is known to be durable that wasn't before.
+    pub async fn flush(&self) -> Result<()> {
+        self.check(0, 0)?;
+        let _admitted = self.admit().await;
+        add(&self.stats.flushes, 1);
+        if self.is_read_only() {
+            return Ok(());
+        }
+        self.top.flush().await
+    }
+
+    /// The status of `range`, in order and without gaps, in at most `max` extents (which may then end before the range does).
+    /// Bytes that no layer holds are `Unallocated` and read as zeroes.
+    ///
+    /// # Errors
+    /// `OutOfRange`, and those of the layers asked.
+    pub async fn block_status(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>> {
+        self.check(range.start, range.end.saturating_sub(range.start))?;
+        let _admitted = self.admit().await;
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut pos = range.start;
+        while pos < range.end {
+            let next = chain::status(&self.top, pos..range.end, None).await?;
+            pos = next.end();
+            if let Some(last) = extents.last_mut().filter(|last| continues(last, &next)) {
+                last.len += next.len;
+            } else if extents.len() < max {
+                extents.push(next);
+            } else {
+                break;
+            }
+        }
+        Ok(extents)
+    }
+
+    /// The next run in `range` that the top lacks and a layer above `base` supplies. See [`chain::next_missing`].
+    ///
+    /// # Errors
+    /// Those of the layers asked.
+    pub async fn next_missing(
+        &self,
+        range: Range<u64>,
+        base: Option<&Rc<dyn Node>>,
+    ) -> Result<Option<chain::Missing>> {
+        chain::next_missing(&self.top, self.whole_units(range), base).await
+    }
+
+    /// Copies up; see [`copy_up::copy_up`].
+    ///
+    /// # Errors
+    /// See there.
+    pub async fn copy_up(
+        self: &Rc<Self>,
+        range: Range<u64>,
+        options: &copy_up::CopyUpOptions,
+    ) -> Result<copy_up::Copied> {
+        let _pass = self.gate.enter().await;
+        copy_up::copy_up(self, range, options).await
+    }
+
+    /// Switches copy-on-read on for as long as the guard lives; what the user chose comes back with its end.
+    pub fn enable_copy_on_read(self: &Rc<Self>) -> CopyOnRead {
+        self.copy_on_read.set(self.copy_on_read.get() + 1);
+        CopyOnRead(self.clone())
+    }
+
+    /// True while what guests fetch from the backing is kept.
+    pub fn copies_on_read(&self) -> bool {
+        self.copy_on_read.get() > 0 && !self.is_read_only()
+    }
+
+    /// Waits until no request is in flight, and lets none start while the guard lives.
+    pub async fn drain(&self) -> Drained {
+        self.gate.drain().await
+    }
+
+    /// Changes the backing link of the top node; see [`Node::change_backing`]. Requests go on meanwhile.
+    ///
+    /// # Errors
+    /// Those of the storage: then the old link stands.
+    pub async fn change_backing(
+        &self,
+        link: Option<BackingLink<'_>>,
+        node: Option<Rc<dyn Node>>,
+    ) -> Result<()> {
+        let unfinished = self.must_finish()?;
+        let result = self.top.change_backing(link, node).await;
+        unfinished.finished();
+        result
+    }
+
+    /// Changes the size in bytes, with all requests held back. New bytes read as zeroes, whatever a backing holds there.
+    ///
+    /// # Errors
+    /// `ReadOnly`, and those of the top node.
+    pub async fn resize(&self, size: u64) -> Result<()> {
+        self.check(0, 0)?;
+        self.check_writable()?;
+        let _drained = self.drain().await;
+        let unfinished = self.must_finish()?;
+        let old = self.size();
+        let result = async {
+            self.top.resize(size).await?;
+            // A backing that is larger than the disk was must not show in the new part.
+            let hidden = self.top.backing().map_or(0, |backing| backing.size()).min(size);
+            if hidden > old {
+                self.zero_within(old..hidden, ZeroFlags { unmap: true, ..ZeroFlags::default() }).await?;
+            }
+            Ok(())
+        }
+        .await;
+        unfinished.finished();
+        result
+    }
+
+    /// Waits for all requests, flushes, and gives up the image. Nothing may be called afterwards.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub async fn close(&self) -> Result<()> {
+        let _drained = self.drain().await;
+        self.top.close().await
+    }
+}
+
+/// True if `next` only continues `last`: the same status in the same layer, and the same run of host bytes.
+fn continues(last: &Extent, next: &Extent) -> bool {
+    let host = match (last.host_offset, next.host_offset) {
+        (Some(a), Some(b)) => a + last.len == b,
+        (a, b) => a == b,
+    };
+    let same_layer = last.depth == next.depth || last.kind == ExtentKind::Unallocated;
+    last.kind == next.kind && same_layer && last.compressed == next.compressed && host
+}
+
+/// A guest's request that was let in.
+struct Admitted<'a> {
+    disk: &'a Disk,
+    _pass: Pass,
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        let in_flight = &self.disk.stats.in_flight;
+        in_flight.set(in_flight.get() - 1);
+    }
+}
+
+/// Poisons the disk unless the change that it stands for was driven to its end.
+#[must_use]
+pub(crate) struct MustFinish<'a> {
+    disk: &'a Disk,
+    done: bool,
+}
+
+impl MustFinish<'_> {
+    pub(crate) fn finished(mut self) {
+        self.done = true;
+    }
+}
+
+impl Drop for MustFinish<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.disk.poisoned.set(true);
+        }
+    }
+}
+
+/// Copy-on-read, switched on for a time.
+#[must_use = "copy-on-read ends when this is dropped"]
+pub struct CopyOnRead(Rc<Disk>);
+
+impl Drop for CopyOnRead {
+    fn drop(&mut self) {
+        self.0.copy_on_read.set(self.0.copy_on_read.get() - 1);
+    }
+}

@@ -12,7 +12,9 @@
 //!
 //! Everything here belongs to one thread: nodes are `Rc`, futures are not `Send`, and no state needs a mutex.
 
+pub mod abort;
 pub mod buffer;
+pub mod chain;
 pub mod clock;
 pub mod copy_up;
 pub mod disk;
@@ -25,9 +27,11 @@ pub mod range_lock;
 pub mod rate_limiter;
 pub mod zero;
 
+pub use abort::Abort;
 pub use buffer::{Buffer, BufferMut};
 pub use clock::{Clock, TokioClock};
 
+pub use disk::{DetectZeroes, Disk, DiskOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, Resolved};
 pub use node::{Limits, LocalFuture, Node, WriteFlags, ZeroFlags};

@@ -1,0 +1,82 @@
+//! The way of a guest's read.
+
+use super::{Disk, add};
+use crate::buffer::{Buffer, BufferMut};
+use crate::copy_up::{self, CopyUpOptions};
+use crate::error::Result;
+use crate::extent::Resolved;
+use crate::range_lock::{Mode, Token};
+use std::ops::Range;
+use std::rc::Rc;
+
+impl Disk {
+    /// Reads `len` bytes at `offset`; any alignment. Must be driven to its end while
+    /// copy-on-read is on, because it may then change the overlay; otherwise it may be dropped at any time.
+    ///
+    /// With copy-on-read, what had to be fetched from the backing is kept. If keeping it fails (the disk is full, say) the guest
+    /// gets its data all the same.
+    ///
+    /// # Errors
+    /// `OutOfRange`, and those of the layers read.
+    pub async fn read(self: &Rc<Self>, offset: u64, len: u64) -> Result<Buffer> {
+        let range = self.check(offset, len)?;
+        if len == 0 {
+            return Ok(Buffer::zeroed(0));
+        }
+        let _admitted = self.admit().await;
+        add(&self.stats.reads, 1);
+        add(&self.stats.read_bytes, len);
+        // The lock keeps the mapping that is looked up here true until the data are in memory.
+        let guard = self.lock.acquire(Token::for_request(), range.clone(), Mode::Shared).await;
+        match self.top.resolve(range.clone()) {
+            Resolved::At { node, offset, len: run, depth } if run >= len && self.may_pass(depth) => {
+                self.count_backing_read(depth);
+                Ok(node.read(offset, BufferMut::new(len as usize)).await?.freeze())
+            }
+            Resolved::Zero { len: run, .. } if run >= len => Ok(Buffer::zeroed(len as usize)),
+            first if !self.copies_on_read() => {
+                if let Resolved::At { depth, .. } = first {
+                    self.count_backing_read(depth);
+                }
+                Ok(self.top.read(offset, BufferMut::new(len as usize)).await?.freeze())
+            }
+            _ => {
+                drop(guard);
+                self.read_and_keep(range).await
+            }
+        }
+    }
+
+    /// True if data at `depth` need not be copied up when they are read.
+    fn may_pass(&self, depth: u32) -> bool {
+        depth == 0 || !self.copies_on_read()
+    }
+
+    fn count_backing_read(&self, depth: u32) {
+        if depth > 0 {
+            add(&self.stats.backing_reads, 1);
+        }
+    }
+
+    /// A read that may have to fetch from the backing what the overlay will then keep.
+    async fn read_and_keep(self: &Rc<Self>, range: Range<u64>) -> Result<Buffer> {
+        let options = CopyUpOptions { detect_zeroes: true, ..CopyUpOptions::default() };
+        // Waits here if somebody is already fetching these bytes; then they are local.
+        let fetch = copy_up::fetch(self, range.clone(), &options).await?;
+        if !fetch.is_empty() {
+            add(&self.stats.backing_reads, 1);
+            // race-mark: copy-on-read-store
+            let stored = copy_up::store(self, &fetch, &options).await;
+            if stored.is_err() {
+                add(&self.stats.copy_on_read_failures, 1);
+            }
+            if let Some(data) = fetch.get(&range) {
+                return Ok(data);
+            }
+        }
+        drop(fetch);
+        let _guard = self.lock.acquire(Token::for_request(), range.clone(), Mode::Shared).await;
+        let buf = BufferMut::new((range.end - range.start) as usize);
+        Ok(self.top.read(range.start, buf).await?.freeze())
+    }
+}
