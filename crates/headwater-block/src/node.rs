@@ -155,6 +155,14 @@ pub trait Node {
         None
     }
 
+    /// Asks storage to take writes of any offset and length from now on ([`Limits::write_alignment`] 1), at the price of going through
+    /// the page cache. An image calls it before its first write, if what it must write is smaller than its file's alignment (clusters
+    /// of 512 bytes on a disk with blocks of 4 KiB, a raw image whose size is no multiple of it). Nodes without an alignment of their own
+    /// pass it on to their file.
+    fn use_buffered(&self) -> Result<()> {
+        self.file().map_or(Ok(()), |file| file.use_buffered())
+    }
+
     /// Makes the backing link durable as `new`: first everything that was written, then one atomic change of the header; it then reads
     /// from `node`. When it fails, the old link stands. The caller has made sure that nothing that matters is lost by it.
     fn change_backing<'a>(
