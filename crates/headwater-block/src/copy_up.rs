@@ -97,6 +97,11 @@ pub async fn copy_up(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOptions
     if fetch.is_empty() {
         return Ok(Copied::default());
     }
+    // Only the overlay's half counts as a request in flight: a drain need not wait for a slow source.
+    let _pass = match &options.abort {
+        Some(abort) => abort.guard(disk.gate().enter()).await?,
+        None => disk.gate().enter().await,
+    };
     store(disk, &fetch, options).await
 }
 
@@ -147,7 +152,7 @@ fn push_merged(runs: &mut Vec<Missing>, next: Missing) {
     }
 }
 
-/// The overlay's half: steps 3 and 4. Must be driven to its end.
+/// The overlay's half: steps 3 and 4. The caller has passed the disk's gate. Must be driven to its end.
 pub(crate) async fn store(disk: &Rc<Disk>, fetch: &Fetch, options: &CopyUpOptions) -> Result<Copied> {
     let mut copied = Copied::default();
     for piece in &fetch.pieces {
@@ -180,14 +185,17 @@ async fn store_locked(
         ));
     }
     let unit = u64::from(top.limits().allocation_unit);
+    // The disk may have been made smaller since.
+    let limit = disk.whole_units(0..top.size()).end;
     let mut writes = Vec::new();
     for piece in &fetch.pieces {
+        let piece_end = piece.range.end.min(limit);
         let mut pos = piece.range.start;
-        while pos < piece.range.end {
+        while pos < piece_end {
             // The second look: only this decides what is written.
-            let now = top.status(pos..piece.range.end).await?;
+            let now = top.status(pos..piece_end).await?;
             // The last unit may reach past the disk's end, because writes are aligned and its size need not be.
-            let end = if now.end() >= top.size() { piece.range.end } else { now.end().min(piece.range.end) };
+            let end = if now.end() >= top.size() { piece_end } else { now.end().min(piece_end) };
             let run = pos..end;
             pos = end;
             if now.kind != ExtentKind::Unallocated {

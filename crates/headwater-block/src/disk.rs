@@ -150,6 +150,10 @@ impl Disk {
         &self.fetch_lock
     }
 
+    pub(crate) fn gate(&self) -> &Rc<Gate> {
+        &self.gate
+    }
+
     /// `range` widened to whole allocation units of the top node, within what it takes.
     pub(crate) fn whole_units(&self, range: Range<u64>) -> Range<u64> {
         let limits = self.top.limits();
@@ -259,7 +263,6 @@ impl Disk {
         range: Range<u64>,
         options: &copy_up::CopyUpOptions,
     ) -> Result<copy_up::Copied> {
-        let _pass = self.gate.enter().await;
         copy_up::copy_up(self, range, options).await
     }
 
