@@ -14,8 +14,8 @@
 //! 4. It writes what is still lacking, in whole allocation units, as data or as zeroes, and unlocks. From the first write on it
 //!    can't be given up.
 //!
-//! The order of the two locks is always fetch lock, then range lock, and holders of the range lock never ask for the fetch lock: no
-//! deadlock.
+//! The order of the two locks is always fetch lock, then range lock, and holders of the range lock never ask for the fetch lock; and
+//! nobody waits at a closed gate with the fetch lock in hand: no deadlock.
 
 use crate::abort::Abort;
 use crate::buffer::{Buffer, BufferMut};
@@ -29,6 +29,9 @@ use crate::zero::is_zero;
 use futures_util::future::{join_all, try_join_all};
 use std::ops::Range;
 use std::rc::Rc;
+
+#[cfg(test)]
+mod tests;
 
 /// What to copy up, and how.
 #[derive(Clone, Default)]
@@ -60,11 +63,11 @@ struct Fetched {
     data: Option<Buffer>,
 }
 
-/// What the source half of a copy-up brought. While it lives, nobody else fetches these bytes.
+/// What the source half of a copy-up brought. While it holds the fetch lock, nobody else fetches these bytes.
 pub(crate) struct Fetch {
     pieces: Vec<Fetched>,
     range: Range<u64>,
-    _fetching: Guard,
+    fetching: Option<Guard>,
 }
 
 impl Fetch {
@@ -93,9 +96,15 @@ impl Fetch {
 /// Those of the source and of the overlay; `Cancelled` by `options.abort`. A failed copy-up leaves each unit either copied
 /// or as it was.
 pub async fn copy_up(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOptions) -> Result<Copied> {
-    let fetch = fetch(disk, range, options).await?;
+    let mut fetch = fetch(disk, range, options).await?;
     if fetch.is_empty() {
         return Ok(Copied::default());
+    }
+    if disk.gate().is_closed() {
+        // race-mark: copy-up-meets-drain
+        // A guest's read that the drain waits for may itself wait for these bytes: it must get past, even if the source is then asked
+        // twice. What was fetched stays true, and the second look finds what others stored.
+        fetch.fetching = None;
     }
     // Only the overlay's half counts as a request in flight: a drain need not wait for a slow source.
     let _pass = match &options.abort {
@@ -120,7 +129,7 @@ async fn fetch_unguarded(disk: &Rc<Disk>, range: Range<u64>, base: Option<&Rc<dy
     let mut runs = Vec::new();
     let mut pos = range.start;
     let Some(backing) = top.backing() else {
-        return Ok(Fetch { pieces: Vec::new(), range, _fetching: fetching });
+        return Ok(Fetch { pieces: Vec::new(), range, fetching: Some(fetching) });
     };
     // race-mark: copy-up-fetch
     while let Some(missing) = chain::next_missing(&top, pos..range.end, base).await? {
@@ -140,7 +149,7 @@ async fn fetch_unguarded(disk: &Rc<Disk>, range: Range<u64>, base: Option<&Rc<dy
         }
     });
     let pieces = try_join_all(reads).await?;
-    Ok(Fetch { pieces, range, _fetching: fetching })
+    Ok(Fetch { pieces, range, fetching: Some(fetching) })
 }
 
 fn push_merged(runs: &mut Vec<Missing>, next: Missing) {

@@ -43,6 +43,11 @@ impl Gate {
         drained
     }
 
+    /// True while someone drains: entering would wait.
+    pub fn is_closed(&self) -> bool {
+        self.closed.get() > 0
+    }
+
     /// How many requests are inside.
     pub fn inside(&self) -> usize {
         self.inside.get()
