@@ -1,1 +1,7 @@
-//! The qcow2 format.
+//! The qcow2 format, versions 2 and 3.
+//!
+//! Codecs, without I/O: [`header`] and [`extensions`] (the first cluster), [`entry`] (offsets and table entries).
+
+pub mod entry;
+pub mod extensions;
+pub mod header;
