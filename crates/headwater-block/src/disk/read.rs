@@ -19,9 +19,17 @@ impl Disk {
     /// # Errors
     /// `OutOfRange`, and those of the layers read.
     pub async fn read(self: &Rc<Self>, offset: u64, len: u64) -> Result<Buffer> {
+        Ok(self.read_unless_zero(offset, len).await?.unwrap_or_else(|| Buffer::zeroed(len as usize)))
+    }
+
+    /// As [`Disk::read`], but gives `None`, and no buffer, if memory alone tells that all the bytes read as zeroes.
+    ///
+    /// # Errors
+    /// As for [`Disk::read`].
+    pub async fn read_unless_zero(self: &Rc<Self>, offset: u64, len: u64) -> Result<Option<Buffer>> {
         let range = self.check(offset, len)?;
         if len == 0 {
-            return Ok(Buffer::zeroed(0));
+            return Ok(Some(Buffer::zeroed(0)));
         }
         let _admitted = self.admit().await;
         add(&self.stats.reads, 1);
@@ -31,18 +39,18 @@ impl Disk {
         match self.top.resolve(range.clone()) {
             Resolved::At { node, offset, len: run, depth } if run >= len && self.may_pass(depth) => {
                 self.count_backing_read(depth);
-                Ok(node.read(offset, BufferMut::new(len as usize)).await?.freeze())
+                Ok(Some(node.read(offset, BufferMut::new(len as usize)).await?.freeze()))
             }
-            Resolved::Zero { len: run, .. } if run >= len => Ok(Buffer::zeroed(len as usize)),
+            Resolved::Zero { len: run, .. } if run >= len => Ok(None),
             first if !self.copies_on_read() => {
                 if let Resolved::At { depth, .. } = first {
                     self.count_backing_read(depth);
                 }
-                Ok(self.top.read(offset, BufferMut::new(len as usize)).await?.freeze())
+                Ok(Some(self.top.read(offset, BufferMut::new(len as usize)).await?.freeze()))
             }
             _ => {
                 drop(guard);
-                self.read_and_keep(range).await
+                self.read_and_keep(range).await.map(Some)
             }
         }
     }
