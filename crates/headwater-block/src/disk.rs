@@ -2,7 +2,7 @@
 //!
 //! A request passes here in one direction: bounds are checked ([`Disk::check`]), the gate lets it in ([`crate::drain`]), the range lock
 //! admits it ([`crate::range_lock`]), and the top node carries it out. [`read`] holds the way of a read and copy-on-read,
-//! [`write`] that of changes, with the read-modify-write that alignment may need.
+//! [`mod@write`] that of changes, with the read-modify-write that alignment may need.
 //!
 //! # Rules that this module enforces
 //! - All nodes of a chain share the guest's offsets, so that one range lock, here, serves guests and jobs. (Two instances of the one type:
