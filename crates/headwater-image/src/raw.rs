@@ -33,7 +33,7 @@ pub struct RawOptions {
 impl RawNode {
     /// The disk that `file` holds.
     ///
-    /// Fails with `InvalidInput` if the window isn't in the file, or is to be written and isn't aligned as the file's writes must be.
+    /// Fails with `InvalidInput` if the window isn't in the file.
     pub fn new(file: Rc<dyn Node>, options: RawOptions) -> Result<Rc<Self>> {
         let RawOptions { read_only, offset, size } = options;
         let read_only = read_only || file.is_read_only();
@@ -49,17 +49,8 @@ impl RawNode {
                 ),
             ));
         }
-        let alignment = u64::from(file.limits().write_alignment);
-        let disk_size = size.unwrap_or(file.size() - offset);
-        if !read_only && (!offset.is_multiple_of(alignment) || !disk_size.is_multiple_of(alignment)) {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!(
-                    "{}: {disk_size} bytes at offset {offset} can't be written in units of {alignment} bytes, which the file needs for \
-                     direct I/O; open it for buffered I/O",
-                    file.name()
-                ),
-            ));
+        if !read_only {
+            align(&*file, &[offset, size.unwrap_or(file.size() - offset)])?;
         }
         Ok(Rc::new(Self { file, offset, fixed: size, read_only }))
     }
@@ -94,6 +85,27 @@ impl RawNode {
         let end = range.end.min(self.size());
         (range.start < end).then(|| self.offset + range.start..self.offset + end)
     }
+}
+
+/// Makes sure that a disk whose start and end are `bounds` can be written to its last byte: what direct I/O can't reach goes through the
+/// page cache.
+fn align(file: &dyn Node, bounds: &[u64]) -> Result<()> {
+    let fits = || bounds.iter().all(|bound| bound.is_multiple_of(u64::from(file.limits().write_alignment)));
+    if !fits() {
+        file.use_buffered()?;
+    }
+    if !fits() {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "{}: the disk begins or ends at {bounds:?}, which writes in units of {} bytes can't reach; open it read-only, or enlarge it to a \
+                 multiple",
+                file.name(),
+                file.limits().write_alignment
+            ),
+        ));
+    }
+    Ok(())
 }
 
 impl Node for RawNode {
@@ -193,22 +205,15 @@ impl Node for RawNode {
     }
 
     fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {
-        let alignment = u64::from(self.limits().write_alignment);
-        let refusal = if self.fixed.is_some() {
-            Some((ErrorKind::Unsupported, "a window of fixed size into a file can't be resized".to_owned()))
-        } else if !size.is_multiple_of(alignment) {
-            let why = format!(
-                "the new size {size} is no multiple of the {alignment} bytes that direct I/O writes at once"
-            );
-            Some((ErrorKind::InvalidInput, why))
-        } else {
-            None
-        };
-        let checked = self.changeable().and_then(|()| match refusal {
-            Some((kind, why)) => Err(Error::new(kind, format!("{}: {why}", self.name()))),
-            None => size.checked_add(self.offset).ok_or_else(|| {
+        let checked = self.changeable().and_then(|()| {
+            if self.fixed.is_some() {
+                let message = format!("{}: a window of fixed size into a file can't be resized", self.name());
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+            align(&*self.file, &[size])?;
+            size.checked_add(self.offset).ok_or_else(|| {
                 Error::new(ErrorKind::OutOfRange, format!("{}: the size {size} is too large", self.name()))
-            }),
+            })
         });
         match checked {
             Ok(size) => self.file.resize(size),
