@@ -1,0 +1,397 @@
+//! A server in a thread of its own, on a disk in memory, and a client that speaks the protocol by hand.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::cell::RefCell;
+use std::future::ready;
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use headwater_block::disk::{Disk, DiskOptions};
+use headwater_block::node::{Access, Change};
+use headwater_block::{
+    Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Limits, LocalFuture, Node, Resolved, Result,
+    TokioClock, WriteFlags, ZeroFlags,
+};
+use headwater_export::nbd::{Export, NbdServer};
+use headwater_nbd::{
+    ChunkKind, ClientAsk, ClientHandshake, ErrorCode, NbdAddress, ReplyHeader, Request, ServerOffer, Step,
+    reply,
+};
+
+/// What a test sees of, and does to, the disk of a server in another thread.
+#[derive(Debug, Default)]
+pub(crate) struct Probe {
+    /// Changes that began, and that ended.
+    pub(crate) begun: AtomicUsize,
+    pub(crate) ended: AtomicUsize,
+    /// Requests that may pass; the rest wait. Starts with "all".
+    pub(crate) held: AtomicUsize,
+    pub(crate) flushes: AtomicUsize,
+    /// Bytes of data that were read.
+    pub(crate) read_bytes: AtomicU64,
+}
+
+impl Probe {
+    /// Holds changes back, or lets them go.
+    pub(crate) fn hold(&self, held: bool) {
+        self.held.store(held.into(), Ordering::SeqCst);
+    }
+}
+
+/// Blocks of 4 KiB in memory; those that were never written or were zeroed are absent, and `resolve` knows it.
+pub(crate) struct SparseNode {
+    blocks: RefCell<Vec<Option<Box<[u8]>>>>,
+    size: u64,
+    probe: Arc<Probe>,
+}
+
+const BLOCK: u64 = 4096;
+
+impl SparseNode {
+    /// An empty node.
+    pub(crate) fn new(size: u64, probe: Arc<Probe>) -> Rc<Self> {
+        let blocks = RefCell::new(vec![None; size.div_ceil(BLOCK) as usize]);
+        Rc::new(Self { blocks, size, probe })
+    }
+
+    fn each_block(&self, range: Range<u64>, mut f: impl FnMut(&mut Option<Box<[u8]>>, Range<usize>)) {
+        let mut blocks = self.blocks.borrow_mut();
+        let mut at = range.start;
+        while at < range.end {
+            let next = ((at / BLOCK + 1) * BLOCK).min(range.end);
+            let within = (at % BLOCK) as usize;
+            f(&mut blocks[(at / BLOCK) as usize], within..within + (next - at) as usize);
+            at = next;
+        }
+    }
+
+    /// The end of the run of blocks in the state of the first, and whether they hold data.
+    fn run(&self, range: Range<u64>) -> (u64, bool) {
+        let blocks = self.blocks.borrow();
+        let data = |at: u64| blocks.get((at / BLOCK) as usize).is_some_and(Option::is_some);
+        let first = data(range.start);
+        let mut end = (range.start / BLOCK + 1) * BLOCK;
+        while end < range.end && data(end) == first {
+            end += BLOCK;
+        }
+        (end.min(range.end), first)
+    }
+
+    async fn change(&self) {
+        self.probe.begun.fetch_add(1, Ordering::SeqCst);
+        while self.probe.held.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.probe.ended.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Node for SparseNode {
+    fn name(&self) -> &str {
+        "sparse"
+    }
+
+    fn driver(&self) -> &'static str {
+        "sparse"
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn resolve(&self, range: Range<u64>) -> Resolved {
+        match self.run(range.clone()) {
+            (end, false) => Resolved::Zero { len: end - range.start, depth: 0 },
+            _ => Resolved::Ask,
+        }
+    }
+
+    fn read(&self, offset: u64, mut buf: BufferMut) -> LocalFuture<'_, Result<BufferMut>> {
+        let mut filled = 0;
+        self.each_block(offset..offset + buf.len() as u64, |block, range| {
+            let target = &mut buf[filled..filled + range.len()];
+            filled += range.len();
+            match block {
+                Some(block) => target.copy_from_slice(&block[range]),
+                None => target.fill(0),
+            }
+        });
+        self.probe.read_bytes.fetch_add(buf.len() as u64, Ordering::SeqCst);
+        Box::pin(ready(Ok(buf)))
+    }
+
+    fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>> {
+        let (end, data) = self.run(range.clone());
+        let kind = if data { ExtentKind::Data } else { ExtentKind::Unallocated };
+        Box::pin(ready(Ok(Extent::new(range.start, end - range.start, kind))))
+    }
+
+    fn access(&self, _range: Range<u64>, _change: Change) -> Access {
+        Access::Shared
+    }
+
+    fn write(&self, offset: u64, data: Buffer, _flags: WriteFlags) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.change().await;
+            let mut used = 0;
+            self.each_block(offset..offset + data.len() as u64, |block, range| {
+                let source = &data[used..used + range.len()];
+                used += range.len();
+                block.get_or_insert_with(|| vec![0; BLOCK as usize].into())[range].copy_from_slice(source);
+            });
+            Ok(())
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            if flags.fast_only && !(offset | len).is_multiple_of(BLOCK) {
+                return Err(Error::new(ErrorKind::Unsupported, "only whole blocks are fast"));
+            }
+            self.change().await;
+            self.each_block(offset..offset + len, |block, range| match block {
+                Some(_) if range.len() as u64 == BLOCK && flags.unmap => *block = None,
+                Some(block) => block[range].fill(0),
+                None => {}
+            });
+            Ok(())
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
+        self.write_zeroes(offset, len, ZeroFlags { unmap: true, ..ZeroFlags::default() })
+    }
+
+    fn flush(&self) -> LocalFuture<'_, Result<()>> {
+        self.probe.flushes.fetch_add(1, Ordering::SeqCst);
+        Box::pin(ready(Ok(())))
+    }
+
+    fn resize(&self, _size: u64) -> LocalFuture<'_, Result<()>> {
+        Box::pin(ready(Err(Error::new(ErrorKind::Unsupported, "fixed size"))))
+    }
+
+    fn close(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(ready(Ok(())))
+    }
+}
+
+/// A server on a Unix socket with two exports, "disk" and "read-only", of two disks; stops when dropped.
+pub(crate) struct Server {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) address: NbdAddress,
+    /// Of "disk".
+    pub(crate) probe: Arc<Probe>,
+    stop: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Size of both exports; no multiple of a block.
+pub(crate) const SIZE: u64 = (64 << 20) + 512;
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let address = NbdAddress::Unix { path: directory.path().join("nbd.sock") };
+        Self::start_at(directory, address)
+    }
+
+    pub(crate) fn start_at(directory: tempfile::TempDir, address: NbdAddress) -> Self {
+        let probe = Arc::new(Probe::default());
+        let (stop, stopped) = UnixStream::pair().unwrap();
+        let (bound, when_bound) = std::sync::mpsc::channel();
+        let (theirs, requested) = (probe.clone(), address);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, async {
+                let export = |name: &str, probe, writable| Export {
+                    name: name.to_owned(),
+                    description: format!("the export {name}"),
+                    disk: Disk::new(
+                        SparseNode::new(SIZE, probe),
+                        Rc::new(TokioClock::new()),
+                        DiskOptions::default(),
+                    ),
+                    writable,
+                };
+                let exports = vec![export("disk", theirs, true), export("read-only", Arc::default(), false)];
+                let server = NbdServer::bind(&requested, exports).unwrap();
+                bound.send(server.address().unwrap()).unwrap();
+                stopped.set_nonblocking(true).unwrap();
+                let stopped = tokio::net::UnixStream::from_std(stopped).unwrap();
+                server.run(async { stopped.readable().await.unwrap() }).await.unwrap();
+            });
+        });
+        let address = when_bound.recv().unwrap();
+        Self { directory, address, probe, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// The URI of an export.
+    pub(crate) fn uri(&self, export: &str) -> String {
+        headwater_nbd::NbdUri { address: self.address.clone(), export: export.to_owned() }.to_string()
+    }
+
+    /// A path in the server's directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A connection that has said nothing yet.
+    pub(crate) fn connect(&self) -> UnixStream {
+        let NbdAddress::Unix { path } = &self.address else { panic!("a Unix socket is wanted") };
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    }
+
+    /// A client of the export "disk" with all that is offered.
+    pub(crate) fn client(&self) -> Client {
+        let contexts = ["base:allocation", "qemu:allocation-depth"].map(str::to_owned).to_vec();
+        Client::negotiate(self.connect(), ClientAsk { contexts, ..ClientAsk::new("disk") })
+    }
+
+    /// Orders the end without waiting for it.
+    pub(crate) fn order_stop(&mut self) {
+        self.stop = None;
+    }
+
+    /// Ends the server; panics if it did.
+    pub(crate) fn stop(&mut self) {
+        self.order_stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop = None;
+        self.probe.hold(false);
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            if !std::thread::panicking() {
+                ended.unwrap();
+            }
+        }
+    }
+}
+
+/// A client that speaks the protocol by hand, so that it can also speak it wrongly.
+pub(crate) struct Client {
+    pub(crate) stream: UnixStream,
+    pub(crate) offer: ServerOffer,
+}
+
+/// A whole answer to one request.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) cookie: u64,
+    pub(crate) error: Option<ErrorCode>,
+    pub(crate) words: String,
+    pub(crate) data: Vec<u8>,
+    /// Offsets and lengths of holes.
+    pub(crate) holes: Vec<(u64, u32)>,
+    /// Context ids, with lengths and flags of extents.
+    pub(crate) status: Vec<(u32, Vec<(u32, u32)>)>,
+}
+
+impl Client {
+    pub(crate) fn negotiate(mut stream: UnixStream, ask: ClientAsk) -> Self {
+        let mut handshake = ClientHandshake::new(ask);
+        let (mut input, mut output) = (Vec::new(), Vec::new());
+        loop {
+            match handshake.step(&input, &mut output).unwrap() {
+                Step::Done { outcome: offer, .. } => return Self { stream, offer },
+                Step::Next { state, consumed } => {
+                    input.drain(..consumed);
+                    stream.write_all(&output).unwrap();
+                    output.clear();
+                    handshake = state;
+                }
+                Step::More { state, needed } => {
+                    let known = input.len();
+                    input.resize(needed, 0);
+                    stream.read_exact(&mut input[known..]).unwrap();
+                    handshake = state;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn send(&mut self, request: Request, data: &[u8]) {
+        self.stream.write_all(&[&request.encode()[..], data].concat()).unwrap();
+    }
+
+    fn take(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// The next whole answer. `read` is how long the data of a simple reply are.
+    pub(crate) fn answer(&mut self, read: usize) -> Answer {
+        let mut answer = Answer::default();
+        loop {
+            let mut head = self.take(16);
+            if !self.offer.structured || head.starts_with(&0x6744_6698_u32.to_be_bytes()) {
+                let (header, _) = ReplyHeader::decode(&head, false, 32 << 20).unwrap().unwrap();
+                let ReplyHeader::Simple { cookie, error } = header else { panic!("{header:?}") };
+                let data = if error.is_none() { self.take(read) } else { Vec::new() };
+                return Answer { cookie, error, data, ..answer };
+            }
+            head.extend(self.take(4));
+            let (header, _) = ReplyHeader::decode(&head, true, 32 << 20).unwrap().unwrap();
+            let ReplyHeader::Chunk(chunk) = header else { panic!("{header:?}") };
+            let payload = self.take(chunk.length as usize);
+            answer.cookie = chunk.cookie;
+            match chunk.kind {
+                ChunkKind::None => {}
+                ChunkKind::OffsetData => answer.data.extend_from_slice(&payload[8..]),
+                ChunkKind::OffsetHole => answer.holes.push(reply::decode_hole(&payload).unwrap()),
+                ChunkKind::BlockStatus => {
+                    let (context, extents) = reply::decode_block_status(&payload).unwrap();
+                    let extents = extents.iter().map(|extent| (extent.length, extent.flags)).collect();
+                    answer.status.push((context, extents));
+                }
+                kind => {
+                    let error = reply::decode_error(kind, &payload).unwrap();
+                    (answer.error, answer.words) = (Some(error.code), error.message);
+                }
+            }
+            if chunk.done {
+                return answer;
+            }
+        }
+    }
+
+    /// Sends a request and waits for its answer.
+    pub(crate) fn ask(&mut self, request: Request, data: &[u8]) -> Answer {
+        self.send(request, data);
+        let answer = self.answer(0);
+        assert_eq!(answer.cookie, request.cookie);
+        answer
+    }
+
+    /// True if the server closed the connection, and said nothing before.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0]), Ok(0) | Err(_))
+    }
+}
