@@ -87,9 +87,6 @@ fn zeroing_trimming_and_caching() {
     assert_eq!(client.ask(request(Command::WriteZeroes, 4096, F::NO_HOLE), &[]).error, None);
     assert_eq!(client.ask(request(Command::Trim, 8192, F::FUA), &[]).error, None);
     assert_eq!(client.ask(request(Command::WriteZeroes, 12288, F::FAST_ZERO), &[]).error, None);
-    let slow = request(Command::WriteZeroes, 1, F::FAST_ZERO);
-    let answer = client.ask(Request { length: 100_000, ..slow }, &[]);
-    assert_ne!(answer.error, Some(ErrorCode::Invalid), "a flag that was offered");
     let holes = client.ask(read(3, 0, 16384), &[]);
     assert_eq!(holes.data, [0; 16384], "the one with NO_HOLE keeps its place");
     assert_eq!(client.ask(request(Command::Cache, 0, F::NONE), &[]).error, None);
