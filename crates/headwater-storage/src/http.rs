@@ -1,0 +1,264 @@
+//! A file behind an HTTP or HTTPS server as a read-only node.
+//!
+//! - [`HttpNode`], here: opening, splitting reads into ranges, the small cache. `fetch`: one range, tried until it is there.
+//! - `transport`: connections. `answer`: what a response means. `url`: addresses and redirects. `cache`: blocks of small reads.
+//!
+//! The object is pinned when it is opened, by its size and its `ETag` or `Last-Modified`: each request carries a condition,
+//! each response is compared, and once a difference was seen the node fails for good with `SourceChanged`, lest a disk be
+//! mixed from two sources.
+
+mod answer;
+mod cache;
+mod fetch;
+mod transport;
+mod url;
+
+use self::cache::{BLOCK, BlockCache};
+use self::fetch::Source;
+use futures_util::FutureExt;
+use futures_util::future::{Shared, try_join_all};
+use headwater_block::node::{Access, Change};
+use headwater_block::{
+    Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Limits, LocalFuture, Node, Resolved, Result,
+    WriteFlags, ZeroFlags,
+};
+use std::cell::RefCell;
+use std::future::ready;
+use std::ops::Range;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Reads longer than this, in bytes, are split into ranges of this size that run at the same time.
+const PIECE: usize = 1 << 20;
+
+/// Reads of at most this many bytes go through the cache.
+const SMALL: usize = 32 << 10;
+
+/// How to talk to an HTTP server.
+#[derive(Debug, Clone)]
+pub struct HttpOptions {
+    /// The most connections, each with one request at a time; 1 to 256.
+    pub connections: u32,
+    /// How long connecting may take, TLS included.
+    pub connect_timeout: Duration,
+    /// How long the server may send nothing while it is to send something.
+    pub request_timeout: Duration,
+    /// For how long a request that brings nothing is tried again.
+    pub retry: Duration,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self {
+            connections: 16,
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            retry: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A block that is being fetched: its number and what comes of it.
+type Fetch = (u64, Shared<oneshot::Receiver<Result<Buffer>>>);
+
+/// A file behind an HTTP or HTTPS server. See the [module](self).
+pub struct HttpNode {
+    this: Weak<HttpNode>,
+    name: String,
+    driver: &'static str,
+    size: u64,
+    depth: u32,
+    source: Rc<Source>,
+    cache: Rc<RefCell<BlockCache>>,
+    fetching: Rc<RefCell<Vec<Fetch>>>,
+}
+
+impl HttpNode {
+    /// Opens what `url` (`http://...` or `https://...`) names and pins it. The node lives in the `LocalSet` in which this is called: its
+    /// tasks run there.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an address that isn't one, `Unavailable` or `TimedOut` if there is no server, `NotFound` and
+    /// `PermissionDenied` as the server says, `Unsupported` if it can't send parts of the file, `Corrupt` if its answers
+    /// contradict themselves.
+    pub async fn open(url: &str, options: HttpOptions) -> Result<Rc<Self>> {
+        let depth = options.connections.clamp(1, 256);
+        let options = HttpOptions { connections: depth, ..options };
+        let (source, first) = Source::open(url, options, BLOCK).await?;
+        let mut cache = BlockCache::default();
+        if !first.is_empty() {
+            cache.insert(0, first);
+        }
+        let driver = if url.len() >= 6 && url[..6].eq_ignore_ascii_case("https:") { "https" } else { "http" };
+        Ok(Rc::new_cyclic(|this| Self {
+            this: this.clone(),
+            name: url.to_owned(),
+            driver,
+            size: source.size(),
+            depth,
+            source: Rc::new(source),
+            cache: Rc::new(RefCell::new(cache)),
+            fetching: Rc::default(),
+        }))
+    }
+
+    async fn read_all(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+        let here = self.size.saturating_sub(offset).min(buf.len() as u64);
+        // `here` is at most the buffer's length.
+        let mut past_end = buf.split_off(here as usize);
+        past_end.fill(0);
+        let buf = if buf.len() <= SMALL {
+            self.read_cached(offset, buf).await?
+        } else {
+            self.read_pieces(offset, buf).await?
+        };
+        Ok(buf.join(past_end))
+    }
+
+    async fn read_pieces(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+        let mut pieces = Vec::new();
+        let mut at = offset;
+        while !buf.is_empty() {
+            let rest = buf.split_off(PIECE.min(buf.len()));
+            let piece = std::mem::replace(&mut buf, rest);
+            let len = piece.len() as u64;
+            pieces.push(self.source.fetch(at, piece));
+            at += len;
+        }
+        let done = try_join_all(pieces).await?;
+        // `buf` is the empty rest after the last piece.
+        Ok(done.into_iter().reduce(BufferMut::join).unwrap_or(buf))
+    }
+
+    async fn read_cached(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let block = self.block(at / BLOCK).await?;
+            // Within a block.
+            let from = (at % BLOCK) as usize;
+            let len = block.len().saturating_sub(from).min(buf.len() - done);
+            if len == 0 {
+                let message = format!("{}: nothing at {at}, before the end", self.name);
+                return Err(Error::new(ErrorKind::Corrupt, message));
+            }
+            buf[done..done + len].copy_from_slice(&block[from..from + len]);
+            done += len;
+        }
+        Ok(buf)
+    }
+
+    /// A block, from the cache or fetched by a task of its own, which all who want it share and none can interrupt.
+    async fn block(&self, number: u64) -> Result<Buffer> {
+        if let Some(block) = self.cache.borrow_mut().get(number) {
+            return Ok(block);
+        }
+        let known = self.fetching.borrow().iter().find(|(other, _)| *other == number).map(|(_, f)| f.clone());
+        let fetch = known.unwrap_or_else(|| self.start_fetching(number));
+        let gone = |_| Err(Error::new(ErrorKind::Closed, format!("{} was closed", self.name)));
+        fetch.await.unwrap_or_else(gone)
+    }
+
+    fn start_fetching(&self, number: u64) -> Shared<oneshot::Receiver<Result<Buffer>>> {
+        let (sender, receiver) = oneshot::channel();
+        let fetch = receiver.shared();
+        self.fetching.borrow_mut().push((number, fetch.clone()));
+        let (source, cache, fetching) = (self.source.clone(), self.cache.clone(), self.fetching.clone());
+        let offset = number * BLOCK;
+        // At most `BLOCK`.
+        let len = self.size.saturating_sub(offset).min(BLOCK) as usize;
+        tokio::task::spawn_local(async move {
+            let block = source.fetch(offset, BufferMut::new(len)).await.map(BufferMut::freeze);
+            if let Ok(block) = &block {
+                cache.borrow_mut().insert(number, block.clone());
+            }
+            fetching.borrow_mut().retain(|(other, _)| *other != number);
+            let _ = sender.send(block);
+        });
+        fetch
+    }
+
+    fn read_only<T: 'static>(&self) -> LocalFuture<'_, Result<T>> {
+        let message = format!("{}: what is behind {} can only be read", self.name, self.driver);
+        Box::pin(ready(Err(Error::new(ErrorKind::ReadOnly, message))))
+    }
+}
+
+impl Node for HttpNode {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn driver(&self) -> &'static str {
+        self.driver
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { preferred: 64 << 10, depth: self.depth, remote: true, ..Limits::default() }
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    fn resolve(&self, range: Range<u64>) -> Resolved {
+        if range.start >= self.size {
+            return Resolved::Zero { len: range.end - range.start, depth: 0 };
+        }
+        match self.this.upgrade() {
+            Some(node) => {
+                let len = range.end.min(self.size) - range.start;
+                Resolved::At { node, offset: range.start, len, depth: 0 }
+            }
+            None => Resolved::Ask,
+        }
+    }
+
+    fn read(&self, offset: u64, buf: BufferMut) -> LocalFuture<'_, Result<BufferMut>> {
+        Box::pin(self.read_all(offset, buf))
+    }
+
+    fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>> {
+        let extent = if range.start >= self.size {
+            Extent::new(range.start, range.end - range.start, ExtentKind::Zero)
+        } else {
+            let len = range.end.min(self.size) - range.start;
+            Extent { host_offset: Some(range.start), ..Extent::new(range.start, len, ExtentKind::Data) }
+        };
+        Box::pin(ready(Ok(extent)))
+    }
+
+    fn access(&self, _range: Range<u64>, _change: Change) -> Access {
+        Access::Shared
+    }
+
+    fn write(&self, _offset: u64, _data: Buffer, _flags: WriteFlags) -> LocalFuture<'_, Result<()>> {
+        self.read_only()
+    }
+
+    fn write_zeroes(&self, _offset: u64, _len: u64, _flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
+        self.read_only()
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> LocalFuture<'_, Result<()>> {
+        self.read_only()
+    }
+
+    fn flush(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn resize(&self, _size: u64) -> LocalFuture<'_, Result<()>> {
+        self.read_only()
+    }
+
+    fn close(&self) -> LocalFuture<'_, Result<()>> {
+        self.source.close();
+        Box::pin(ready(Ok(())))
+    }
+}

@@ -1,0 +1,275 @@
+//! One range of the object, asked for until it is there or the time is over.
+
+use super::HttpOptions;
+use super::answer::{Failure, Identity, judge};
+use super::transport::{Transport, hyper_failure};
+use super::url::{Target, label};
+use bytes::Bytes;
+use headwater_block::{Buffer, BufferMut, Error, ErrorKind, Result};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT_ENCODING, HOST, IF_MATCH, IF_UNMODIFIED_SINCE, RANGE, USER_AGENT};
+use hyper::{Request, Response};
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How many redirects are followed.
+const REDIRECTS: usize = 5;
+
+/// The first and the longest pause before a request is made again.
+const BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+
+/// The object that was opened, and how to get at it.
+pub(super) struct Source {
+    /// For messages.
+    label: String,
+    /// What the user named; a redirect may lead elsewhere.
+    origin: Target,
+    target: RefCell<Target>,
+    identity: Identity,
+    transport: Rc<Transport>,
+    retry: Duration,
+    /// Why nothing may be read any more.
+    ended: RefCell<Option<Error>>,
+}
+
+/// When to give up on a request that brings nothing.
+struct Patience {
+    retry: Duration,
+    deadline: Option<Instant>,
+    failures: u32,
+    relocated: bool,
+}
+
+impl Patience {
+    fn new(retry: Duration) -> Self {
+        Self { retry, deadline: None, failures: 0, relocated: false }
+    }
+
+    /// Pauses before the next attempt, or gives the error back if it is time to give up.
+    async fn pause(&mut self, error: Error, wanted: Option<Duration>) -> Result<()> {
+        let now = Instant::now();
+        let deadline = *self.deadline.get_or_insert(now + self.retry);
+        let backoff = BACKOFF.saturating_mul(1 << self.failures.min(10)).min(LONGEST_BACKOFF);
+        self.failures += 1;
+        let pause = wanted.unwrap_or(backoff);
+        if now.checked_add(pause).is_none_or(|end| end > deadline) {
+            let seconds = self.retry.as_secs_f32();
+            let why = match wanted {
+                Some(wanted) => format!("it wants {} s of rest, the limit is {seconds} s", wanted.as_secs()),
+                None => format!("gave up after {seconds} s and {} attempts", self.failures),
+            };
+            return Err(Error::new(error.kind(), format!("{error} ({why})")));
+        }
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+}
+
+impl Source {
+    /// Finds the object, following redirects, and reads its first `first` bytes.
+    pub(super) async fn open(url: &str, options: HttpOptions, first: u64) -> Result<(Self, Buffer)> {
+        let origin = Target::parse(url)?;
+        let label = label(url);
+        let retry = options.retry;
+        let transport = Transport::new(options);
+        let (target, identity, bytes) = locate(&transport, &origin, None, 0..first, retry)
+            .await
+            .map_err(|e| e.context(format_args!("cannot open {label}")))?;
+        if identity.etag.is_none() && identity.last_modified.is_none() {
+            tracing::warn!(
+                url = label,
+                "the server sends neither ETag nor Last-Modified: changes may go unnoticed"
+            );
+        }
+        let source = Self {
+            label,
+            origin,
+            target: RefCell::new(target),
+            identity,
+            transport,
+            retry,
+            ended: RefCell::default(),
+        };
+        Ok((source, bytes.freeze()))
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.identity.size
+    }
+
+    /// Refuses everything from now on.
+    pub(super) fn close(&self) {
+        let message = format!("{} was closed", self.label);
+        self.ended.borrow_mut().get_or_insert(Error::new(ErrorKind::Closed, message));
+    }
+
+    /// Fills `buf` from `offset`; all of it must lie within the object.
+    pub(super) async fn fetch(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+        let len = buf.len();
+        let done = self.fill(offset, &mut buf).await;
+        if let Err(error) = done {
+            if error.kind() == ErrorKind::SourceChanged {
+                self.ended.borrow_mut().get_or_insert(error.clone());
+            }
+            return Err(error.context(format_args!("read of {len} bytes at {offset} of {}", self.label)));
+        }
+        Ok(buf)
+    }
+
+    async fn fill(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let mut patience = Patience::new(self.retry);
+        let end = offset + buf.len() as u64;
+        let filled = Cell::new(0);
+        while filled.get() < buf.len() {
+            if let Some(error) = &*self.ended.borrow() {
+                return Err(error.clone());
+            }
+            let before = filled.get();
+            let target = self.target.borrow().clone();
+            let range = offset + before as u64..end;
+            let failure = match ask(&self.transport, &target, Some(&self.identity), range, buf, &filled).await
+            {
+                Ok(_) => return Ok(()),
+                Err(failure) => failure,
+            };
+            if filled.get() > before {
+                // It goes on, if slowly.
+                patience = Patience::new(self.retry);
+            }
+            match failure {
+                Failure::Again(error, wanted) => patience.pause(error, wanted).await?,
+                Failure::Fatal(error) => return Err(error),
+                // Addresses that a redirect led to may expire: find the present one, once.
+                Failure::Refused(error) if patience.relocated || target == self.origin => return Err(error),
+                Failure::Moved(_) if patience.relocated => {
+                    return Err(Error::new(ErrorKind::Unsupported, "the server redirects without end"));
+                }
+                Failure::Refused(_) | Failure::Moved(_) => {
+                    patience.relocated = true;
+                    let at = 0..self.identity.size.min(1);
+                    let found = locate(&self.transport, &self.origin, Some(&self.identity), at, self.retry);
+                    *self.target.borrow_mut() = found.await?.0;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Follows redirects from `origin` to the object, and reads `range` of it.
+async fn locate(
+    transport: &Rc<Transport>,
+    origin: &Target,
+    pinned: Option<&Identity>,
+    range: Range<u64>,
+    retry: Duration,
+) -> Result<(Target, Identity, BufferMut)> {
+    let mut target = origin.clone();
+    let mut redirects = 0;
+    let mut patience = Patience::new(retry);
+    // Both callers ask for at most a block.
+    let mut buf = BufferMut::new((range.end - range.start) as usize);
+    loop {
+        let filled = Cell::new(0);
+        match ask(transport, &target, pinned, range.clone(), &mut buf, &filled).await {
+            Ok(identity) => {
+                buf.truncate(filled.get());
+                return Ok((target, identity, buf));
+            }
+            Err(Failure::Moved(location)) => {
+                redirects += 1;
+                if redirects > REDIRECTS {
+                    let message =
+                        format!("more than {REDIRECTS} redirects, the last to {}", label(&location));
+                    return Err(Error::new(ErrorKind::Unsupported, message));
+                }
+                target = target.follow(&location)?;
+            }
+            // At first, a server that isn't there is more likely a wrong address than one that restarts.
+            Err(Failure::Again(error, None)) if pinned.is_none() && !transport.has_connected() => {
+                return Err(error);
+            }
+            Err(Failure::Again(error, wanted)) => patience.pause(error, wanted).await?,
+            Err(Failure::Refused(error) | Failure::Fatal(error)) => return Err(error),
+        }
+    }
+}
+
+/// Asks once for `range` and puts what comes into `buf` from `filled` on, counting it there. Success means that all came of `range`
+/// that lies within the object.
+async fn ask(
+    transport: &Rc<Transport>,
+    target: &Target,
+    pinned: Option<&Identity>,
+    range: Range<u64>,
+    buf: &mut [u8],
+    filled: &Cell<usize>,
+) -> Result<Identity, Failure> {
+    let mut exchange = transport.exchange(target, || request(target, pinned, &range)).await?;
+    let identity = judge(&exchange.response, &range, pinned)?;
+    // No more than was asked for, hence no more than there is room for.
+    let expected = identity.size.min(range.end).saturating_sub(range.start) as usize;
+    receive(transport, &mut exchange.response, expected, buf, filled).await?;
+    exchange.finish();
+    Ok(identity)
+}
+
+async fn receive(
+    transport: &Transport,
+    response: &mut Response<Incoming>,
+    expected: usize,
+    buf: &mut [u8],
+    filled: &Cell<usize>,
+) -> Result<(), Failure> {
+    let end = filled.get() + expected;
+    loop {
+        let frame = tokio::time::timeout(transport.request_timeout(), response.body_mut().frame()).await;
+        let data = match frame {
+            Err(_) => return Err(transport.too_slow("no data")),
+            Ok(None) => break,
+            Ok(Some(Err(e))) => return Err(hyper_failure(&e, "the response broke off")),
+            Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+        };
+        let at = filled.get();
+        if data.len() > end - at {
+            let message = "the server sends more than its response's headers say";
+            return Err(Failure::fatal(ErrorKind::Corrupt, message));
+        }
+        buf[at..at + data.len()].copy_from_slice(&data);
+        filled.set(at + data.len());
+    }
+    if filled.get() < end {
+        let missing = end - filled.get();
+        return Err(Failure::again(
+            ErrorKind::Unavailable,
+            format!("the response ends {missing} bytes early"),
+        ));
+    }
+    Ok(())
+}
+
+fn request(target: &Target, pinned: Option<&Identity>, range: &Range<u64>) -> Result<Request<Empty<Bytes>>> {
+    let mut builder = Request::get(&target.path)
+        .header(HOST, &target.authority)
+        .header(USER_AGENT, concat!("headwater/", env!("CARGO_PKG_VERSION")))
+        .header(ACCEPT_ENCODING, "identity");
+    if !range.is_empty() {
+        builder = builder.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+    }
+    if let Some(pinned) = pinned {
+        if let Some(etag) = pinned.strong_etag() {
+            builder = builder.header(IF_MATCH, etag);
+        } else if let Some(date) = &pinned.last_modified {
+            builder = builder.header(IF_UNMODIFIED_SINCE, date);
+        }
+    }
+    builder.body(Empty::new()).map_err(|e| {
+        let message = format!("cannot make a request for {}: {e}", label(&target.path));
+        Error::new(ErrorKind::InvalidInput, message)
+    })
+}

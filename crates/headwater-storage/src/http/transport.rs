@@ -1,0 +1,245 @@
+//! Connections to HTTP servers: TCP, TLS, a bound on how many there are, and those that are kept for the next request.
+
+use super::HttpOptions;
+use super::answer::Failure;
+use super::url::Target;
+use bytes::Bytes;
+use headwater_block::{Error, ErrorKind, Result};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio_rustls::TlsConnector;
+
+type Sender = SendRequest<Empty<Bytes>>;
+
+/// The connections of one node.
+pub(super) struct Transport {
+    options: HttpOptions,
+    tls: OnceCell<TlsConnector>,
+    free: Cell<u32>,
+    connected: Cell<bool>,
+    waiting: RefCell<VecDeque<oneshot::Sender<Permit>>>,
+    /// Connections without a request, by the host they lead to; the one used last at the end.
+    idle: RefCell<Vec<(Host, Sender)>>,
+}
+
+/// What a connection leads to: TLS or not, host, port.
+type Host = (bool, String, u16);
+
+/// The right to use one connection; goes to the next who waits when it is dropped. Empty only while it is handed on.
+struct Permit(Option<Rc<Transport>>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let Some(transport) = self.0.take() else { return };
+        loop {
+            let next = transport.waiting.borrow_mut().pop_front();
+            let Some(next) = next else { break };
+            match next.send(Permit(Some(transport.clone()))) {
+                Ok(()) => return,
+                // This one doesn't wait any more.
+                Err(mut back) => back.0 = None,
+            }
+        }
+        transport.free.set(transport.free.get() + 1);
+    }
+}
+
+/// A response whose body is still to be read.
+pub(super) struct Exchange {
+    pub(super) response: Response<Incoming>,
+    host: Host,
+    sender: Sender,
+    permit: Permit,
+}
+
+impl Exchange {
+    /// Keeps the connection for the next request. To be called when all of the body was read; otherwise the connection is closed.
+    pub(super) fn finish(self) {
+        let Some(transport) = &self.permit.0 else { return };
+        if !self.sender.is_closed() {
+            transport.idle.borrow_mut().push((self.host, self.sender));
+        }
+    }
+}
+
+impl Transport {
+    pub(super) fn new(options: HttpOptions) -> Rc<Self> {
+        Rc::new(Self {
+            free: Cell::new(options.connections),
+            options,
+            connected: Cell::new(false),
+            tls: OnceCell::new(),
+            waiting: RefCell::default(),
+            idle: RefCell::default(),
+        })
+    }
+
+    async fn permit(self: &Rc<Self>) -> Permit {
+        if let Some(left) = self.free.get().checked_sub(1) {
+            self.free.set(left);
+            return Permit(Some(self.clone()));
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.borrow_mut().push_back(sender);
+        // The queue belongs to `self`, so the sender isn't dropped before it has sent.
+        receiver.await.unwrap_or(Permit(None))
+    }
+
+    /// Sends the request that `make` makes and receives the head of the response. A kept connection that turns out to be closed is
+    /// replaced at once: servers close them when they like.
+    pub(super) async fn exchange(
+        self: &Rc<Self>,
+        target: &Target,
+        make: impl Fn() -> Result<Request<Empty<Bytes>>>,
+    ) -> Result<Exchange, Failure> {
+        let permit = self.permit().await;
+        let host = (target.tls, target.host.clone(), target.port);
+        loop {
+            let kept = self.take_idle(&host);
+            let reused = kept.is_some();
+            let mut sender = match kept {
+                Some(sender) => sender,
+                None => self.connect(target).await?,
+            };
+            let request = make().map_err(Failure::Fatal)?;
+            let answer = async {
+                sender.ready().await?;
+                sender.send_request(request).await
+            };
+            match tokio::time::timeout(self.options.request_timeout, answer).await {
+                Ok(Ok(response)) => return Ok(Exchange { response, host, sender, permit }),
+                Ok(Err(e)) if reused && !e.is_parse() => {}
+                Ok(Err(e)) => return Err(hyper_failure(&e, "no response")),
+                Err(_) => return Err(self.too_slow("no response")),
+            }
+        }
+    }
+
+    /// Whether any connection was ever made.
+    pub(super) fn has_connected(&self) -> bool {
+        self.connected.get()
+    }
+
+    pub(super) fn request_timeout(&self) -> Duration {
+        self.options.request_timeout
+    }
+
+    pub(super) fn too_slow(&self, what: &str) -> Failure {
+        let seconds = self.options.request_timeout.as_secs_f32();
+        Failure::again(ErrorKind::TimedOut, format!("{what} from the server for {seconds} s"))
+    }
+
+    fn take_idle(&self, host: &Host) -> Option<Sender> {
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|(to, sender)| to == host && !sender.is_closed());
+        idle.pop().map(|(_, sender)| sender)
+    }
+
+    async fn connect(&self, target: &Target) -> Result<Sender, Failure> {
+        match tokio::time::timeout(self.options.connect_timeout, self.try_connect(target)).await {
+            Ok(done) => done,
+            Err(_) => {
+                let seconds = self.options.connect_timeout.as_secs_f32();
+                let message = format!("no connection to {} within {seconds} s", target.authority);
+                Err(Failure::again(ErrorKind::TimedOut, message))
+            }
+        }
+    }
+
+    async fn try_connect(&self, target: &Target) -> Result<Sender, Failure> {
+        let stream = TcpStream::connect((target.host.as_str(), target.port)).await;
+        let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream)).map_err(|e| {
+            let message = format!("cannot connect to {}: {e}", target.authority);
+            Failure::again(ErrorKind::Unavailable, message)
+        })?;
+        self.connected.set(true);
+        if !target.tls {
+            return start(stream).await;
+        }
+        let name = ServerName::try_from(target.host.clone()).map_err(|e| {
+            let message = format!("{:?} is not a host name for TLS: {e}", target.host);
+            Failure::fatal(ErrorKind::InvalidInput, message)
+        })?;
+        let connector = self.tls().map_err(Failure::Fatal)?;
+        let stream = connector.connect(name, stream).await.map_err(|e| tls_failure(target, &e))?;
+        start(stream).await
+    }
+
+    /// The TLS configuration: the system's trusted roots, or those that SSL_CERT_FILE or SSL_CERT_DIR name.
+    fn tls(&self) -> Result<&TlsConnector> {
+        if let Some(connector) = self.tls.get() {
+            return Ok(connector);
+        }
+        let found = rustls_native_certs::load_native_certs();
+        let mut roots = rustls::RootCertStore::empty();
+        let (usable, _) = roots.add_parsable_certificates(found.certs);
+        if usable == 0 {
+            let why = found.errors.first().map_or_else(|| "none found".to_owned(), |e| e.to_string());
+            let message = format!(
+                "no trusted root certificates for https ({why}); install ca-certificates or set SSL_CERT_FILE"
+            );
+            return Err(Error::new(ErrorKind::NotFound, message));
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| Error::new(ErrorKind::Unsupported, format!("cannot set up TLS: {e}")))?;
+        let mut config = config.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(self.tls.get_or_init(|| TlsConnector::from(Arc::new(config))))
+    }
+}
+
+/// Starts HTTP/1.1 on a connected stream. The task ends when the sender is dropped or the peer closes.
+async fn start<S>(stream: S) -> Result<Sender, Failure>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) =
+        handshake(TokioIo::new(stream)).await.map_err(|e| hyper_failure(&e, "no HTTP connection"))?;
+    tokio::task::spawn_local(async move {
+        // What goes wrong is told to the request that it happens to.
+        let _ = connection.await;
+    });
+    Ok(sender)
+}
+
+fn tls_failure(target: &Target, e: &std::io::Error) -> Failure {
+    let message = format!("TLS with {} failed: {e}", target.authority);
+    if e.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+        let remedy = "check the address, or name the authority's certificate in SSL_CERT_FILE";
+        return Failure::fatal(ErrorKind::PermissionDenied, format!("{message}; {remedy}"));
+    }
+    Failure::again(ErrorKind::Unavailable, message)
+}
+
+/// What an error of the HTTP library means: broken rules are final, a broken connection is not.
+pub(super) fn hyper_failure(e: &hyper::Error, what: &str) -> Failure {
+    let mut message = format!("{what}: {e}");
+    let mut garbage = e.is_parse();
+    let mut source = std::error::Error::source(e);
+    while let Some(inner) = source {
+        message = format!("{message}: {inner}");
+        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            use std::io::ErrorKind::{InvalidData, InvalidInput};
+            garbage |= matches!(io.kind(), InvalidData | InvalidInput);
+        }
+        source = inner.source();
+    }
+    if garbage {
+        Failure::fatal(ErrorKind::Corrupt, format!("the server breaks the rules of HTTP: {message}"))
+    } else {
+        Failure::again(ErrorKind::Unavailable, message)
+    }
+}

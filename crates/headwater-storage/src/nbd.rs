@@ -1,0 +1,348 @@
+//! An export of an NBD server as a node: the source that a disk streams from, or a target that is written.
+//!
+//! - [`NbdNode`], here: splits and aligns requests, retries reads, keeps the promise of a flush.
+//! - `pool`: which connection a request takes; reconnecting.
+//! - `connection`: the requests in flight on one connection, and the task that writes them. `reader`: the task that
+//!   reads replies. `socket`: TCP or Unix, and negotiation.
+//! - `status`: where the holes are; `extent_map` remembers it.
+//!
+//! Requests run concurrently, over several connections if the server says that they see the same disk. Reads survive the loss of a connection; writes
+//! don't, because what the server had acknowledged and not made durable may be lost with it: a flush after that fails.
+
+mod connection;
+mod extent_map;
+mod pool;
+mod reader;
+mod socket;
+mod status;
+mod write;
+
+use self::connection::{Answer, Connection, Failure, Reply};
+use self::pool::Pool;
+use self::status::Statuses;
+use self::write::Durability;
+use futures_util::future::try_join_all;
+use headwater_block::node::{Access, Change};
+use headwater_block::{
+    Buffer, BufferMut, Error, ErrorKind, Extent, Limits, LocalFuture, Node, Resolved, Result, WriteFlags,
+    ZeroFlags,
+};
+use headwater_nbd::{NbdUri, TransmissionFlags};
+use std::ops::Range;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// How many connections are used with a server that allows several.
+pub const DEFAULT_CONNECTIONS: u32 = 4;
+
+/// Requests worth having in flight on one connection: what nbdkit and qemu-nbd work on at a time.
+const DEPTH: u32 = 16;
+
+/// The pause before a read is made again on a connection that still stands (a server that shuts down).
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How to talk to an NBD server.
+#[derive(Debug, Clone)]
+pub struct NbdOptions {
+    /// The most connections to open, 1 to 64. By default [`DEFAULT_CONNECTIONS`] if the server says that it is safe, else 1. More than
+    /// one are opened only if the server says so or nothing is written.
+    pub connections: Option<u32>,
+    /// How long connecting and negotiating may take.
+    pub connect_timeout: Duration,
+    /// A connection on which requests wait and nothing arrives for so long is given up.
+    pub request_timeout: Duration,
+    /// For how long a read tries again after the connection was lost. Zero: one attempt to reconnect.
+    pub retry: Duration,
+    /// Refuse changes even if the server would take them.
+    pub read_only: bool,
+}
+
+impl Default for NbdOptions {
+    fn default() -> Self {
+        Self {
+            connections: None,
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            retry: Duration::from_secs(10),
+            read_only: false,
+        }
+    }
+}
+
+/// An export of an NBD server. See the [module](self).
+pub struct NbdNode {
+    this: Weak<NbdNode>,
+    name: Rc<str>,
+    size: u64,
+    read_only: bool,
+    retry: Duration,
+    pool: Rc<Pool>,
+    statuses: Rc<Statuses>,
+    durability: Durability,
+}
+
+impl Drop for NbdNode {
+    fn drop(&mut self) {
+        self.pool.abandon();
+    }
+}
+
+impl NbdNode {
+    /// Connects to the export that `uri` names: `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`. The node lives in the
+    /// `LocalSet` in which this is called: its tasks run there.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a URI that isn't one, `Unavailable` or `TimedOut` if there is no server, `NotFound` if it does not have the
+    /// export, `Unsupported` if it wants TLS, `Corrupt` if it doesn't speak NBD.
+    pub async fn connect(uri: &str, options: NbdOptions) -> Result<Rc<Self>> {
+        let parsed: NbdUri = uri.parse().map_err(|e| Error::new(ErrorKind::InvalidInput, format!("{e}")))?;
+        let name: Rc<str> = uri.into();
+        let retry = options.retry;
+        let read_only = options.read_only;
+        let pool = Pool::connect(name.clone(), parsed, options).await?;
+        let size = pool.offer().size;
+        let read_only = read_only || pool.offer().flags.contains(TransmissionFlags::READ_ONLY);
+        Ok(Rc::new_cyclic(|this| Self {
+            this: this.clone(),
+            name,
+            size,
+            read_only,
+            retry,
+            statuses: Statuses::new(pool.offer()),
+            pool,
+            durability: Durability::default(),
+        }))
+    }
+
+    /// The smallest unit of requests, in bytes; a power of two.
+    fn minimum(&self) -> u64 {
+        self.pool.offer().block_sizes.minimum.into()
+    }
+
+    fn offers(&self, flag: TransmissionFlags) -> bool {
+        self.pool.offer().flags.contains(flag)
+    }
+
+    /// Rounds a range out to what the server takes; never past the end.
+    fn round_out(&self, range: Range<u64>) -> Range<u64> {
+        let minimum = self.minimum();
+        // The size is below 2^63, and the range is within the size.
+        let end = range.end.next_multiple_of(minimum).min(self.size);
+        range.start - range.start % minimum..end
+    }
+
+    async fn read_all(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+        let here = self.size.saturating_sub(offset).min(buf.len() as u64);
+        // `here` is at most the buffer's length.
+        let mut past_end = buf.split_off(here as usize);
+        past_end.fill(0);
+        let range = offset..offset.saturating_add(here);
+        if range.is_empty() || self.statuses.known_zero(range.clone()) {
+            buf.fill(0);
+            return Ok(buf.join(past_end));
+        }
+        let aligned = self.round_out(range.clone());
+        let buf = if aligned == range {
+            self.read_parts(offset, buf).await?
+        } else {
+            let length = usize::try_from(aligned.end - aligned.start).map_err(|_| self.too_long(here))?;
+            let whole = self.read_parts(aligned.start, BufferMut::new(length)).await?;
+            // The difference is less than the minimum block size.
+            let skip = (range.start - aligned.start) as usize;
+            let end = skip + buf.len();
+            buf.copy_from_slice(&whole[skip..end]);
+            buf
+        };
+        Ok(buf.join(past_end))
+    }
+
+    fn too_long(&self, len: u64) -> Error {
+        Error::new(ErrorKind::InvalidInput, format!("{}: a request of {len} bytes is too long", self.name))
+    }
+
+    /// Reads an aligned range, in several requests at once if it is longer than the server allows.
+    async fn read_parts(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+        let most = self.pool.max_data() as usize;
+        if buf.len() <= most {
+            return self.read_part(offset, buf).await;
+        }
+        let mut parts = Vec::new();
+        let mut at = offset;
+        while !buf.is_empty() {
+            let rest = buf.split_off(most.min(buf.len()));
+            let part = std::mem::replace(&mut buf, rest);
+            let len = part.len() as u64;
+            parts.push(self.read_part(at, part));
+            at += len;
+        }
+        let done = try_join_all(parts).await?;
+        // `buf` is the empty rest after the last part.
+        let whole = done.into_iter().reduce(BufferMut::join);
+        Ok(whole.unwrap_or(buf))
+    }
+
+    /// Reads with one request, again when the connection was lost.
+    async fn read_part(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+        let len = buf.len();
+        let mut attempts = Attempts::new(self.retry);
+        loop {
+            let connection = self.pool.acquire(attempts.deadline()).await?;
+            let failure = match settle(connection.read(offset, buf)).await {
+                Ok(Answer::Data(done)) => return Ok(done),
+                Ok(_) => return Err(self.refused(misplaced(), "read", offset, len as u64)),
+                Err(failure) => failure,
+            };
+            let again = attempts.again(&failure, &connection).await;
+            match failure.buf {
+                Some(same) if again => buf = same,
+                _ => return Err(self.refused(failure.error, "read", offset, len as u64)),
+            }
+        }
+    }
+
+    /// Says which request it was that failed.
+    fn refused(&self, error: Error, what: &str, offset: u64, len: u64) -> Error {
+        error.context(format_args!("{what} of {len} bytes at {offset} of {}", self.name))
+    }
+}
+
+/// A reply that does not fit its request; the reader has seen to it that there is none.
+fn misplaced() -> Error {
+    Error::new(ErrorKind::Corrupt, "the reply is one to another request")
+}
+
+/// Waits for a reply; a connection that is given up sends none.
+async fn settle(reply: oneshot::Receiver<Reply>) -> Reply {
+    reply.await.unwrap_or_else(|_| {
+        let error = Error::new(ErrorKind::Closed, "the node was closed");
+        Err(Failure { error, lost: false, buf: None })
+    })
+}
+
+/// How often a request that changes nothing is made again.
+struct Attempts {
+    retry: Duration,
+    deadline: Option<Instant>,
+    saw_garbage: bool,
+}
+
+impl Attempts {
+    fn new(retry: Duration) -> Self {
+        Self { retry, deadline: None, saw_garbage: false }
+    }
+
+    /// Until when to wait for a connection.
+    fn deadline(&self) -> Instant {
+        self.deadline.unwrap_or_else(|| Instant::now() + self.retry)
+    }
+
+    /// Whether to make the request again after this failure.
+    async fn again(&mut self, failure: &Failure, connection: &Connection) -> bool {
+        if !failure.lost {
+            return false;
+        }
+        if failure.error.kind() == ErrorKind::Corrupt {
+            // The garbage may have been the answer to somebody else; a server that sends it again is broken.
+            return !std::mem::replace(&mut self.saw_garbage, true);
+        }
+        let deadline = self.deadline();
+        self.deadline = Some(deadline);
+        if connection.dead().is_none() {
+            tokio::time::sleep(PAUSE).await;
+        }
+        Instant::now() < deadline
+    }
+}
+
+impl Node for NbdNode {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn driver(&self) -> &'static str {
+        "nbd"
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn limits(&self) -> Limits {
+        let sizes = self.pool.offer().block_sizes;
+        Limits {
+            write_alignment: sizes.minimum,
+            preferred: sizes.preferred.min(2 << 20),
+            allocation_unit: sizes.minimum.max(4096),
+            max_transfer: 32 << 20,
+            depth: DEPTH * self.pool.capacity(),
+            remote: true,
+        }
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn resolve(&self, range: Range<u64>) -> Resolved {
+        if let Some((end, true)) = self.statuses.known(range.start) {
+            let end = if end >= self.size { range.end } else { end.min(range.end) };
+            return Resolved::Zero { len: end - range.start, depth: 0 };
+        }
+        match self.this.upgrade() {
+            Some(node) if range.start < self.size => {
+                let len = range.end.min(self.size) - range.start;
+                Resolved::At { node, offset: range.start, len, depth: 0 }
+            }
+            Some(_) => Resolved::Zero { len: range.end - range.start, depth: 0 },
+            None => Resolved::Ask,
+        }
+    }
+
+    fn read(&self, offset: u64, buf: BufferMut) -> LocalFuture<'_, Result<BufferMut>> {
+        Box::pin(self.read_all(offset, buf))
+    }
+
+    fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>> {
+        Box::pin(self.find_status(range))
+    }
+
+    fn access(&self, _range: Range<u64>, _change: Change) -> Access {
+        Access::Shared
+    }
+
+    fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.write_parts(offset, data, flags))
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.zero_parts(offset, len, flags))
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.trim_parts(offset, len))
+    }
+
+    fn flush(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.make_durable())
+    }
+
+    fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {
+        let done = if size == self.size {
+            Ok(())
+        } else {
+            let message = format!("{}: the size of an NBD export cannot be changed by a client", self.name);
+            Err(Error::new(ErrorKind::Unsupported, message))
+        };
+        Box::pin(std::future::ready(done))
+    }
+
+    fn close(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let flushed = self.make_durable().await;
+            self.pool.close().await;
+            flushed
+        })
+    }
+}

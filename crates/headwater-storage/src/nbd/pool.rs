@@ -1,0 +1,305 @@
+//! The connections of one node: opened when load asks for them, replaced when they break.
+//!
+//! The first connection is made when the node is opened, and its failure is the user's to see. Further ones are made in the background
+//! once requests pile up; a server that takes fewer (qemu-nbd without `--shared` leaves the second waiting for ever) costs nothing
+//! but an attempt now and then. Connecting is done by tasks of its own, so that a request that is dropped while it
+//! waits takes nothing with it.
+
+use super::NbdOptions;
+use super::connection::Connection;
+use super::socket::{Socket, negotiate};
+use headwater_block::{Error, ErrorKind, Result};
+use headwater_nbd::negotiate::BASE_ALLOCATION;
+use headwater_nbd::{ClientAsk, NbdUri, ServerOffer, TransmissionFlags};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// With so many requests in flight on the least busy connection, another one is opened.
+const BUSY: usize = 2;
+
+/// The first and the longest pause before the next attempt to reconnect.
+const BACKOFF: Duration = Duration::from_millis(50);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+
+/// The pause after a failed attempt to get one more connection while others work.
+const EXTRA_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long a slot has been without a connection, and when to try again.
+struct Vacancy {
+    not_before: Instant,
+    failures: u32,
+}
+
+enum Slot {
+    Vacant(Vacancy),
+    Connecting,
+    Open(Rc<Connection>),
+}
+
+/// See the [module](self).
+pub(super) struct Pool {
+    name: Rc<str>,
+    uri: NbdUri,
+    options: NbdOptions,
+    offer: ServerOffer,
+    max_data: u32,
+    capacity: u32,
+    slots: RefCell<Vec<Slot>>,
+    /// Requests that wait for a connection attempt to end.
+    waiting: RefCell<Vec<oneshot::Sender<()>>>,
+    last_error: RefCell<Option<Error>>,
+    /// The export is another one now: nothing may be read from it any more.
+    changed: RefCell<Option<Error>>,
+    closed: Cell<bool>,
+    /// How many connections have broken so far.
+    losses: Cell<u64>,
+}
+
+/// Connects and negotiates within the options' time.
+async fn open(name: &str, uri: &NbdUri, timeout: Duration) -> Result<(Socket, ServerOffer)> {
+    let attempt = async {
+        let socket = Socket::connect(&uri.address)
+            .await
+            .map_err(|e| Error::from_io(e, "connect to the NBD server"))?;
+        let offer = negotiate(&socket, ClientAsk::new(uri.export.as_str())).await?;
+        Ok((socket, offer))
+    };
+    match tokio::time::timeout(timeout, attempt).await {
+        Ok(done) => done.map_err(|e: Error| e.context(name)),
+        Err(_) => {
+            let seconds = timeout.as_secs_f32();
+            let message = format!(
+                "{name}: the server did not finish negotiation within {seconds} s; it may be busy with other clients"
+            );
+            Err(Error::new(ErrorKind::TimedOut, message))
+        }
+    }
+}
+
+/// The longest read or write that is sent, in bytes.
+fn max_data(offer: &ServerOffer) -> u32 {
+    let limit = offer.block_sizes.maximum.min(32 << 20);
+    let minimum = offer.block_sizes.minimum;
+    // A valid maximum is at least the preferred size, hence at least the minimum.
+    (limit - limit % minimum).max(minimum)
+}
+
+impl Pool {
+    /// Makes the first connection.
+    pub(super) async fn connect(name: Rc<str>, uri: NbdUri, options: NbdOptions) -> Result<Rc<Self>> {
+        let (socket, offer) = open(&name, &uri, options.connect_timeout).await?;
+        if offer.size > i64::MAX as u64 {
+            let message = format!("{name}: the server claims an export of {} bytes", offer.size);
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+        let multi = offer.flags.contains(TransmissionFlags::CAN_MULTI_CONN);
+        let read_only = options.read_only || offer.flags.contains(TransmissionFlags::READ_ONLY);
+        let count = match options.connections {
+            // A flush on one connection need not cover what was written on another.
+            Some(_) if !multi && !read_only => 1,
+            Some(count) => count.clamp(1, 64),
+            None if multi => super::DEFAULT_CONNECTIONS,
+            None => 1,
+        };
+        let max_data = max_data(&offer);
+        let first = Connection::start(socket, name.clone(), &offer, max_data, options.request_timeout);
+        let mut slots = vec![Slot::Open(first)];
+        let not_before = Instant::now();
+        slots.resize_with(count as usize, || Slot::Vacant(Vacancy { not_before, failures: 0 }));
+        Ok(Rc::new(Self {
+            name,
+            uri,
+            options,
+            offer,
+            max_data,
+            capacity: count,
+            slots: RefCell::new(slots),
+            waiting: RefCell::default(),
+            last_error: RefCell::default(),
+            changed: RefCell::default(),
+            closed: Cell::new(false),
+            losses: Cell::new(0),
+        }))
+    }
+
+    /// What was agreed on the first connection; all others agree to the same.
+    pub(super) fn offer(&self) -> &ServerOffer {
+        &self.offer
+    }
+
+    /// The longest read or write that is sent, in bytes: a multiple of the server's minimum.
+    pub(super) fn max_data(&self) -> u32 {
+        self.max_data
+    }
+
+    /// The most connections that are opened.
+    pub(super) fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// How many connections have broken since the node was opened.
+    pub(super) fn losses(&self) -> u64 {
+        self.bury_dead();
+        self.losses.get()
+    }
+
+    /// The least busy connection; waits for one, until `deadline`, if all are broken.
+    pub(super) async fn acquire(self: &Rc<Self>, deadline: Instant) -> Result<Rc<Connection>> {
+        loop {
+            if let Some(error) = &*self.changed.borrow() {
+                return Err(error.clone());
+            }
+            if self.closed.get() {
+                return Err(Error::new(ErrorKind::Closed, format!("{} was closed", self.name)));
+            }
+            self.bury_dead();
+            let (best, vacant, connecting) = self.survey();
+            if let Some(best) = best {
+                let wanted = best.in_flight() >= BUSY && !connecting;
+                if let Some((slot, not_before)) = vacant
+                    && wanted
+                    && not_before <= Instant::now()
+                {
+                    self.start_connecting(slot);
+                }
+                return Ok(best);
+            }
+            if !connecting {
+                if Instant::now() >= deadline {
+                    return Err(self.give_up());
+                }
+                if let Some((slot, _)) = vacant {
+                    self.start_connecting(slot);
+                }
+            }
+            let (sender, receiver) = oneshot::channel();
+            self.waiting.borrow_mut().push(sender);
+            // A sender that is gone means that the pool is closed; the next round says so.
+            let _ = receiver.await;
+        }
+    }
+
+    /// The least busy open slot, the vacant one that may be tried first, and whether one is being connected.
+    fn survey(&self) -> (Option<Rc<Connection>>, Option<(usize, Instant)>, bool) {
+        let slots = self.slots.borrow();
+        let open = slots.iter().filter_map(|slot| if let Slot::Open(c) = slot { Some(c) } else { None });
+        let best = open.min_by_key(|connection| connection.in_flight()).cloned();
+        let vacant = slots.iter().enumerate().filter_map(|(index, slot)| match slot {
+            Slot::Vacant(vacancy) => Some((index, vacancy.not_before)),
+            _ => None,
+        });
+        let vacant = vacant.min_by_key(|(_, not_before)| *not_before);
+        (best, vacant, slots.iter().any(|slot| matches!(slot, Slot::Connecting)))
+    }
+
+    fn give_up(&self) -> Error {
+        let seconds = self.options.retry.as_secs_f32();
+        let (kind, why) = match &*self.last_error.borrow() {
+            Some(error) => (error.kind(), error.to_string()),
+            None => (ErrorKind::Unavailable, "no attempt ended".to_owned()),
+        };
+        let message = format!(
+            "{}: the connection was lost and could not be made again within {seconds} s: {why}",
+            self.name
+        );
+        Error::new(kind, message)
+    }
+
+    fn bury_dead(&self) {
+        for slot in &mut *self.slots.borrow_mut() {
+            if let Slot::Open(connection) = slot
+                && let Some(error) = connection.dead()
+            {
+                tracing::warn!(node = &*self.name, %error, "connection lost");
+                self.losses.set(self.losses.get() + 1);
+                *self.last_error.borrow_mut() = Some(error);
+                *slot = Slot::Vacant(Vacancy { not_before: Instant::now(), failures: 0 });
+            }
+        }
+    }
+
+    fn start_connecting(self: &Rc<Self>, index: usize) {
+        let slot = std::mem::replace(&mut self.slots.borrow_mut()[index], Slot::Connecting);
+        let Slot::Vacant(vacancy) = slot else { return };
+        let pool = self.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep_until(vacancy.not_before).await;
+            let opened = open(&pool.name, &pool.uri, pool.options.connect_timeout).await;
+            pool.connected(index, vacancy.failures, opened);
+            for waiter in pool.waiting.take() {
+                let _ = waiter.send(());
+            }
+        });
+    }
+
+    fn connected(&self, index: usize, failures: u32, opened: Result<(Socket, ServerOffer)>) {
+        if self.closed.get() {
+            return;
+        }
+        let same = opened.and_then(|(socket, offer)| match self.difference(&offer) {
+            None => Ok((socket, offer)),
+            Some(difference) => {
+                let message = format!("{}: {difference}; it is not the same disk any more", self.name);
+                let error = Error::new(ErrorKind::SourceChanged, message);
+                *self.changed.borrow_mut() = Some(error.clone());
+                Err(error)
+            }
+        });
+        let slot = match same {
+            Ok((socket, offer)) => {
+                let timeout = self.options.request_timeout;
+                let connection = Connection::start(socket, self.name.clone(), &offer, self.max_data, timeout);
+                Slot::Open(connection)
+            }
+            Err(error) => {
+                tracing::debug!(node = &*self.name, %error, "no connection");
+                *self.last_error.borrow_mut() = Some(error);
+                let others_work = self.survey().0.is_some();
+                let backoff = BACKOFF.saturating_mul(1 << failures.min(10)).min(LONGEST_BACKOFF);
+                let pause = if others_work { EXTRA_PAUSE } else { backoff };
+                Slot::Vacant(Vacancy { not_before: Instant::now() + pause, failures: failures + 1 })
+            }
+        };
+        self.slots.borrow_mut()[index] = slot;
+    }
+
+    /// In what way the export is another one than when it was opened.
+    fn difference(&self, now: &ServerOffer) -> Option<String> {
+        let then = &self.offer;
+        if now.size != then.size {
+            return Some(format!("the export had {} bytes and now has {}", then.size, now.size));
+        }
+        // Requests are made to the first offer's measure.
+        let tells_holes = |offer: &ServerOffer| offer.context(BASE_ALLOCATION).is_some();
+        if (now.block_sizes, now.flags, now.structured, tells_holes(now))
+            != (then.block_sizes, then.flags, then.structured, tells_holes(then))
+        {
+            return Some("the export's block sizes or abilities are others than before".to_owned());
+        }
+        None
+    }
+
+    /// Says good-bye on all connections, waits for the server a moment, and refuses what comes.
+    pub(super) async fn close(&self) {
+        self.closed.set(true);
+        let slots = std::mem::take(&mut *self.slots.borrow_mut());
+        self.waiting.take();
+        for slot in slots {
+            if let Slot::Open(connection) = slot {
+                connection.disconnect();
+                // It is only a courtesy: a server that doesn't close must not hold us up.
+                let _ = tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
+            }
+        }
+    }
+
+    /// Gives everything up at once.
+    pub(super) fn abandon(&self) {
+        self.closed.set(true);
+        self.slots.take();
+        self.waiting.take();
+    }
+}
