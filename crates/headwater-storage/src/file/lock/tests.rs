@@ -1,0 +1,132 @@
+//! Locks against ourselves and against QEMU's tools, in both directions.
+
+use super::*;
+use crate::file::testing::{on_runtime, qemu_tool, scratch_file};
+use crate::file::{Engine, FileNode, FileOptions, IoMode, Locking};
+use headwater_block::Node;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+fn try_lock(path: &Path, usage: Use) -> Result<File, ErrorKind> {
+    let file = File::options().read(true).write(usage == Use::Write).open(path).unwrap();
+    match acquire(file.as_fd(), "disk", usage) {
+        Ok(true) => Ok(file),
+        Ok(false) => panic!("no locks in the directory for temporary files"),
+        Err(err) => Err(err.kind()),
+    }
+}
+
+#[test]
+fn who_tolerates_whom() {
+    let scratch = scratch_file();
+    let uses = [Use::Write, Use::Read, Use::ReadShared];
+    for first in uses {
+        for second in uses {
+            let held = try_lock(scratch.path(), first).unwrap();
+            // A writer tolerates only readers that tolerate writers, and the other way.
+            let writers = [first, second].contains(&Use::Write);
+            let expected = !writers || [first, second].contains(&Use::ReadShared);
+            let got = try_lock(scratch.path(), second);
+            assert_eq!(got.is_ok(), expected, "{first:?}, then {second:?}");
+            if let Err(kind) = got {
+                assert_eq!(kind, ErrorKind::InUse);
+                // What was refused left nothing behind.
+                drop(held);
+                try_lock(scratch.path(), second).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn released_means_released() {
+    let scratch = scratch_file();
+    let held = try_lock(scratch.path(), Use::Write).unwrap();
+    release(held.as_fd());
+    try_lock(scratch.path(), Use::Write).unwrap();
+}
+
+fn options(read_only: bool) -> FileOptions {
+    FileOptions { read_only, ..FileOptions::default() }
+}
+
+#[test]
+fn qemu_respects_our_locks() {
+    let Some(qemu_io) = qemu_tool("qemu-io") else { return };
+    on_runtime(async {
+        let scratch = scratch_file();
+        scratch.as_file().set_len(1 << 20).unwrap();
+        let run = |read_only: bool| {
+            let mut command = Command::new(&qemu_io);
+            command.args(["-f", "raw", "-c", "read 0 512"]);
+            if read_only {
+                command.arg("-r");
+            }
+            let output = command.arg(scratch.path()).output().unwrap();
+            let text = [output.stdout, output.stderr].concat();
+            (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+        };
+        let engine = Engine::new(IoMode::Auto).unwrap();
+        let node = FileNode::open(&engine, scratch.path(), options(false)).unwrap();
+        let (ok, text) = run(false);
+        assert!(!ok && text.contains("Failed to get \"write\" lock"), "{text}");
+        let (ok, text) = run(true);
+        assert!(!ok && text.contains("Failed to get shared \"write\" lock"), "{text}");
+        node.close().await.unwrap();
+        drop(node);
+        let reader = FileNode::open(&engine, scratch.path(), options(true)).unwrap();
+        let (ok, text) = run(false);
+        assert!(!ok && text.contains("Failed to get \"write\" lock"), "{text}");
+        assert!(run(true).0, "readers share");
+        drop(reader);
+        assert!(run(false).0, "nobody holds it any more");
+    });
+}
+
+#[test]
+fn we_respect_qemus_locks() {
+    let Some(qemu_io) = qemu_tool("qemu-io") else { return };
+    on_runtime(async {
+        let scratch = scratch_file();
+        scratch.as_file().set_len(1 << 20).unwrap();
+        let engine = Engine::new(IoMode::Auto).unwrap();
+        let open =
+            |options| FileNode::open(&engine, scratch.path(), options).map(drop).map_err(|err| err.kind());
+        for (mode, writer, reader) in
+            [("-n", Err(ErrorKind::InUse), Err(ErrorKind::InUse)), ("-r", Err(ErrorKind::InUse), Ok(()))]
+        {
+            let mut qemu = Command::new(&qemu_io)
+                .args(["-f", "raw", mode])
+                .arg(scratch.path())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            // Once it answers, it has opened the image.
+            let mut stdin = qemu.stdin.take().unwrap();
+            stdin.write_all(b"length\n").unwrap();
+            let mut answer = String::new();
+            let mut stdout = BufReader::new(qemu.stdout.take().unwrap());
+            while !answer.contains("MiB") && stdout.read_line(&mut answer).unwrap() > 0 {}
+            assert_eq!(open(options(false)), writer, "qemu-io {mode}");
+            assert_eq!(open(options(true)), reader, "qemu-io {mode}");
+            assert_eq!(open(FileOptions { force_share: true, ..options(true) }), Ok(()), "qemu-io {mode}");
+            assert_eq!(
+                open(FileOptions { locking: Locking::Off, ..options(false) }),
+                Ok(()),
+                "qemu-io {mode}"
+            );
+            stdin.write_all(b"quit\n").unwrap();
+            qemu.wait().unwrap();
+        }
+        assert_eq!(open(options(false)), Ok(()));
+        let message = {
+            let _held = try_lock(scratch.path(), Use::Write).unwrap();
+            FileNode::open(&engine, scratch.path(), options(false)).unwrap_err().to_string()
+        };
+        assert!(message.contains(scratch.path().to_str().unwrap()) && message.contains("Stop"), "{message}");
+    });
+}
