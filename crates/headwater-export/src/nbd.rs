@@ -2,18 +2,18 @@
 //!
 //! A connection's way through the modules:
 //!
-//! - [`listener`] binds the address and accepts; [`server`] starts a session per connection and ends them in order.
-//! - [`handshake`] drives the negotiation of `headwater-nbd` over the [`socket`].
-//! - [`session`] owns the connection afterwards. It alone reads, starts requests, collects their replies and writes, so that
-//!   no state is shared and batches form by themselves: what [`receive`] decodes from one `recv` starts together, and the
-//!   replies that are ready together leave [`replies`] with one `writev`.
-//! - [`handler`] carries one request out on the disk.
+//! - `listener` binds the address and accepts; `server` starts a session per connection and ends them in order.
+//! - `handshake` drives the negotiation of `headwater-nbd` over the `socket`.
+//! - `session` owns the connection afterwards. It alone reads, starts requests, collects their replies and writes, so that
+//!   no state is shared and batches form by themselves: what `receive` decodes from one `recv` starts together, and the
+//!   replies that are ready together leave `replies` with one `writev`.
+//! - `handler` carries one request out on the disk.
 //!
 //! # Rules
 //! - A request that was started is driven to its end, whatever the client does: a change that is dropped half-way would
 //!   poison the disk.
-//! - A client holds at most [`session::MAX_BYTES_IN_FLIGHT`] of memory for requests and replies, and as many requests as
-//!   [`session::MAX_REQUESTS`]; while it has them, nothing is read from it.
+//! - A client holds at most `session::MAX_BYTES_IN_FLIGHT` of memory for requests and replies, and as many requests as
+//!   `session::MAX_REQUESTS`; while it has them, nothing is read from it.
 //! - What a client sends can end its own connection, nothing else.
 
 mod handler;

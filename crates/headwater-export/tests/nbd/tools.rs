@@ -1,11 +1,9 @@
 //! The server with the NBD clients that people use: nbdinfo, nbdsh, nbdcopy, qemu-img, qemu-io and fio.
 
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 
-use common::{SIZE, Server};
+use crate::common::{SIZE, Server};
 use headwater_nbd::NbdAddress;
 
 /// Runs a tool that must succeed; returns what it printed.

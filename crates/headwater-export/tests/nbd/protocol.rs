@@ -1,12 +1,10 @@
 //! The server over a Unix socket, with clients that speak the protocol by hand: well, badly, and not to the end.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{Client, SIZE, Server};
+use crate::common::{Client, SIZE, Server};
 use headwater_nbd::{ClientAsk, Command, CommandFlags, ErrorCode, Request, TransmissionFlags};
 
 fn read(cookie: u64, offset: u64, length: u32) -> Request {
@@ -314,7 +312,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         name: name.to_owned(),
         description: String::new(),
         disk: headwater_block::disk::Disk::new(
-            common::SparseNode::new(SIZE, Default::default()),
+            crate::common::SparseNode::new(SIZE, Default::default()),
             std::rc::Rc::new(headwater_block::TokioClock::new()),
             Default::default(),
         ),

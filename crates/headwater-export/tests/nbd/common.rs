@@ -1,7 +1,5 @@
 //! A server in a thread of its own, on a disk in memory, and a client that speaks the protocol by hand.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
-
 use std::cell::RefCell;
 use std::future::ready;
 use std::io::{Read, Write};
