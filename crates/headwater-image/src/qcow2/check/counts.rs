@@ -5,6 +5,7 @@
 //! clusters of 64 KiB) is counted in one pass, a larger one in a few.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 /// Clusters per piece of the map; a power of two.
@@ -12,7 +13,9 @@ const CHUNK: u64 = 16 << 10;
 const CHUNK_BYTES: u64 = CHUNK * size_of::<u16>() as u64;
 
 /// The low bits of a cell count references; this value says that [`Counts::large`] does.
-const COUNT_MASK: u16 = 0x1fff;
+const COUNT_MASK: u16 = 0x0fff;
+/// The bit of a cell that says that the image stores a count of one.
+const STORED_ONCE: u16 = 0x1000;
 
 /// How many clusters may have so many references that their cell doesn't suffice.
 const MAX_LARGE: usize = 1 << 20;
@@ -65,7 +68,14 @@ impl Counts {
         let align = group.max(CHUNK);
         // A window must have room for a group, and for one chunk more before it shrinks.
         let max_chunks = (memory / CHUNK_BYTES).max(2 * align / CHUNK) as usize;
-        Self { chunks: BTreeMap::new(), large: BTreeMap::new(), window: 0..0, max_chunks, align, overflow: false }
+        Self {
+            chunks: BTreeMap::new(),
+            large: BTreeMap::new(),
+            window: 0..0,
+            max_chunks,
+            align,
+            overflow: false,
+        }
     }
 
     /// Starts over with the clusters from the end of the last window on.
@@ -85,7 +95,7 @@ impl Counts {
         self.window.end == u64::MAX
     }
 
-    /// True if some counts are too low because there are too many large ones.
+    /// True if some counts are too low because too many are large.
     pub(super) fn overflowed(&self) -> bool {
         self.overflow
     }
@@ -96,8 +106,8 @@ impl Counts {
             return;
         }
         let key = cluster / CHUNK;
-        if !self.chunks.contains_key(&key) {
-            self.chunks.insert(key, vec![0; CHUNK as usize].into_boxed_slice());
+        if let Entry::Vacant(vacant) = self.chunks.entry(key) {
+            vacant.insert(vec![0; CHUNK as usize].into_boxed_slice());
             if self.chunks.len() > self.max_chunks {
                 self.shrink();
             }
@@ -145,6 +155,19 @@ impl Counts {
         let sole = cell & Owner::Sole.flag() != 0 && references > 1;
         let mixed = cell & Owner::L2.flag() != 0 && cell & Owner::Data.flag() != 0;
         Count { references, overlap: sole || mixed }
+    }
+
+    /// Notes that the image stores a count of one for a cluster that is referred to.
+    pub(super) fn mark_stored_once(&mut self, cluster: u64) {
+        if let Some(chunk) = self.chunks.get_mut(&(cluster / CHUNK)) {
+            chunk[(cluster % CHUNK) as usize] |= STORED_ONCE;
+        }
+    }
+
+    /// What [`Counts::mark_stored_once`] noted.
+    pub(super) fn is_stored_once(&self, cluster: u64) -> bool {
+        let chunk = self.chunks.get(&(cluster / CHUNK));
+        chunk.is_some_and(|chunk| chunk[(cluster % CHUNK) as usize] & STORED_ONCE != 0)
     }
 
     /// The clusters of the window that are referred to, in order.

@@ -17,7 +17,8 @@ fn made(options: &CreateOptions) -> Result<Rc<MemoryNode>> {
 fn qemu_img(args: &[&str], image: &std::path::Path) -> String {
     // QEMU looks for data files in its own working directory.
     let dir = image.parent().expect("images lie in a directory");
-    let out = Command::new("qemu-img").args(args).arg(image).current_dir(dir).output().expect("qemu-img runs");
+    let out =
+        Command::new("qemu-img").args(args).arg(image).current_dir(dir).output().expect("qemu-img runs");
     assert!(
         out.status.success(),
         "{}{}",
@@ -38,7 +39,7 @@ fn qemu_accepts_images_of_all_geometries() {
             if extended_l2 && cluster_bits < 14 {
                 continue;
             }
-            for size in [0, 512, 1 << 20, 5_000_000_192, 100 << 30] {
+            for size in [0, 512, 1 << 20, 5_000_000_000, 100 << 30] {
                 let mut options = CreateOptions::new(size);
                 options.cluster_size = 1 << cluster_bits;
                 (options.version, options.refcount_bits, options.extended_l2) =

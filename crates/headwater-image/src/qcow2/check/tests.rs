@@ -1,0 +1,125 @@
+//! Tests of check and repair, with qemu-img as the second opinion.
+
+use super::*;
+use futures_util::FutureExt;
+use headwater_block::memory::MemoryNode;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::path::Path;
+use std::process::Command;
+
+mod fuzz;
+
+/// The result of a future that never has to wait, as those over memory.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().expect("memory never waits")
+}
+
+/// Checks the image in `bytes` and returns the report, and the image as it is afterwards.
+fn check_bytes(bytes: Vec<u8>, repair: Repair, memory: u64) -> (Result<CheckReport>, Vec<u8>) {
+    let file = MemoryNode::new("disk.qcow2", bytes);
+    let report = now(check(file.clone(), CheckOptions { repair, memory }));
+    (report, file.contents())
+}
+
+/// The report on an image that can be checked.
+fn report_on(bytes: &[u8]) -> CheckReport {
+    check_bytes(bytes.to_vec(), Repair::None, 1 << 20).0.unwrap()
+}
+
+/// Runs a program that must succeed.
+fn run(dir: &Path, program: &str, args: &[&str]) {
+    let out = Command::new(program).args(args).current_dir(dir).output().expect(program);
+    assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// What qemu-img says of an image: the exit code, and the numbers of leaks and corruptions (0, 0 if it could not tell).
+fn qemu_verdict(dir: &Path, name: &str) -> (i32, u64, u64) {
+    let out = Command::new("qemu-img")
+        .args(["check", "--output=json", name])
+        .current_dir(dir)
+        .output()
+        .expect("qemu-img");
+    let text = String::from_utf8_lossy(&out.stdout);
+    let number = |key: &str| {
+        let rest = text.split(&format!("\"{key}\": ")).nth(1).unwrap_or("0");
+        rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+    };
+    (out.status.code().unwrap_or(-1), number("leaks"), number("corruptions"))
+}
+
+/// Images with everything that a check must understand, made by QEMU: (name, bytes).
+fn samples(dir: &Path) -> Vec<(&'static str, Vec<u8>)> {
+    let kinds: [(&'static str, &str, &[&str]); 7] = [
+        ("plain", "cluster_size=4k", &[]),
+        ("tiny", "cluster_size=512,refcount_bits=64", &[]),
+        ("one-bit", "refcount_bits=1", &[]),
+        ("old", "compat=0.10,cluster_size=4k", &["snapshot"]),
+        ("subclusters", "extended_l2=on,cluster_size=16k", &[]),
+        ("snapshots", "cluster_size=8k", &["snapshot", "snapshot"]),
+        ("bitmaps", "cluster_size=4k", &["bitmap"]),
+    ];
+    let mut made = Vec::new();
+    for (name, options, extras) in kinds {
+        let file = format!("{name}.qcow2");
+        run(dir, "qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, &file, "20M"]);
+        let mut commands = vec!["write -P 1 0 300k".to_owned(), "write -P 2 5M 1M".to_owned()];
+        commands.push("write -z 6M 200k".to_owned());
+        commands.push("discard 5100k 100k".to_owned());
+        for i in 0..10 {
+            commands.push(format!("write -P 3 {}k 3k", i * 1777));
+        }
+        if name != "tiny" && name != "one-bit" {
+            commands.push("write -c -P 4 10M 64k".to_owned());
+        }
+        qemu_io(dir, &file, &commands);
+        for (i, extra) in extras.iter().enumerate() {
+            match *extra {
+                "snapshot" => run(dir, "qemu-img", &["snapshot", "-c", &format!("snapshot {i}"), &file]),
+                _ => run(dir, "qemu-img", &["bitmap", "--add", "-g", "4k", &file, "bits"]),
+            }
+            qemu_io(
+                dir,
+                &file,
+                &[format!("write -P 9 {}k 150k", 100 + i * 50), "write -P 8 15M 64k".to_owned()],
+            );
+        }
+        made.push((name, std::fs::read(dir.join(&file)).unwrap()));
+    }
+    made
+}
+
+fn qemu_io(dir: &Path, file: &str, commands: &[String]) {
+    let mut args = Vec::new();
+    for command in commands {
+        args.extend(["-c", command]);
+    }
+    args.push(file);
+    run(dir, "qemu-io", &args);
+}
+
+#[test]
+fn sound_images_are_found_sound_and_measured_as_qemu_does() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in samples(dir.path()) {
+        let report = report_on(&bytes);
+        assert!(report.is_clean(), "{name}: {report:#?}");
+        let file = format!("{name}.qcow2");
+        let out = Command::new("qemu-img")
+            .args(["check", "--output=json", &file])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(out.stdout).unwrap();
+        for (key, value) in [
+            ("image-end-offset", report.image_end),
+            ("total-clusters", report.total_clusters),
+            ("allocated-clusters", report.allocated_clusters),
+            ("compressed-clusters", report.compressed_clusters),
+            ("fragmented-clusters", report.fragmented_clusters),
+        ] {
+            let said = text.contains(&format!("\"{key}\": {value}"));
+            assert!(said || value == 0 && !text.contains(key), "{name}: {key} {value} in {text}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Damaged images: bytes of metadata are changed at random, and the verdict is compared with qemu-img's.
+//!
+//! Headwater must find whatever QEMU finds. It may find more; in which way is said at [`more_than_qemu`].
+
+use super::*;
+
+/// How many damaged images are tried: `HEADWATER_SEEDS`, or one seed `HEADWATER_SEED`.
+fn seeds() -> std::ops::Range<u64> {
+    let number = |key| std::env::var(key).ok().and_then(|value| value.parse::<u64>().ok());
+    match (number("HEADWATER_SEED"), number("HEADWATER_SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, count) => 0..count.unwrap_or(60),
+    }
+}
+
+/// The regions of an image that hold metadata, (offset, length) in bytes.
+fn metadata(bytes: &[u8]) -> Vec<(u64, u64)> {
+    let file: Rc<dyn Node> = MemoryNode::new("disk.qcow2", bytes.to_vec());
+    let check = now(Check::start(&file, "disk.qcow2", CheckOptions::default())).unwrap();
+    let cluster = check.geometry.cluster_size();
+    // Only a part of the header cluster is used.
+    let mut regions: Vec<_> =
+        check.layout.sole.iter().map(|r| (r.offset, if r.offset == 0 { 112 } else { r.len })).collect();
+    regions.extend(check.layout.blocks.iter().filter(|block| **block != 0).map(|block| (*block, cluster)));
+    regions.extend(check.layout.l2.iter().map(|l2| (l2.offset, cluster)));
+    regions.extend(check.layout.bitmap_tables.iter().map(|t| (t.offset, t.entries * 8)));
+    regions
+}
+
+/// Changes a few bytes of metadata, preferably some that aren't zero.
+fn damage(rng: &mut StdRng, bytes: &mut [u8], regions: &[(u64, u64)]) -> String {
+    let mut log = String::new();
+    for _ in 0..rng.random_range(1..=3) {
+        let (offset, len) = regions[rng.random_range(0..regions.len())];
+        let mut at = offset + rng.random_range(0..len);
+        for _ in 0..200 {
+            if bytes[at as usize] != 0 {
+                break;
+            }
+            at = offset + rng.random_range(0..len);
+        }
+        let old = bytes[at as usize];
+        let new = match rng.random_range(0..4) {
+            0 => 0,
+            1 => old ^ 1 << rng.random_range(0..8),
+            2 => old.wrapping_add(1),
+            _ => rng.random(),
+        };
+        bytes[at as usize] = new;
+        log += &format!("{at:#x} (in {offset:#x}+{len}): {old:#x} -> {new:#x}; ");
+    }
+    log
+}
+
+/// True if all findings are of a kind that QEMU doesn't look for.
+fn more_than_qemu(report: &CheckReport) -> bool {
+    report.findings.iter().all(|finding| {
+        [
+            // QEMU notices overlaps only where counts differ.
+            "lie in the same place",
+            "marked both as data and as zeroes",
+            "which version 2 doesn't have",
+            "subcluster",
+            "bitmap",
+            "snapshot",
+        ]
+        .iter()
+        .any(|kind| finding.message.contains(kind))
+            // QEMU doesn't look at counts of clusters behind the end of the file.
+            || finding.severity == Severity::Leak
+    })
+}
+
+#[test]
+fn whatever_qemu_finds_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let samples = samples(dir.path());
+    let regions: Vec<_> = samples.iter().map(|(_, bytes)| metadata(bytes)).collect();
+    for seed in seeds() {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let which = rng.random_range(0..samples.len());
+        let (name, mut bytes) = samples[which].clone();
+        let log = damage(&mut rng, &mut bytes, &regions[which]);
+        let what = format!("HEADWATER_SEED={seed}, {name}, {log}");
+        one(dir.path(), bytes, &what);
+    }
+}
+
+/// Compares verdicts on one image, repairs it, and compares again.
+fn one(dir: &Path, bytes: Vec<u8>, what: &str) {
+    let path = dir.join("damaged.qcow2");
+    std::fs::write(&path, &bytes).unwrap();
+    let (code, leaks, corruptions) = qemu_verdict(dir, "damaged.qcow2");
+    let qemu = format!("qemu-img: exit {code}, {leaks} leaks, {corruptions} corruptions");
+    let report = match check_bytes(bytes.clone(), Repair::None, 1 << 20).0 {
+        // What can't be opened at all must be something that QEMU refuses or finds damaged, too.
+        Err(err) => {
+            assert!(code != 0 && code != 3, "{what}\n{err}\n{qemu}");
+            return;
+        }
+        Ok(report) => report,
+    };
+    match code {
+        0 => assert!(more_than_qemu(&report), "{what}\n{qemu}\n{report:#?}"),
+        2 => assert!(report.corruptions > 0, "{what}\n{qemu}\n{report:#?}"),
+        3 => assert!(
+            report.leaks > 0 && (report.corruptions == 0 || more_than_qemu(&report)),
+            "{what}\n{qemu}\n{report:#?}"
+        ),
+        _ => {}
+    }
+    for repair in [Repair::Leaks, Repair::All] {
+        let (after, repaired) = check_bytes(bytes.clone(), repair, 1 << 20);
+        let after = after.unwrap();
+        assert!(after.corruptions <= report.corruptions, "{what}\n{after:#?}");
+        if !after.is_clean() || report.is_clean() {
+            continue;
+        }
+        let before = contents(dir, "damaged.qcow2");
+        std::fs::write(dir.join("repaired.qcow2"), repaired).unwrap();
+        let verdict = qemu_verdict(dir, "repaired.qcow2");
+        assert_eq!(
+            verdict,
+            (0, 0, 0),
+            "{what}: not sound after {repair:?}\nbefore: {report:#?}\nafter: {after:#?}"
+        );
+        if before.is_some() {
+            assert!(
+                before == contents(dir, "repaired.qcow2"),
+                "{what}: {repair:?} changed the disk's contents\n{report:#?}"
+            );
+        }
+    }
+}
+
+/// What the guest reads, if QEMU can read all of it.
+fn contents(dir: &Path, image: &str) -> Option<Vec<u8>> {
+    let out = Command::new("qemu-img")
+        .args(["convert", "-O", "raw", image, "contents.raw"])
+        .current_dir(dir)
+        .output()
+        .expect("qemu-img");
+    out.status.success().then(|| std::fs::read(dir.join("contents.raw")).unwrap())
+}
