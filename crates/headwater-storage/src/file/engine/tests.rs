@@ -5,6 +5,7 @@ use crate::file::testing::{on_runtime, scratch_file};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use proptest::prelude::*;
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 
 /// How many futures the cancellation test drops in each engine.
 const DROPS: usize = 2000;
@@ -118,7 +119,9 @@ fn a_dropped_read_keeps_its_memory_until_the_kernel_is_done() {
         let scratch = scratch_file();
         std::fs::write(scratch.path(), vec![0xee; 1 << 20]).unwrap();
         for engine in engines() {
-            let file = opened(scratch.as_file());
+            // Around the page cache if possible: then reads take a while.
+            let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(scratch.path());
+            let file = opened(direct.as_ref().unwrap_or(scratch.as_file()));
             for i in 0..DROPS {
                 let mut reads: FuturesUnordered<_> = (0..4)
                     .map(|k| {

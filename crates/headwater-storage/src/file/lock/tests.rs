@@ -7,7 +7,7 @@ use headwater_block::Node;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 fn try_lock(path: &Path, usage: Use) -> Result<File, ErrorKind> {
@@ -49,35 +49,42 @@ fn released_means_released() {
     try_lock(scratch.path(), Use::Write).unwrap();
 }
 
+/// An image of a format that reads its metadata once and so wants nobody to write meanwhile, which a raw image wouldn't mind.
+fn qcow2_image() -> Option<(PathBuf, tempfile::TempPath)> {
+    let (qemu_img, qemu_io) = (qemu_tool("qemu-img")?, qemu_tool("qemu-io")?);
+    let path = scratch_file().into_temp_path();
+    let status = Command::new(qemu_img).args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("1M").status();
+    assert!(status.unwrap().success());
+    Some((qemu_io, path))
+}
+
 fn options(read_only: bool) -> FileOptions {
     FileOptions { read_only, ..FileOptions::default() }
 }
 
 #[test]
 fn qemu_respects_our_locks() {
-    let Some(qemu_io) = qemu_tool("qemu-io") else { return };
+    let Some((qemu_io, image)) = qcow2_image() else { return };
     on_runtime(async {
-        let scratch = scratch_file();
-        scratch.as_file().set_len(1 << 20).unwrap();
         let run = |read_only: bool| {
             let mut command = Command::new(&qemu_io);
-            command.args(["-f", "raw", "-c", "read 0 512"]);
+            command.args(["-f", "qcow2", "-c", "read 0 512"]);
             if read_only {
                 command.arg("-r");
             }
-            let output = command.arg(scratch.path()).output().unwrap();
+            let output = command.arg(&image).output().unwrap();
             let text = [output.stdout, output.stderr].concat();
             (output.status.success(), String::from_utf8_lossy(&text).into_owned())
         };
         let engine = Engine::new(IoMode::Auto).unwrap();
-        let node = FileNode::open(&engine, scratch.path(), options(false)).unwrap();
+        let node = FileNode::open(&engine, &image, options(false)).unwrap();
         let (ok, text) = run(false);
         assert!(!ok && text.contains("Failed to get \"write\" lock"), "{text}");
         let (ok, text) = run(true);
         assert!(!ok && text.contains("Failed to get shared \"write\" lock"), "{text}");
         node.close().await.unwrap();
         drop(node);
-        let reader = FileNode::open(&engine, scratch.path(), options(true)).unwrap();
+        let reader = FileNode::open(&engine, &image, options(true)).unwrap();
         let (ok, text) = run(false);
         assert!(!ok && text.contains("Failed to get \"write\" lock"), "{text}");
         assert!(run(true).0, "readers share");
@@ -88,19 +95,16 @@ fn qemu_respects_our_locks() {
 
 #[test]
 fn we_respect_qemus_locks() {
-    let Some(qemu_io) = qemu_tool("qemu-io") else { return };
+    let Some((qemu_io, image)) = qcow2_image() else { return };
     on_runtime(async {
-        let scratch = scratch_file();
-        scratch.as_file().set_len(1 << 20).unwrap();
         let engine = Engine::new(IoMode::Auto).unwrap();
-        let open =
-            |options| FileNode::open(&engine, scratch.path(), options).map(drop).map_err(|err| err.kind());
+        let open = |options| FileNode::open(&engine, &image, options).map(drop).map_err(|err| err.kind());
         for (mode, writer, reader) in
             [("-n", Err(ErrorKind::InUse), Err(ErrorKind::InUse)), ("-r", Err(ErrorKind::InUse), Ok(()))]
         {
             let mut qemu = Command::new(&qemu_io)
-                .args(["-f", "raw", mode])
-                .arg(scratch.path())
+                .args(["-f", "qcow2", mode])
+                .arg(&image)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
@@ -124,9 +128,9 @@ fn we_respect_qemus_locks() {
         }
         assert_eq!(open(options(false)), Ok(()));
         let message = {
-            let _held = try_lock(scratch.path(), Use::Write).unwrap();
-            FileNode::open(&engine, scratch.path(), options(false)).unwrap_err().to_string()
+            let _held = try_lock(&image, Use::Write).unwrap();
+            FileNode::open(&engine, &image, options(false)).unwrap_err().to_string()
         };
-        assert!(message.contains(scratch.path().to_str().unwrap()) && message.contains("Stop"), "{message}");
+        assert!(message.contains(image.to_str().unwrap()) && message.contains("Stop"), "{message}");
     });
 }

@@ -401,14 +401,15 @@ fn a_read_may_be_dropped_at_any_time() {
         let engine = Engine::new(IoMode::Auto).unwrap();
         assert_eq!(engine.kind() == EngineKind::Ring, engine.why_threads().is_none());
         let scratch = scratch_file();
-        std::fs::write(scratch.path(), pattern(1 << 20, 0)).unwrap();
+        let expected = pattern(1 << 20, 0);
+        std::fs::write(scratch.path(), &expected).unwrap();
         let node = FileNode::open(&engine, scratch.path(), FileOptions::default()).unwrap();
         for i in 0..500_u64 {
             let mut dropped = node.read(i * 2001, BufferMut::new(4096));
             assert!(futures_util::poll!(&mut dropped).is_pending());
             let kept = read(&node, i * 2001, 4096);
             drop(dropped);
-            assert!(kept.await == pattern(1 << 20, 0)[i as usize * 2001..i as usize * 2001 + 4096]);
+            assert!(kept.await == expected[i as usize * 2001..i as usize * 2001 + 4096]);
         }
     });
 }
