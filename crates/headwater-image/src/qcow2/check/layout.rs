@@ -338,7 +338,7 @@ impl Reader<'_> {
                 }
                 let offset = entry & L1_OFFSET;
                 let damage = if offset == 0 {
-                    continue;
+                    "says that there is an L2 table but not where"
                 } else if !geometry.is_aligned(offset) {
                     "is not aligned to a cluster"
                 } else if geometry.clusters(offset, geometry.cluster_size()).is_none() {

@@ -112,7 +112,6 @@ fn one(dir: &Path, bytes: Vec<u8>, what: &str) {
     for repair in [Repair::Leaks, Repair::All] {
         let (after, repaired) = check_bytes(bytes.clone(), repair, 1 << 20);
         let after = after.unwrap();
-        assert!(after.corruptions <= report.corruptions, "{what}\n{after:#?}");
         if !after.is_clean() || report.is_clean() {
             continue;
         }
