@@ -1,0 +1,256 @@
+//! What a job and those who command it share: commands in, state and events out. One thread, so plain cells.
+//!
+//! All changes of a job's state go through [`Control`], which asks the tables of [`crate::state`].
+//!
+//! # The commit point
+//! [`Control::commit`] decides, in one step without an await, whether the job may make its result final. A cancel that was asked for
+//! before it wins; one that comes later has lost and is told what became of the job. So the reply to a cancel is always true.
+
+use crate::progress::Progress;
+use crate::state::{Illegal, Status, Verb};
+use headwater_block::{Error, RateLimiter};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+/// How many events are kept for someone who doesn't fetch them; then the oldest are dropped.
+const MOST_EVENTS: usize = 1024;
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// It did all of its work, durably.
+    Completed,
+    /// It was cancelled before its commit point. What it has copied stays; nothing else has changed.
+    Cancelled,
+    /// It gave up with this error. What it has copied stays; nothing else has changed.
+    Failed(Error),
+}
+
+/// What was done about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// The job ends with it.
+    Report,
+    /// The job goes on elsewhere, and tries that part again at the end.
+    Ignore,
+    /// The job has paused; when it is resumed it tries again.
+    Stop,
+}
+
+/// Something that happened to a job.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// It went to another state.
+    Status(Status),
+    /// A part of its work failed.
+    Error {
+        /// What failed.
+        error: Error,
+        /// What is done about it.
+        action: Action,
+    },
+}
+
+/// What a job is to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Go,
+    Pause,
+    Cancel,
+}
+
+/// The state that is shared; see the module.
+pub(crate) struct Control {
+    status: Cell<Status>,
+    paused: Cell<bool>,
+    cancelled: Cell<bool>,
+    finalized: Cell<bool>,
+    committed: Cell<bool>,
+    limiter: Rc<RateLimiter>,
+    progress: Cell<Progress>,
+    /// The error that made the job pause.
+    trouble: RefCell<Option<Error>>,
+    outcome: RefCell<Option<Outcome>>,
+    events: RefCell<VecDeque<Event>>,
+    /// Goes up with every change that someone may wait for.
+    version: Cell<u64>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Control {
+    pub(crate) fn new(speed: u64) -> Rc<Self> {
+        Rc::new(Self {
+            status: Cell::new(Status::Created),
+            paused: Cell::new(false),
+            cancelled: Cell::new(false),
+            finalized: Cell::new(false),
+            committed: Cell::new(false),
+            limiter: RateLimiter::new(speed),
+            progress: Cell::default(),
+            trouble: RefCell::default(),
+            outcome: RefCell::default(),
+            events: RefCell::default(),
+            version: Cell::new(0),
+            waiting: RefCell::default(),
+        })
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.status.get()
+    }
+
+    pub(crate) fn limiter(&self) -> &Rc<RateLimiter> {
+        &self.limiter
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress.get()
+    }
+
+    pub(crate) fn set_progress(&self, progress: Progress) {
+        self.progress.set(progress);
+    }
+
+    pub(crate) fn trouble(&self) -> Option<Error> {
+        self.trouble.borrow().clone()
+    }
+
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        self.outcome.borrow().clone()
+    }
+
+    pub(crate) fn take_event(&self) -> Option<Event> {
+        self.events.borrow_mut().pop_front()
+    }
+
+    /// Asks for a verb.
+    pub(crate) fn ask(&self, verb: Verb) -> Result<(), Illegal> {
+        verb.check(self.status.get())?;
+        match verb {
+            Verb::Cancel => self.cancelled.set(true),
+            Verb::Pause => self.paused.set(true),
+            Verb::Resume => {
+                self.paused.set(false);
+                self.trouble.replace(None);
+            }
+            Verb::Finalize => self.finalized.set(true),
+            Verb::Dismiss => self.go(Status::Null),
+            Verb::SetSpeed | Verb::Complete => {}
+        }
+        self.changed();
+        Ok(())
+    }
+
+    /// What the job is to do now.
+    pub(crate) fn wish(&self) -> Wish {
+        match (self.cancelled.get(), self.paused.get()) {
+            (true, _) => Wish::Cancel,
+            (false, true) => Wish::Pause,
+            (false, false) => Wish::Go,
+        }
+    }
+
+    /// Goes to another state.
+    ///
+    /// # Panics
+    /// If the table has no such step: a mistake in this crate.
+    pub(crate) fn go(&self, next: Status) {
+        let now = self.status.get();
+        assert!(now.may_become(next), "a job that is {now} can't become {next}");
+        self.status.set(next);
+        self.tell(Event::Status(next));
+    }
+
+    fn tell(&self, event: Event) {
+        let mut events = self.events.borrow_mut();
+        if events.len() == MOST_EVENTS {
+            events.pop_front();
+        }
+        events.push_back(event);
+        drop(events);
+        self.changed();
+    }
+
+    /// Reports an error, and pauses the job if that is what is done about it.
+    pub(crate) fn report(&self, error: &Error, action: Action) {
+        if action == Action::Stop {
+            self.trouble.replace(Some(error.clone()));
+            self.paused.set(true);
+        }
+        self.tell(Event::Error { error: error.clone(), action });
+    }
+
+    /// Stays in state paused until the job is resumed or cancelled.
+    pub(crate) async fn stay_paused(&self) {
+        if self.wish() != Wish::Pause {
+            return;
+        }
+        self.go(Status::Paused);
+        self.wait_until(|control| control.wish() != Wish::Pause).await;
+        self.go(Status::Running);
+    }
+
+    /// Waits to be finalised. False if the job was cancelled instead.
+    pub(crate) async fn wait_for_finalize(&self) -> bool {
+        self.wait_until(|control| control.finalized.get() || control.cancelled.get()).await;
+        !self.cancelled.get()
+    }
+
+    /// The commit point. True if the job may make its result final, which from now on no cancel prevents.
+    pub(crate) fn commit(&self) -> bool {
+        // race-mark: stream-commit-point
+        if !self.cancelled.get() {
+            self.committed.set(true);
+        }
+        self.committed.get()
+    }
+
+    /// The job is over.
+    pub(crate) fn conclude(&self, outcome: Outcome, dismiss: bool) {
+        debug_assert!(self.committed.get() || !matches!(outcome, Outcome::Completed));
+        self.outcome.replace(Some(outcome));
+        self.go(Status::Concluded);
+        if dismiss {
+            self.go(Status::Null);
+        }
+    }
+
+    /// Tells everyone who waits to look again.
+    pub(crate) fn changed(&self) {
+        self.version.set(self.version.get() + 1);
+        for waker in self.waiting.take() {
+            waker.wake();
+        }
+    }
+
+    /// Ready when something changed since `seen`, which it updates.
+    pub(crate) fn poll_changed(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
+        if *seen != self.version.get() {
+            *seen = self.version.get();
+            return Poll::Ready(());
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    pub(crate) async fn wait_until(&self, condition: impl Fn(&Self) -> bool) {
+        let mut seen = self.version.get();
+        poll_fn(|cx| {
+            loop {
+                if condition(self) {
+                    return Poll::Ready(());
+                }
+                if self.poll_changed(cx, &mut seen).is_pending() {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await;
+    }
+}

@@ -1,0 +1,482 @@
+//! The copy engine: keeps a window of copies in flight over everything that a disk lacks.
+//!
+//! One loop. It does what the job's [`Control`] wishes, starts looks ([`crate::scan`]) and copies until the [`Window`] is full, and waits for
+//! whatever happens next: a copy or a look that completes, a command, or leave from the rate limiter.
+//!
+//! - **Pause and cancel** take effect at once: reads of the source are given up through [`Abort`], however slow it is. Copies
+//!   that have begun to write are driven to their ends, because half a cluster must never be left. What was given up is
+//!   copied again later.
+//! - **Guests first**: while a guest's request is in flight, only half of the window is filled.
+//! - **Failures** are kept apart and tried once more when everything else is done, if the policy says to go on.
+//!
+//! The engine's future must be polled to its end, like everything that changes a disk.
+
+use crate::control::{Action, Control, Wish};
+use crate::progress::{Progress, RateMeter, eta};
+use crate::scan::{Scanned, Scanner};
+use crate::window::{Bounds, Window};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use headwater_block::chain::Missing;
+use headwater_block::copy_up::{Copied, CopyUpOptions};
+use headwater_block::{Abort, Disk, Error, ErrorKind, LocalFuture, Node, Result};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::ops::Range;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// Copies in flight at most, however small they are.
+const MOST_COPIES: usize = 128;
+
+/// Runs that are known and not begun at most: then the scan waits.
+const MOST_FOUND: usize = 4096;
+
+/// The most zeroes that one copy writes, in bytes: its range is locked meanwhile.
+const MOST_ZEROES: u64 = 256 << 20;
+
+/// What a copy of zeroes counts for in the window, in bytes: it moves no data.
+const ZEROES_WEIGH: u64 = 64 << 10;
+
+/// What to do about an error.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// End the job with the error.
+    #[default]
+    Report,
+    /// Go on with the rest; try that part again at the end, and end with the error if it fails again.
+    Ignore,
+    /// Pause; try again when resumed.
+    Stop,
+    /// Pause if no space is left, otherwise end the job.
+    Enospc,
+}
+
+impl OnError {
+    pub(crate) fn action(self, kind: ErrorKind) -> Action {
+        match (self, kind) {
+            // To try these again can't help, and to go on could mix the data of two sources.
+            (_, ErrorKind::SourceChanged | ErrorKind::Closed | ErrorKind::ReadOnly) => Action::Report,
+            (OnError::Ignore, _) => Action::Ignore,
+            (OnError::Stop, _) | (OnError::Enospc, ErrorKind::NoSpace) => Action::Stop,
+            (OnError::Report | OnError::Enospc, _) => Action::Report,
+        }
+    }
+}
+
+/// What the engine copies, and how.
+#[derive(Clone)]
+pub(crate) struct Work {
+    /// Only what lies above this node.
+    pub(crate) base: Option<Rc<dyn Node>>,
+    pub(crate) detect_zeroes: bool,
+    pub(crate) on_error: OnError,
+    pub(crate) bounds: Bounds,
+}
+
+/// Why the engine stopped before its work was done.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    Cancelled,
+    Failed(Error),
+}
+
+/// What one pass over the disk did.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// Something was missing. A pass that finds nothing is the proof that nothing is.
+    pub(crate) found_any: bool,
+    /// Parts failed, twice, and are still missing; this is the first error.
+    pub(crate) failed: Option<Error>,
+}
+
+/// A copy that is over.
+struct Done {
+    what: Missing,
+    began: Duration,
+    result: Result<Copied>,
+}
+
+enum Happened {
+    Command,
+    Copied(Done),
+    Scanned(Scanned),
+    Leave,
+}
+
+/// Work that failed and is tried again.
+#[derive(Default)]
+struct Failures {
+    copies: Vec<Missing>,
+    looks: Vec<Range<u64>>,
+    first: Option<Error>,
+}
+
+impl Failures {
+    fn bytes(&self) -> u64 {
+        let ranges = self.copies.iter().map(|missing| &missing.range).chain(&self.looks);
+        ranges.map(|range| range.end - range.start).sum()
+    }
+}
+
+/// The engine for one job; see the module.
+pub(crate) struct Engine {
+    disk: Rc<Disk>,
+    control: Rc<Control>,
+    work: Work,
+    unit: u64,
+    window: Window,
+    meter: RateMeter,
+    /// What is done in passes before this one.
+    progress: Progress,
+}
+
+impl Engine {
+    pub(crate) fn new(disk: &Rc<Disk>, control: &Rc<Control>, work: Work) -> Self {
+        Self {
+            disk: disk.clone(),
+            control: control.clone(),
+            unit: u64::from(disk.limits().allocation_unit),
+            window: Window::new(work.bounds),
+            meter: RateMeter::default(),
+            progress: Progress::default(),
+            work,
+        }
+    }
+
+    /// Goes over the whole disk once and copies what it lacks.
+    pub(crate) async fn pass(&mut self) -> Result<Pass, Stopped> {
+        let scanner = Scanner::new(&self.disk, self.work.base.clone(), 0..self.disk.size());
+        let run = Run {
+            scanner,
+            found: BTreeMap::new(),
+            found_data: 0,
+            scanned: 0,
+            scanned_data: 0,
+            copies: FuturesUnordered::new(),
+            in_flight: 0,
+            in_flight_data: 0,
+            abort: Abort::new(),
+            failures: Failures::default(),
+            tried_again: false,
+            leave: None,
+            granted: None,
+            seen: 0,
+            found_any: false,
+            engine: self,
+        };
+        run.go().await
+    }
+}
+
+/// One pass.
+struct Run<'a> {
+    engine: &'a mut Engine,
+    scanner: Scanner,
+    /// Known and not begun, by offset.
+    found: BTreeMap<u64, Missing>,
+    found_data: u64,
+    scanned: u64,
+    scanned_data: u64,
+    copies: FuturesUnordered<LocalFuture<'static, Done>>,
+    /// What is in flight, as the window counts it, and how much of it is data.
+    in_flight: u64,
+    in_flight_data: u64,
+    abort: Rc<Abort>,
+    failures: Failures,
+    tried_again: bool,
+    /// Waits for the rate limiter's leave to copy so many bytes, at the rate that it was asked at.
+    leave: Option<(u64, u64, LocalFuture<'static, ()>)>,
+    granted: Option<u64>,
+    seen: u64,
+    found_any: bool,
+}
+
+fn len(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}
+
+impl Run<'_> {
+    async fn go(mut self) -> Result<Pass, Stopped> {
+        loop {
+            match self.engine.control.wish() {
+                Wish::Go => {}
+                Wish::Cancel => {
+                    self.withdraw().await;
+                    return Err(Stopped::Cancelled);
+                }
+                Wish::Pause => {
+                    self.withdraw().await;
+                    self.engine.control.stay_paused().await;
+                    self.engine.window.restart();
+                    self.engine.meter.restart(self.engine.disk.clock().now());
+                    continue;
+                }
+            }
+            if self.found.len() < MOST_FOUND {
+                self.scanner.start();
+            }
+            self.fill();
+            self.show();
+            if self.copies.is_empty() && self.found.is_empty() && self.scanner.is_over() {
+                if self.tried_again || self.failures.first.is_none() {
+                    return Ok(Pass { found_any: self.found_any, failed: self.failures.first });
+                }
+                self.try_again();
+                continue;
+            }
+            let happened = self.next().await;
+            let failed = match happened {
+                Happened::Command => None,
+                Happened::Leave => {
+                    self.granted = self.leave.take().map(|(bytes, ..)| bytes);
+                    None
+                }
+                Happened::Scanned(scanned) => self.take_scanned(scanned),
+                Happened::Copied(done) => self.take_done(done),
+            };
+            if let Some(error) = failed {
+                self.withdraw().await;
+                return Err(Stopped::Failed(error));
+            }
+        }
+    }
+
+    /// Waits for what happens next.
+    async fn next(&mut self) -> Happened {
+        poll_fn(|cx| {
+            if self.engine.control.poll_changed(cx, &mut self.seen).is_ready() {
+                return Poll::Ready(Happened::Command);
+            }
+            if let Poll::Ready(scanned) = self.scanner.poll(cx) {
+                return Poll::Ready(Happened::Scanned(scanned));
+            }
+            if let Poll::Ready(Some(done)) = self.copies.poll_next_unpin(cx) {
+                return Poll::Ready(Happened::Copied(done));
+            }
+            if let Some((_, _, leave)) = &mut self.leave
+                && leave.as_mut().poll(cx).is_ready()
+            {
+                return Poll::Ready(Happened::Leave);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Starts copies until the window is full.
+    fn fill(&mut self) {
+        let guests = self.engine.disk.stats().in_flight.get() > 0;
+        let target = self.engine.window.target() / if guests { 2 } else { 1 };
+        if self.found.is_empty() && !self.scanner.is_over() {
+            self.engine.window.held_back();
+        }
+        while let Some((&start, first)) = self.found.first_key_value() {
+            let what = self.cut(first);
+            let weight = if what.zero { ZEROES_WEIGH } else { len(&what.range) };
+            let full = self.in_flight + weight > target || self.copies.len() >= MOST_COPIES;
+            if full && !self.copies.is_empty() {
+                if guests {
+                    self.engine.window.held_back();
+                }
+                return;
+            }
+            if !what.zero && !self.has_leave(len(&what.range)) {
+                self.engine.window.held_back();
+                return;
+            }
+            if let Some(mut rest) = self.found.remove(&start) {
+                rest.range.start = what.range.end;
+                if !rest.range.is_empty() {
+                    self.found.insert(rest.range.start, rest);
+                }
+            }
+            self.start(what, weight);
+        }
+    }
+
+    /// The first part of a run, as large as one copy.
+    fn cut(&self, run: &Missing) -> Missing {
+        let most = if run.zero { MOST_ZEROES } else { self.copy_size() };
+        let most = (most / self.engine.unit).max(1) * self.engine.unit;
+        // Cut at multiples, so that what follows is aligned as well.
+        let end = (run.range.start / most + 1).saturating_mul(most).min(run.range.end);
+        Missing { range: run.range.start..end, zero: run.zero }
+    }
+
+    /// How many bytes of data one copy takes.
+    fn copy_size(&self) -> u64 {
+        let size = self.granted.unwrap_or_else(|| self.engine.window.copy());
+        match self.engine.control.limiter().rate() {
+            0 => size,
+            // Small enough that a limited job moves several times a second.
+            rate => size.min((rate / 8).next_power_of_two()),
+        }
+    }
+
+    /// Asks the rate limiter for leave to copy `bytes` now; if not, its leave will be waited for.
+    fn has_leave(&mut self, bytes: u64) -> bool {
+        let limiter = self.engine.control.limiter();
+        let rate = limiter.rate();
+        if rate == 0 {
+            (self.leave, self.granted) = (None, None);
+            return true;
+        }
+        if self.granted.take().is_some() {
+            return true;
+        }
+        // A change of the rate cancels what was reserved at the old one.
+        if self.leave.as_ref().is_none_or(|(_, at_rate, _)| *at_rate != rate) {
+            let (limiter, clock) = (limiter.clone(), self.engine.disk.clock().clone());
+            let leave = Box::pin(async move { limiter.acquire(bytes, &*clock).await });
+            self.leave = Some((bytes, rate, leave));
+        }
+        false
+    }
+
+    fn start(&mut self, what: Missing, weight: u64) {
+        self.in_flight += weight;
+        if !what.zero {
+            self.found_data -= len(&what.range);
+            self.in_flight_data += len(&what.range);
+        }
+        let disk = self.engine.disk.clone();
+        let options = CopyUpOptions {
+            base: self.engine.work.base.clone(),
+            detect_zeroes: self.engine.work.detect_zeroes,
+            abort: Some(self.abort.clone()),
+        };
+        let began = disk.clock().now();
+        self.copies.push(Box::pin(async move {
+            let result = disk.copy_up(what.range.clone(), &options).await;
+            Done { what, began, result }
+        }));
+    }
+
+    /// Adds a run to what is to be done.
+    fn put(&mut self, missing: Missing) {
+        if !missing.zero {
+            self.found_data += len(&missing.range);
+        }
+        self.found.insert(missing.range.start, missing);
+    }
+
+    fn take_scanned(&mut self, scanned: Scanned) -> Option<Error> {
+        self.scanned += len(&scanned.range);
+        self.found_any |= !scanned.found.is_empty();
+        for missing in scanned.found {
+            if !missing.zero {
+                self.scanned_data += len(&missing.range);
+            }
+            self.put(missing);
+        }
+        let (error, rest) = scanned.error?;
+        self.failed(
+            error,
+            |run, ignored| {
+                if ignored { run.failures.looks.push(rest) } else { run.scanner.again(rest) }
+            },
+        )
+    }
+
+    /// Takes note of a copy that is over. An error that ends the job is returned.
+    fn take_done(&mut self, done: Done) -> Option<Error> {
+        let Done { what, began, result } = done;
+        let bytes = len(&what.range);
+        self.in_flight -= if what.zero { ZEROES_WEIGH } else { bytes };
+        if !what.zero {
+            self.in_flight_data -= bytes;
+        }
+        match result {
+            Ok(copied) => {
+                let progress = &mut self.engine.progress;
+                progress.copied += copied.data;
+                progress.zeroes += copied.zero;
+                progress.skipped += bytes.saturating_sub(copied.data + copied.zero);
+                if !what.zero {
+                    progress.done += bytes;
+                    let now = self.engine.disk.clock().now();
+                    self.engine.window.completed(bytes, now.saturating_sub(began), now);
+                }
+                None
+            }
+            // It was given up, and nothing was changed.
+            Err(error) if error.kind() == ErrorKind::Cancelled && self.abort.is_aborted() => {
+                self.put(what);
+                None
+            }
+            Err(error) => {
+                self.failed(
+                    error,
+                    |run, ignored| {
+                        if ignored { run.failures.copies.push(what) } else { run.put(what) }
+                    },
+                )
+            }
+        }
+    }
+
+    /// Decides what is done about an error; `keep` puts the work where it is found again, told whether that is at the end.
+    fn failed(&mut self, error: Error, keep: impl FnOnce(&mut Self, bool)) -> Option<Error> {
+        // While everything is being given up, an error changes nothing: that part is tried again, or the job ends anyway.
+        if self.abort.is_aborted() {
+            keep(self, false);
+            return None;
+        }
+        let action = self.engine.work.on_error.action(error.kind());
+        keep(self, action == Action::Ignore);
+        self.engine.control.report(&error, action);
+        match action {
+            Action::Report => return Some(error),
+            Action::Ignore => {
+                self.failures.first.get_or_insert(error);
+            }
+            Action::Stop => {}
+        }
+        None
+    }
+
+    /// Tries once more what has failed.
+    fn try_again(&mut self) {
+        self.tried_again = true;
+        let failures = std::mem::take(&mut self.failures);
+        failures.copies.into_iter().for_each(|missing| self.put(missing));
+        failures.looks.into_iter().for_each(|range| self.scanner.again(range));
+    }
+
+    /// Gives up what can be given up and completes the rest, until nothing is in flight.
+    async fn withdraw(&mut self) {
+        // race-mark: engine-withdraw
+        self.abort.abort();
+        self.scanner.withdraw();
+        (self.leave, self.granted) = (None, None);
+        while let Some(done) = self.copies.next().await {
+            self.take_done(done);
+        }
+        self.abort = Abort::new();
+        self.show();
+    }
+
+    /// Shows how far the job is.
+    fn show(&mut self) {
+        let rest = self.scanner.rest();
+        // Where nothing was looked at yet, there is as much as where something was.
+        let guess = match self.scanned {
+            0 => rest,
+            scanned => {
+                let guess = u128::from(rest) * u128::from(self.scanned_data) / u128::from(scanned);
+                u64::try_from(guess).unwrap_or(u64::MAX)
+            }
+        };
+        let failed: u64 = self.failures.copies.iter().filter(|m| !m.zero).map(|m| len(&m.range)).sum();
+        let engine = &mut *self.engine;
+        let progress = &mut engine.progress;
+        progress.total = progress.done + self.found_data + self.in_flight_data + failed + guess;
+        progress.total_is_exact = rest == 0 && self.failures.looks.is_empty();
+        progress.failed = self.failures.bytes();
+        progress.rate = engine.meter.observe(engine.disk.clock().now(), progress.done);
+        progress.eta = eta(progress.total, progress.done, progress.rate);
+        engine.control.set_progress(*progress);
+    }
+}

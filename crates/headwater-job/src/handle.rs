@@ -1,0 +1,138 @@
+//! The handle by which a job is commanded and watched, from the job's own thread.
+
+use crate::control::{Control, Event, Outcome};
+use crate::progress::Progress;
+use crate::state::{Illegal, Status, Verb};
+use headwater_block::Error;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// A job, from outside. Clones are the same job. It stays usable after the job's end.
+#[derive(Clone)]
+pub struct JobHandle(Rc<Control>);
+
+impl JobHandle {
+    pub(crate) fn new(control: Rc<Control>) -> Self {
+        Self(control)
+    }
+
+    /// Where the job is.
+    pub fn status(&self) -> Status {
+        self.0.status()
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.0.progress()
+    }
+
+    /// The error that made it pause, as long as it wasn't resumed.
+    pub fn trouble(&self) -> Option<Error> {
+        self.0.trouble()
+    }
+
+    /// How it ended, once it has.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.0.outcome()
+    }
+
+    /// How many bytes per second it may copy; 0 is without limit.
+    pub fn speed(&self) -> u64 {
+        self.0.limiter().rate()
+    }
+
+    /// Stops the work until [`JobHandle::resume`]. Reads of the source that are in flight are given up; writes to the overlay are
+    /// completed. The job is paused when its status says so.
+    ///
+    /// # Errors
+    /// If the job's state doesn't allow it.
+    pub fn pause(&self) -> Result<(), Illegal> {
+        self.0.ask(Verb::Pause)
+    }
+
+    /// Goes on; after an error, tries again.
+    ///
+    /// # Errors
+    /// If the job's state doesn't allow it.
+    pub fn resume(&self) -> Result<(), Illegal> {
+        self.0.ask(Verb::Resume)
+    }
+
+    /// Limits the job to so many bytes per second from now on; 0 is without limit.
+    ///
+    /// # Errors
+    /// If the job's state doesn't allow it.
+    pub fn set_speed(&self, bytes_per_second: u64) -> Result<(), Illegal> {
+        Verb::SetSpeed.check(self.0.status())?;
+        self.0.limiter().set_rate(bytes_per_second);
+        self.0.ask(Verb::SetSpeed)
+    }
+
+    /// Lets a pending job make its result final.
+    ///
+    /// # Errors
+    /// If the job isn't pending.
+    pub fn finalize(&self) -> Result<(), Illegal> {
+        self.0.ask(Verb::Finalize)
+    }
+
+    /// Forgets a job that is concluded.
+    ///
+    /// # Errors
+    /// If it isn't.
+    pub fn dismiss(&self) -> Result<(), Illegal> {
+        self.0.ask(Verb::Dismiss)
+    }
+
+    /// Asks the job to give up, without waiting for the answer; see [`JobHandle::cancel`].
+    ///
+    /// # Errors
+    /// If the job's state doesn't allow it: it is over, or about to be.
+    pub fn request_cancel(&self) -> Result<(), Illegal> {
+        self.0.ask(Verb::Cancel)
+    }
+
+    /// Cancels the job, and says how it really ended: `Cancelled` if this came before the commit point, otherwise what became of
+    /// the commit. The job must be running (its future polled) while this waits.
+    ///
+    /// # Errors
+    /// If the job's state doesn't allow it: it is over, or about to be.
+    pub async fn cancel(&self) -> Result<Outcome, Illegal> {
+        self.request_cancel()?;
+        Ok(self.wait().await)
+    }
+
+    /// Waits for the end.
+    pub async fn wait(&self) -> Outcome {
+        let outcome = RefCell::new(None);
+        self.0
+            .wait_until(|control| {
+                outcome.replace(control.outcome());
+                outcome.borrow().is_some()
+            })
+            .await;
+        outcome.take().expect("that is what was waited for")
+    }
+
+    /// Waits until the job's status fulfils a condition.
+    pub async fn wait_for(&self, condition: impl Fn(Status) -> bool) {
+        self.0.wait_until(|control| condition(control.status())).await;
+    }
+
+    /// The next event, oldest first. Every event is given once, to whoever asks first; the oldest of more than 1024 are lost.
+    pub async fn next_event(&self) -> Event {
+        let event = RefCell::new(None);
+        self.0
+            .wait_until(|control| {
+                event.replace(control.take_event());
+                event.borrow().is_some()
+            })
+            .await;
+        event.take().expect("that is what was waited for")
+    }
+
+    /// The next event, if there is one.
+    pub fn try_event(&self) -> Option<Event> {
+        self.0.take_event()
+    }
+}
