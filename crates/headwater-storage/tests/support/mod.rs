@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod http;
+
 use headwater_block::{BufferMut, Error, Node};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,7 +23,12 @@ pub(crate) async fn read(node: &dyn Node, offset: u64, len: usize) -> Result<Vec
 
 /// What nbdkit's pattern plugin holds: each 8 bytes hold their own offset, big-endian.
 pub(crate) fn pattern(offset: u64, len: usize) -> Vec<u8> {
-    (offset..offset + len as u64).map(|at| (at & !7).to_be_bytes()[(at & 7) as usize]).collect()
+    let skip = (offset % 8) as usize;
+    let mut bytes = vec![0; (skip + len).next_multiple_of(8)];
+    for (word, at) in bytes.chunks_exact_mut(8).zip((offset - offset % 8..).step_by(8)) {
+        word.copy_from_slice(&at.to_be_bytes());
+    }
+    bytes[skip..skip + len].to_vec()
 }
 
 /// A server program on a Unix socket; ended when dropped.
