@@ -129,10 +129,9 @@ impl Model {
         let allowed = state.bytes[range.start as usize..range.end as usize].to_vec();
         let mut changed = vec![false; allowed.len()];
         for running in &state.running {
-            let both = overlap(&range, &running.range);
-            changed[(both.start.max(range.start) - range.start) as usize..]
-                [..(both.end - both.start) as usize]
-                .fill(true);
+            for offset in overlap(&range, &running.range) {
+                changed[(offset - range.start) as usize] = true;
+            }
         }
         state.readers.push(Reader { id, range, allowed, changed });
         drop(state);

@@ -96,27 +96,44 @@ impl Disk {
     /// changes or neighbouring bytes must be read and written back (`aligned` is then wider than `range`).
     async fn lock_for(&self, range: &Range<u64>, aligned: &Range<u64>, change: Change) -> Guard {
         let mut token = Token::for_request();
-        let mut exclusive = match self.top.access(aligned.clone(), change) {
-            Access::Exclusive(wide) => Some(wide),
-            Access::Shared => (range != aligned).then(|| aligned.clone()),
-        };
+        let mut needed = self.needs_alone(range, aligned, change);
         loop {
-            let Some(wide) = exclusive.take() else {
-                let guard = self.lock.acquire(token, aligned.clone(), Mode::Shared).await;
-                // The mapping may have changed while this waited; what is true now stays true while the lock is held.
-                match self.top.access(aligned.clone(), change) {
-                    Access::Shared => return guard,
-                    Access::Exclusive(wide) => {
-                        // race-mark: write-access-changed
-                        token = guard.release();
-                        exclusive = Some(wide);
-                        continue;
-                    }
-                }
+            let (locked, mode) = match &needed {
+                Some(wide) => (wide.clone(), Mode::Exclusive),
+                None => (aligned.clone(), Mode::Shared),
             };
-            let union = wide.start.min(aligned.start)..wide.end.max(aligned.end);
-            return self.lock.acquire(token, union, Mode::Exclusive).await;
+            let guard = self.lock.acquire(token, locked.clone(), mode).await;
+            // The mapping may have changed while this waited, so that more is needed than was asked for; what is true now
+            // stays true while the lock is held.
+            needed = self.needs_alone(range, aligned, change);
+            match &needed {
+                None => return guard,
+                Some(wide)
+                    if mode == Mode::Exclusive && locked.start <= wide.start && wide.end <= locked.end =>
+                {
+                    return guard;
+                }
+                // race-mark: write-access-changed
+                Some(_) => token = guard.release(),
+            }
         }
+    }
+
+    /// The range, around `aligned`, that a change must have for itself; none if it can be shared.
+    fn needs_alone(&self, range: &Range<u64>, aligned: &Range<u64>, change: Change) -> Option<Range<u64>> {
+        let mut wide = (range != aligned).then(|| aligned.clone());
+        let mut add = |access| {
+            if let Access::Exclusive(more) = access {
+                let one = wide.take().unwrap_or_else(|| aligned.clone());
+                wide = Some(one.start.min(more.start)..one.end.max(more.end));
+            }
+        };
+        add(self.top.access(aligned.clone(), change));
+        if range != aligned && change != Change::Write {
+            // What of the first and last block lies outside the range is written back as data.
+            add(self.top.access(aligned.clone(), Change::Write));
+        }
+        wide
     }
 
     /// Writes under the lock, with read-modify-write where the alignment needs it.
