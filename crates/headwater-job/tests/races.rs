@@ -115,7 +115,9 @@ fn one_run(seed: u64, plan: &Plan, tally: &mut Tally) {
         wait_for_finalize: plan.commands && rng.one_in(4),
         ..small_options()
     };
-    if plan.faults {
+    if plan.defect == Defect::MapsFirst {
+        world.top.data().fail(Fault::sometimes(&[Op::Write], 0.3, 20, ErrorKind::Io));
+    } else if plan.faults {
         add_faults(&world);
     }
     let copied_on_read = world.disk.copies_on_read();
@@ -236,6 +238,7 @@ fn is_caught(defect: Defect) -> bool {
 
 #[test]
 fn the_harness_notices_deliberate_mistakes() {
+    assert!(!is_caught(Defect::None), "without a mistake all is well");
     for defect in [
         Defect::StaleLookUps,
         Defect::DiscardForgets,

@@ -34,16 +34,20 @@ impl Fill {
     }
 }
 
-/// The values that one byte may have.
+/// How many values are told apart for one byte.
+const MOST: usize = 14;
+
+/// The values that one byte may have. When there are too many, any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Allowed {
-    values: [u8; 7],
+    values: [u8; MOST],
     len: u8,
+    any: bool,
 }
 
 impl Allowed {
     fn only(value: u8) -> Self {
-        Self { values: [value; 7], len: 1 }
+        Self { values: [value; MOST], len: 1, any: false }
     }
 
     fn values(&self) -> &[u8] {
@@ -51,18 +55,20 @@ impl Allowed {
     }
 
     fn contains(&self, value: u8) -> bool {
-        self.values().contains(&value)
+        self.any || self.values().contains(&value)
     }
 
     fn add(&mut self, value: u8) {
-        if !self.contains(value) {
-            let at = usize::from(self.len);
-            assert!(
-                at < self.values.len(),
-                "too many failed changes of one byte; let the test read in between"
-            );
-            self.values[at] = value;
-            self.len += 1;
+        let at = usize::from(self.len);
+        if self.contains(value) {
+            return;
+        }
+        match self.values.get_mut(at) {
+            Some(free) => {
+                *free = value;
+                self.len += 1;
+            }
+            None => self.any = true,
         }
     }
 }
@@ -185,6 +191,7 @@ impl State {
             if ended.rivals.iter().any(|(range, _)| range.contains(&offset)) {
                 let before = self.bytes[offset as usize];
                 before.values().iter().for_each(|value| allowed.add(*value));
+                allowed.any |= before.any;
             }
             self.bytes[offset as usize] = allowed;
         }
