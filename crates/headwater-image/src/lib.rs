@@ -7,7 +7,13 @@
 //!
 //! This crate does no I/O of its own but for looking at path names: bytes come from nodes that [`open::ProtocolOpener`] hands in.
 
+pub mod info;
+pub mod open;
 pub mod open_gate;
 pub mod probe;
 pub mod qcow2;
 pub mod raw;
+
+pub use open::{OpenOptions, OpenedImage, ProtocolOpener, ProtocolOptions, open_image};
+pub use open_gate::Trust;
+pub use probe::Format;

@@ -388,6 +388,9 @@ impl Reader<'_> {
             let tail =
                 u64::from(u16::from_be_bytes([entry[18], entry[19]])) + u64::from(be32(&entry[20..24]));
             position += (24 + tail).next_multiple_of(8);
+            if let Some(problem) = bitmap_problem(self.geometry, &entry) {
+                self.report.corruption(|| format!("bitmap {index}: {problem}"));
+            }
             let what = format!("the table of bitmap {index}");
             if !self.geometry.is_aligned(offset) {
                 self.report.corruption(|| format!("{what}, at {offset:#x}, is not aligned to a cluster"));
@@ -413,6 +416,39 @@ pub(super) fn bitmap_entry(geometry: &Geometry, entry: u64) -> (Option<u64>, boo
         && (offset == 0 || entry & 1 == 0 && geometry.clusters(offset, geometry.cluster_size()).is_some());
     ((sound && offset != 0).then_some(offset >> geometry.cluster_bits), sound)
 }
+
+/// What is wrong with a bitmap's entry in the directory, apart from where its table lies.
+fn bitmap_problem(geometry: &Geometry, entry: &[u8]) -> Option<&'static str> {
+    /// The flags: not saved properly, kept up to date, can be used without knowing the extra data.
+    const IN_USE: u32 = 1;
+    const KNOWN_FLAGS: u32 = 7;
+    /// The one type: a dirty bitmap.
+    const DIRTY_TRACKING: u8 = 1;
+    let entries = u64::from(be32(&entry[8..12]));
+    let flags = be32(&entry[12..16]);
+    let granularity = u32::from(entry[17]);
+    let name_len = u16::from_be_bytes([entry[18], entry[19]]);
+    let covered =
+        (entries << geometry.cluster_bits).checked_mul(8).and_then(|bits| bits.checked_shl(granularity));
+    if entry[16] != DIRTY_TRACKING {
+        Some("its type is unknown")
+    } else if flags & !KNOWN_FLAGS != 0 {
+        Some("it has reserved flags set")
+    } else if !(9..=31).contains(&granularity) {
+        Some("its granularity is not between 512 bytes and 2 GiB")
+    } else if !(1..=1023).contains(&name_len) {
+        Some("its name is empty or longer than 1023 bytes")
+    } else if entries == 0 || entries > MAX_BITMAP_TABLE {
+        Some("its table is empty or too large")
+    } else if flags & IN_USE == 0 && covered.is_some_and(|covered| covered < geometry.size) {
+        Some("it is too small for the disk")
+    } else {
+        None
+    }
+}
+
+/// The largest number of entries of a bitmap's table.
+const MAX_BITMAP_TABLE: u64 = 0x800_0000;
 
 /// Makes one of all entries for the same L2 table.
 fn compact(found: &mut Vec<L2>) {
