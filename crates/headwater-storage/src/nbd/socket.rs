@@ -4,7 +4,10 @@
 use headwater_block::{Error, ErrorKind};
 use headwater_nbd::error::OptionRefusal;
 use headwater_nbd::{ClientAsk, ClientHandshake, NbdAddress, ProtocolError, ServerOffer, Step};
+use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::AsFd;
+use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
 /// What a Unix socket takes from a writer before it must wait, in bytes. The default of 208 KiB costs a wake-up of both sides for
@@ -39,19 +42,21 @@ impl Socket {
     /// Reads at least one byte; 0 means that the peer closed. Nothing is lost if the future is dropped.
     pub(super) async fn readv(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         loop {
-            let done = match self {
+            let got = Cell::new(None);
+            let tried = match self {
                 Self::Tcp(stream) => {
                     stream.readable().await?;
-                    stream.try_read_vectored(bufs)
+                    stream.try_io(Interest::READABLE, || receive(stream, bufs, &got))
                 }
                 Self::Unix(stream) => {
                     stream.readable().await?;
-                    stream.try_read_vectored(bufs)
+                    stream.try_io(Interest::READABLE, || receive(stream, bufs, &got))
                 }
             };
-            match done {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                done => return done,
+            match (got.get(), tried) {
+                (Some(n), _) => return Ok(n),
+                (None, Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
+                (None, tried) => return tried,
             }
         }
     }
@@ -94,6 +99,18 @@ impl Socket {
         }
         Ok(())
     }
+}
+
+/// Reads what there is. When that is less than would fit, the socket is empty: saying "would block" at once, with the count in `got`,
+/// saves the system call that finds it out (one in four, for small reads). A later byte makes the socket readable anew.
+fn receive(socket: impl AsFd, bufs: &mut [IoSliceMut<'_>], got: &Cell<Option<usize>>) -> io::Result<usize> {
+    let room: usize = bufs.iter().map(|buf| buf.len()).sum();
+    let n = rustix::io::retry_on_intr(|| rustix::io::readv(&socket, bufs))?;
+    if n == 0 || n == room {
+        return Ok(n);
+    }
+    got.set(Some(n));
+    Err(io::ErrorKind::WouldBlock.into())
 }
 
 /// Agrees on the export `ask` with the server at the other end. Reads not a byte more than negotiation has.
