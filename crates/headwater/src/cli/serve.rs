@@ -1,0 +1,60 @@
+//! `headwater serve IMAGE`: an export without a stream.
+
+use super::{FormatArg, OpenArgs};
+use crate::exports::Exports;
+use crate::failure::Outcome;
+use crate::opener::{Access, Opener};
+use crate::runtime::{self, Interrupts};
+use clap::Args;
+use headwater_block::{Disk, DiskOptions, TokioClock};
+use headwater_nbd::NbdUri;
+use std::rc::Rc;
+
+/// Arguments of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// The image: a file, or behind nbd://, nbd+unix://, http:// or https://.
+    #[arg(value_parser = crate::source::parse)]
+    pub image: String,
+    /// Where to serve it: nbd+unix:///NAME?socket=PATH or nbd://ADDRESS:PORT/NAME. May be given several times.
+    #[arg(long, value_name = "URI", required = true)]
+    pub serve: Vec<NbdUri>,
+    /// Refuse changes.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Keep what clients read from the backing.
+    #[arg(long, conflicts_with = "read_only")]
+    pub copy_on_read: bool,
+    /// The image's format; without it, its first bytes tell.
+    #[arg(long, value_enum)]
+    pub format: Option<FormatArg>,
+    /// How files are opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+}
+
+/// Serves until it is interrupted.
+///
+/// # Errors
+/// If the image can't be opened or the addresses can't be had.
+pub fn run(args: ServeArgs) -> Outcome {
+    runtime::run(async move {
+        let mut interrupts = Interrupts::catch()?;
+        let access = if args.read_only { Access::Read } else { Access::Write };
+        let opener = Opener::new(&args.open)?;
+        let top = opener.open(&args.image, args.format.map(Into::into), access).await?;
+        let options = DiskOptions {
+            copy_on_read: args.copy_on_read,
+            read_only: args.read_only,
+            ..DiskOptions::default()
+        };
+        let disk = Disk::new(top, Rc::new(TokioClock::new()), options);
+        let exports = Exports::start(&args.serve, &disk, !args.read_only)?;
+        for uri in exports.uris() {
+            eprintln!("serving {} at {uri}", disk.name());
+        }
+        interrupts.next().await;
+        exports.stop().await;
+        Ok(disk.close().await?)
+    })
+}

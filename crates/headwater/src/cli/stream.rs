@@ -1,0 +1,91 @@
+//! `headwater stream SOURCE DISK`.
+
+use super::{FormatArg, OnOff, OpenArgs};
+use crate::failure::Outcome;
+use crate::size::parse_size;
+use clap::{Args, ValueEnum};
+use headwater_nbd::NbdUri;
+use std::path::PathBuf;
+
+/// Arguments of `stream`.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = AFTER)]
+pub struct StreamArgs {
+    /// Where the data are: a raw or qcow2 image in a file or behind nbd://, nbd+unix://, http:// or https://.
+    #[arg(value_parser = crate::source::parse)]
+    pub source: String,
+    /// The qcow2 image that the data stream into. Made if it isn't there; otherwise work goes on where it stopped.
+    pub disk: PathBuf,
+    /// Serve the disk to NBD clients here, from before the first byte is streamed: nbd+unix:///NAME?socket=PATH or
+    /// nbd://ADDRESS:PORT/NAME. May be given several times.
+    #[arg(long, value_name = "URI")]
+    pub serve: Vec<NbdUri>,
+    /// Copy at most RATE bytes a second (200M); 0 is without limit. `headwater ctl` changes it while the stream runs.
+    #[arg(long, value_name = "RATE", default_value = "0", value_parser = parse_size)]
+    pub rate: u64,
+    /// Stream only what lies above this image of SOURCE's chain; it remains the disk's backing.
+    #[arg(long, value_name = "FILE")]
+    pub base: Option<String>,
+    /// Zero bytes take no space: `on` those of the source and those that clients write, `off` neither. Without it, those of the
+    /// source.
+    #[arg(long, value_enum, value_name = "ON|OFF", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+    pub detect_zeroes: Option<OnOff>,
+    /// What to do when something can't be copied.
+    #[arg(long, value_enum, default_value = "report")]
+    pub on_error: OnErrorArg,
+    /// End when everything has been copied, even if clients are served.
+    #[arg(long)]
+    pub exit_when_done: bool,
+    /// Print progress as JSON to standard output, one object a line; the last has a `result`.
+    #[arg(long)]
+    pub json: bool,
+    /// Take commands at this Unix socket; see `headwater ctl`.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// SOURCE's format; without it, SOURCE's first bytes tell.
+    #[arg(long, value_enum)]
+    pub source_format: Option<FormatArg>,
+    /// For how many seconds a request to a remote source that is out of reach is tried again.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub retry: u32,
+    /// The cluster size of a disk that is made: a power of two from 512 to 2M.
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_cluster_size)]
+    pub cluster_size: u64,
+    /// How files are opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+}
+
+const AFTER: &str = "\
+Interrupt it at any time: DISK stays a valid image that reads as the source with the clients' changes, and the same command goes
+on where it stopped. When everything has been copied, DISK stands alone and SOURCE may go.";
+
+/// What to do when something can't be copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnErrorArg {
+    /// End with the error.
+    Report,
+    /// Go on with the rest; the disk keeps its source.
+    Ignore,
+    /// Pause until `headwater ctl PATH resume`.
+    Stop,
+    /// Pause when space runs out, end at other errors.
+    Enospc,
+}
+
+fn parse_cluster_size(text: &str) -> Result<u64, String> {
+    let size = parse_size(text)?;
+    if size.is_power_of_two() && (512..=2 << 20).contains(&size) {
+        Ok(size)
+    } else {
+        Err(format!("'{text}' is not a power of two from 512 to 2M"))
+    }
+}
+
+/// Streams.
+///
+/// # Errors
+/// See the exit codes.
+pub fn run(args: StreamArgs) -> Outcome {
+    crate::stream::run(args)
+}

@@ -1,0 +1,26 @@
+//! The headwater command as a library: the tests' and the demonstration's way to the code that the command runs.
+//!
+//! - [`cli`]: one module for each verb; arguments in, exit code out.
+//! - [`stream`]: a stream from start to end; [`session`] is the disk that it works on, [`overlay`] how that disk is made or found again,
+//!   [`exports`] where it is served.
+//! - [`opener`]: from names to nodes: joins the storage that can be reached with the image formats.
+//! - [`progress`], [`control`]: what a stream says of itself, and what it can be told.
+//! - [`demo`]: the whole at work on a source made for the occasion.
+//! - [`runtime`], [`size`], [`source`], [`output`], [`failure`]: what they share.
+
+pub mod cli;
+pub mod control;
+pub mod demo;
+pub mod exports;
+pub mod failure;
+pub mod opener;
+pub mod output;
+pub mod overlay;
+pub mod picture;
+pub mod progress;
+pub mod runtime;
+pub mod session;
+pub mod shell;
+pub mod size;
+pub mod source;
+pub mod stream;

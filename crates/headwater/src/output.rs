@@ -1,0 +1,28 @@
+//! Standard output.
+
+use crate::failure::{Failure, Outcome};
+use std::io::Write;
+
+/// Writes `bytes` to standard output. A reader that has gone (`| head`) is no failure.
+///
+/// # Errors
+/// If they can't be written for another reason.
+pub fn print(bytes: &[u8]) -> Outcome {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(err) if err.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("cannot write to standard output: {err}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes `value` as JSON, over several lines.
+///
+/// # Errors
+/// As for [`print`].
+pub fn print_json(value: &impl serde::Serialize) -> Outcome {
+    let mut text = serde_json::to_vec_pretty(value).map_err(Failure::new)?;
+    text.push(b'\n');
+    print(&text)
+}

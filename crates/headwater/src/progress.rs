@@ -1,0 +1,186 @@
+//! How far a stream is, as people and programs read it.
+
+use crate::size::human;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+/// How far a stream is. Bytes are guest bytes; this is what `--json` prints, one object a line.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Status {
+    /// "running", "paused", "completed", ... as the job says.
+    pub state: String,
+    /// Bytes that were to be copied and are local now, whoever brought them.
+    pub copied: u64,
+    /// Bytes that must be copied in all. Grows until all of the source has been looked at.
+    pub total: u64,
+    /// `total` is final.
+    pub total_is_exact: bool,
+    /// Bytes that are still to be copied, of `total`.
+    pub remaining: u64,
+    /// Bytes that became zeroes, which take no space.
+    pub zeroes: u64,
+    /// Bytes copied a second, of late.
+    pub rate: u64,
+    /// The limit on `rate`; 0 is none.
+    pub rate_limit: u64,
+    /// Seconds until the end at this rate; absent while that can't be said.
+    pub eta_seconds: Option<f64>,
+    /// Guest reads that went to the source at least in part.
+    pub guest_source_reads: u64,
+    /// Guest reads in all.
+    pub guest_reads: u64,
+    /// Guest writes, zero-writes and discards in all.
+    pub guest_writes: u64,
+    /// Seconds since the start of this run.
+    pub elapsed_seconds: f64,
+    /// Why the stream waits, when it stopped for an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
+    /// On the last line only: "completed", "cancelled", "interrupted" or "failed".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<&'static str>,
+    /// On the last line only: what went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Where progress is shown.
+pub enum Display {
+    /// A bar on a terminal.
+    Bar(ProgressBar),
+    /// One JSON object a line, to standard output.
+    Json,
+    /// Nothing while it runs: neither a terminal nor a program reads.
+    Quiet,
+}
+
+impl Display {
+    /// JSON if asked for, a bar if standard error is a terminal.
+    pub fn choose(json: bool) -> Self {
+        if json {
+            return Self::Json;
+        }
+        if std::io::stderr().is_terminal() { Self::bar(ProgressDrawTarget::stderr()) } else { Self::Quiet }
+    }
+
+    fn bar(target: ProgressDrawTarget) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸ "));
+        Self::Bar(bar)
+    }
+
+    /// How often to show anything new.
+    pub fn interval(&self) -> Duration {
+        match self {
+            Self::Bar(_) => Duration::from_millis(100),
+            Self::Json => Duration::from_millis(500),
+            Self::Quiet => Duration::from_secs(1),
+        }
+    }
+
+    /// Shows how far it is.
+    pub fn show(&self, status: &Status) {
+        match self {
+            Self::Bar(bar) => {
+                bar.set_length(status.total.max(1));
+                bar.set_position(if status.total == 0 {
+                    u64::from(status.remaining == 0)
+                } else {
+                    status.copied
+                });
+                bar.set_message(line(status));
+            }
+            Self::Json => json_line(status),
+            Self::Quiet => {}
+        }
+    }
+
+    /// Says something that stays on the screen: on standard error, above the bar.
+    pub fn say(&self, text: &str) {
+        match self {
+            Self::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
+            Self::Json | Self::Quiet => eprintln!("{text}"),
+        }
+    }
+
+    /// Shows the end.
+    pub fn finish(&self, status: &Status) {
+        match self {
+            Self::Bar(bar) => {
+                self.show(status);
+                bar.abandon();
+            }
+            Self::Json => json_line(status),
+            Self::Quiet => {}
+        }
+    }
+}
+
+fn json_line(status: &Status) {
+    let Ok(text) = serde_json::to_string(status) else { return };
+    // A reader of the progress that has gone must not end the stream.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// The text beside the bar.
+fn line(status: &Status) -> String {
+    let mut text = format!("{} of {}", human(status.copied), human(status.total));
+    if status.state == "running" {
+        text += &format!("  {}/s", human(status.rate));
+        if let Some(eta) = status.eta_seconds {
+            text += &format!("  {} left", clock(eta.round() as u64));
+        }
+    } else {
+        text += &format!("  {}", status.state);
+    }
+    if let Some(why) = &status.waiting_for {
+        text += &format!(" ({why})");
+    }
+    if status.guest_source_reads > 0 {
+        text += &format!("  {} guest reads from the source", status.guest_source_reads);
+    }
+    text
+}
+
+/// Seconds as minutes, hours, days.
+fn clock(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{minutes}:{:02}", seconds % 60),
+        3600..86400 => format!("{hours}:{:02} h", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_fits_a_line() {
+        let status = Status {
+            state: "running".into(),
+            copied: 3 << 30,
+            total: 10 << 30,
+            rate: 200 << 20,
+            eta_seconds: Some(3700.0),
+            guest_source_reads: 12,
+            ..Status::default()
+        };
+        assert_eq!(line(&status), "3 GiB of 10 GiB  200 MiB/s  1:01 h left  12 guest reads from the source");
+        let waiting = Status { state: "waiting".into(), waiting_for: Some("disk full".into()), ..status };
+        assert!(line(&waiting).contains("waiting (disk full)"));
+    }
+
+    #[test]
+    fn times_are_short() {
+        for (seconds, text) in [(0, "0 s"), (59, "59 s"), (61, "1:01"), (3600, "1:00 h"), (90000, "1 d 1 h")]
+        {
+            assert_eq!(clock(seconds), text);
+        }
+    }
+}

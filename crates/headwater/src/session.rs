@@ -1,0 +1,213 @@
+//! A disk that is being streamed into: the overlay with its chain, the addresses where it is served, and the job.
+
+use crate::cli::OnOff;
+use crate::cli::stream::{OnErrorArg, StreamArgs};
+use crate::exports::Exports;
+use crate::failure::Outcome;
+use crate::opener::Opener;
+use crate::overlay::{self, Overlay};
+use crate::progress::{Display, Status};
+use crate::runtime::Interrupts;
+use headwater_block::{Clock, DetectZeroes, Disk, DiskOptions, Error, TokioClock};
+use headwater_job::{JobHandle, OnError, StreamOptions};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How a stream ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// Everything is local, durably, and the source may go.
+    Completed,
+    /// It was told to, through the control socket.
+    Cancelled,
+    /// It was told to, by a signal.
+    Interrupted,
+    /// It couldn't go on.
+    Failed(Error),
+}
+
+impl Ending {
+    /// The word for it in JSON.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+type JobFuture = Pin<Box<dyn Future<Output = headwater_job::Outcome>>>;
+
+/// A job that has been made and works while its future is polled.
+struct Job {
+    handle: JobHandle,
+    work: Option<JobFuture>,
+}
+
+/// See the module.
+pub struct Session {
+    disk: Rc<Disk>,
+    exports: Exports,
+    /// None if there is nothing to do any more.
+    job: Option<Job>,
+    clock: TokioClock,
+    begun: Duration,
+}
+
+impl Session {
+    /// Opens the disk, which is made if it isn't there, and serves it: clients can connect when this returns. Nothing has been
+    /// streamed yet.
+    ///
+    /// # Errors
+    /// If source or disk can't be opened, don't belong together, or the addresses can't be had.
+    pub async fn open(args: &StreamArgs, display: &Display) -> Outcome<Self> {
+        let opener = Opener::new(&args.open)?.with_retry(args.retry);
+        let Overlay { top, base, complete } = overlay::open(args, &opener, display).await?;
+        let clock = TokioClock::new();
+        let detect_zeroes = match args.detect_zeroes {
+            Some(OnOff::On) => DetectZeroes::Unmap,
+            Some(OnOff::Off) | None => DetectZeroes::Off,
+        };
+        let options = DiskOptions { detect_zeroes, ..DiskOptions::default() };
+        let disk = Disk::new(top, Rc::new(clock.clone()), options);
+        let exports = Exports::start(&args.serve, &disk, true)?;
+        for uri in exports.uris() {
+            display.say(&format!("serving {} at {uri}", disk.name()));
+        }
+        let job = (!complete).then(|| {
+            let options = StreamOptions {
+                base,
+                speed: args.rate,
+                on_error: on_error(args.on_error),
+                detect_zeroes: args.detect_zeroes != Some(OnOff::Off),
+                ..StreamOptions::default()
+            };
+            let (handle, work) = headwater_job::stream(disk.clone(), options);
+            Job { handle, work: Some(Box::pin(work)) }
+        });
+        let begun = clock.now();
+        Ok(Self { disk, exports, job, clock, begun })
+    }
+
+    /// The disk.
+    pub fn disk(&self) -> &Rc<Disk> {
+        &self.disk
+    }
+
+    /// True if clients are served.
+    pub fn is_serving(&self) -> bool {
+        !self.exports.is_empty()
+    }
+
+    /// The job's handle, if there is anything to do.
+    pub fn job(&self) -> Option<JobHandle> {
+        self.job.as_ref().map(|job| job.handle.clone())
+    }
+
+    /// Something that says how far it is at any time, and that outlives the session.
+    pub fn watch(&self) -> Watch {
+        Watch { disk: self.disk.clone(), job: self.job(), clock: self.clock.clone(), begun: self.begun }
+    }
+
+    /// Streams to the end, whichever it is.
+    pub async fn stream(&mut self, display: &Display, interrupts: &mut Interrupts) -> Ending {
+        let watch = self.watch();
+        let Some(job) = &mut self.job else {
+            return Ending::Completed;
+        };
+        let Some(mut work) = job.work.take() else {
+            return Ending::Completed;
+        };
+        let mut ticker = tokio::time::interval(display.interval());
+        let mut interrupted = false;
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                () = interrupts.next(), if !interrupted => {
+                    interrupted = true;
+                    // A job that is over by now has lost nothing; its outcome says which came first.
+                    let _ = job.handle.request_cancel();
+                }
+                outcome = &mut work => break outcome,
+                _ = ticker.tick() => display.show(&watch.status()),
+            }
+        };
+        let ending = match outcome {
+            headwater_job::Outcome::Completed => Ending::Completed,
+            headwater_job::Outcome::Cancelled if interrupted => Ending::Interrupted,
+            headwater_job::Outcome::Cancelled => Ending::Cancelled,
+            headwater_job::Outcome::Failed(err) => Ending::Failed(err),
+        };
+        let error = match &ending {
+            Ending::Failed(err) => Some(err.to_string()),
+            _ => None,
+        };
+        display.finish(&Status { result: Some(ending.word()), error, ..watch.status() });
+        ending
+    }
+
+    /// Lets the clients go, flushes, and gives up the image.
+    ///
+    /// # Errors
+    /// Those of the storage: then the last writes that no client flushed may be lost, the image is sound all the same.
+    pub async fn close(self) -> Outcome {
+        self.exports.stop().await;
+        Ok(self.disk.close().await?)
+    }
+}
+
+fn on_error(arg: OnErrorArg) -> OnError {
+    match arg {
+        OnErrorArg::Report => OnError::Report,
+        OnErrorArg::Ignore => OnError::Ignore,
+        OnErrorArg::Stop => OnError::Stop,
+        OnErrorArg::Enospc => OnError::Enospc,
+    }
+}
+
+/// Says how far a stream is.
+#[derive(Clone)]
+pub struct Watch {
+    disk: Rc<Disk>,
+    job: Option<JobHandle>,
+    clock: TokioClock,
+    begun: Duration,
+}
+
+impl Watch {
+    /// How far it is now.
+    pub fn status(&self) -> Status {
+        let stats = self.disk.stats();
+        let mut status = Status {
+            guest_source_reads: stats.backing_reads.get(),
+            guest_reads: stats.reads.get(),
+            guest_writes: stats.writes.get() + stats.zeroes_and_discards.get(),
+            elapsed_seconds: (self.clock.now() - self.begun).as_secs_f64(),
+            ..Status::default()
+        };
+        let Some(job) = &self.job else {
+            return Status { state: "completed".into(), total_is_exact: true, ..status };
+        };
+        let progress = job.progress();
+        status.state = match job.outcome() {
+            Some(headwater_job::Outcome::Completed) => "completed".to_owned(),
+            Some(headwater_job::Outcome::Cancelled) => "cancelled".to_owned(),
+            Some(headwater_job::Outcome::Failed(_)) => "failed".to_owned(),
+            None => job.status().to_string(),
+        };
+        status.copied = progress.done;
+        status.total = progress.total;
+        status.total_is_exact = progress.total_is_exact;
+        status.remaining = progress.total.saturating_sub(progress.done);
+        status.zeroes = progress.zeroes;
+        status.rate = progress.rate;
+        status.rate_limit = job.speed();
+        status.eta_seconds = progress.eta.map(|eta| eta.as_secs_f64());
+        status.waiting_for = job.trouble().map(|err| err.to_string());
+        status
+    }
+}

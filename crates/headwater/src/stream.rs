@@ -1,0 +1,136 @@
+//! A stream from start to end: what `headwater stream` does, and the demonstration with it.
+
+use crate::cli::stream::StreamArgs;
+use crate::control::{Command, ControlSocket, Handler};
+use crate::failure::{Failure, Outcome, code};
+use crate::progress::{Display, Status};
+use crate::runtime::{self, Interrupts};
+use crate::session::{Ending, Session};
+use crate::shell;
+use headwater_job::Status as JobStatus;
+use std::rc::Rc;
+
+/// Carries out the command.
+///
+/// # Errors
+/// See the exit codes of the command.
+pub fn run(args: StreamArgs) -> Outcome {
+    runtime::run(async move {
+        let mut interrupts = Interrupts::catch()?;
+        let display = Rc::new(Display::choose(args.json));
+        let again = shell::line(std::env::args());
+        let result = stream(&args, &display, &mut interrupts, &again).await;
+        if let Err(Failure { message: Some(message), .. }) = &result
+            && args.json
+        {
+            // Whoever reads the JSON learns of failures before the stream began as well.
+            let failed = Status { result: Some("failed"), error: Some(message.clone()), ..Status::default() };
+            display.finish(&Status { state: "concluded".into(), ..failed });
+        }
+        result
+    })
+}
+
+/// Streams as `args` say. `again` is the command line that resumes.
+async fn stream(
+    args: &StreamArgs,
+    display: &Rc<Display>,
+    interrupts: &mut Interrupts,
+    again: &str,
+) -> Outcome {
+    let opening = Session::open(args, display);
+    let mut session = tokio::select! {
+        session = opening => session?,
+        () = interrupts.next() => {
+            display.say(&format!("interrupted before anything was streamed; start with: {again}"));
+            return Err(Failure::silent(code::INTERRUPTED));
+        }
+    };
+    let control = match &args.control {
+        Some(path) => Some(ControlSocket::bind(path, handler(&session))?),
+        None => None,
+    };
+    let nothing_to_do = session.job().is_none();
+    let ending = session.stream(display, interrupts).await;
+    if matches!(ending, Ending::Completed) {
+        if nothing_to_do {
+            display.finish(&Status { result: Some("completed"), ..session.watch().status() });
+        } else {
+            display.say(&format!("everything has been copied; {} stands alone", standing(args)));
+        }
+        if session.is_serving() && !args.exit_when_done {
+            display.say("the disk stays served until headwater is interrupted");
+            interrupts.next().await;
+        }
+    }
+    // From here on a second interruption ends it at once: clients and storage may take long.
+    let closed = tokio::select! {
+        closed = session.close() => closed,
+        () = interrupts.next() => Err(Failure::new(format!(
+            "{}: interrupted again, so it was not closed in order; it is consistent all the same",
+            args.disk.display()
+        ))),
+    };
+    drop(control);
+    let disk = args.disk.display();
+    let stopped =
+        |how: &str| format!("{how}; {disk} is consistent and keeps what was copied; resume with: {again}");
+    match ending {
+        Ending::Completed => closed,
+        Ending::Interrupted => {
+            display.say(&stopped("interrupted"));
+            closed.and(Err(Failure::silent(code::INTERRUPTED)))
+        }
+        Ending::Cancelled => {
+            display.say(&stopped("cancelled"));
+            closed.and(Err(Failure::silent(code::CANCELLED)))
+        }
+        Ending::Failed(err) => {
+            display.say(&stopped("the stream ended with an error"));
+            Err(err.into())
+        }
+    }
+}
+
+/// What the disk is now.
+fn standing(args: &StreamArgs) -> String {
+    match &args.base {
+        None => args.disk.display().to_string(),
+        Some(base) => format!("but for {base} {}", args.disk.display()),
+    }
+}
+
+/// Carries out what comes through the control socket.
+fn handler(session: &Session) -> Handler {
+    let (job, watch) = (session.job(), session.watch());
+    Rc::new(move |command| {
+        let (job, watch) = (job.clone(), watch.clone());
+        Box::pin(async move {
+            if command == Command::Status {
+                return serde_json::to_string(&watch.status()).map_err(|err| err.to_string());
+            }
+            let job = job.ok_or("everything has been copied, so there is nothing to command")?;
+            let done = match command {
+                Command::Rate(rate) => job.set_speed(rate),
+                Command::Pause => {
+                    let paused = job.pause();
+                    if paused.is_ok() {
+                        job.wait_for(|status| status != JobStatus::Running).await;
+                    }
+                    paused
+                }
+                Command::Resume => job.resume(),
+                Command::Status => Ok(()),
+                Command::Cancel => {
+                    let outcome = job.cancel().await.map_err(|err| err.to_string())?;
+                    return match outcome {
+                        headwater_job::Outcome::Completed => Ok("completed".to_owned()),
+                        headwater_job::Outcome::Cancelled => Ok("cancelled".to_owned()),
+                        headwater_job::Outcome::Failed(err) => Err(err.to_string()),
+                    };
+                }
+            };
+            done.map(|()| String::new()).map_err(|err| err.to_string())
+        })
+    })
+}

@@ -1,0 +1,8 @@
+//! The headwater command as a black box: a process with files, sockets and other programs around it. One binary, because linking several
+//! costs more than it gives.
+
+mod bad_input;
+mod commands;
+mod common;
+mod interrupted;
+mod stream;
