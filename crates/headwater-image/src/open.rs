@@ -114,9 +114,10 @@ pub struct OpenedImage {
 }
 
 impl OpenedImage {
-    /// Closes the disk: the top image first, then what was opened below it. Tries all, and returns the first error.
-    pub async fn close(self) -> Result<()> {
-        let mut result = self.node.close().await;
+    /// Closes what was opened below the top image, after that was closed (see [`headwater_block::Disk::close`]). Tries all, and
+    /// returns the first error.
+    pub async fn close_below(self) -> Result<()> {
+        let mut result = Ok(());
         for node in self.below {
             result = result.and(node.close().await);
         }

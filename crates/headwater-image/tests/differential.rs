@@ -15,9 +15,13 @@ mod differential {
 }
 
 use differential::run;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many seeds are tried unless the environment says otherwise.
 const SEEDS: u64 = 40;
+/// After how many failures no more seeds are tried.
+const MAX_FAILURES: usize = 5;
 
 #[test]
 fn headwater_and_qemu_agree() {
@@ -26,14 +30,27 @@ fn headwater_and_qemu_agree() {
         (Some(seed), _) => seed..seed + 1,
         (None, count) => 0..count.unwrap_or(SEEDS),
     };
-    let mut failed = Vec::new();
-    for seed in seeds {
-        if let Err(panic) = std::panic::catch_unwind(|| run::one(seed)) {
-            let text = panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "it panicked".to_owned());
-            eprintln!("HEADWATER_SEED={seed}: {text}");
-            failed.push(seed);
+    let next = AtomicU64::new(seeds.start);
+    let failed = Mutex::new(Vec::new());
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end || failed.lock().unwrap().len() >= MAX_FAILURES {
+                return;
+            }
+            if let Err(panic) = std::panic::catch_unwind(|| run::one(seed)) {
+                let text =
+                    panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "it panicked".to_owned());
+                eprintln!("HEADWATER_SEED={seed}: {text}");
+                failed.lock().unwrap().push(seed);
+            }
         }
-        assert!(failed.len() < 5, "seeds {failed:?} failed, and perhaps more");
-    }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
+            scope.spawn(work);
+        }
+    });
+    let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "replay with HEADWATER_SEED, seeds {failed:?}");
 }

@@ -1,8 +1,8 @@
 //! Random images and chains.
 
 use super::tools::{contents, qemu_io, run};
-use headwater_image::qcow2::create::CreateOptions;
 use headwater_image::Format;
+use headwater_image::qcow2::create::CreateOptions;
 use rand::Rng;
 use rand::rngs::StdRng;
 use std::path::Path;
@@ -39,7 +39,11 @@ impl Geometry {
     }
 
     /// The options for headwater's `create`.
-    pub(crate) fn create_options(&self, backing: Option<(String, Format)>, data_file: Option<&str>) -> CreateOptions {
+    pub(crate) fn create_options(
+        &self,
+        backing: Option<(String, Format)>,
+        data_file: Option<&str>,
+    ) -> CreateOptions {
         CreateOptions {
             cluster_size: self.cluster(),
             version: self.version,
@@ -82,17 +86,20 @@ impl Geometry {
 /// Random commands for qemu-io that give an image of `size` bytes something to hold.
 pub(crate) fn filling(rng: &mut StdRng, size: u64, cluster: u64, qcow2: bool) -> Vec<String> {
     let mut commands = Vec::new();
+    // Compressed writes cover a cluster that nothing was written to, and come first therefore.
+    for first in (0..size).step_by(cluster as usize).filter(|first| qcow2 && first + cluster <= size) {
+        if rng.random_range(0..size) < 3 * cluster {
+            commands.push(format!("write -c -P {} {first} {cluster}", rng.random_range(1..=255)));
+        }
+    }
     for _ in 0..rng.random_range(0..12) {
         let offset = rng.random_range(0..size);
         let len = rng.random_range(1..=cluster * 4).min(size - offset);
         let pattern = rng.random_range(1..=255);
-        let first = offset - offset % cluster;
         commands.push(match rng.random_range(0..10) {
             0..6 => format!("write -P {pattern} {offset} {len}"),
             6 => format!("write -z {offset} {len}"),
             7 => format!("write -z -u {offset} {len}"),
-            // Compressed writes cover a cluster.
-            _ if qcow2 && first + cluster <= size => format!("write -c -P {pattern} {first} {cluster}"),
             _ => format!("discard {offset} {len}"),
         });
     }

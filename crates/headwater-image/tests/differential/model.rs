@@ -6,12 +6,28 @@ use rand::rngs::StdRng;
 /// One request. Offsets and lengths are in bytes.
 #[derive(Debug, Clone)]
 pub(crate) enum Request {
-    Write { offset: u64, len: u64, pattern: u8 },
-    Zero { offset: u64, len: u64, unmap: bool },
-    Discard { offset: u64, len: u64 },
-    Read { offset: u64, len: u64 },
+    Write {
+        offset: u64,
+        len: u64,
+        pattern: u8,
+    },
+    Zero {
+        offset: u64,
+        len: u64,
+        unmap: bool,
+    },
+    Discard {
+        offset: u64,
+        len: u64,
+    },
+    Read {
+        offset: u64,
+        len: u64,
+    },
     Flush,
-    Resize { size: u64 },
+    Resize {
+        size: u64,
+    },
     /// Writes of disjoint ranges at once: (offset, length, pattern).
     Burst(Vec<(u64, u64, u8)>),
 }
@@ -33,7 +49,8 @@ impl Request {
             }
             _ => {
                 let step = size / 8;
-                let writes = (0..8).filter(|_| rng.random_bool(0.7)).map(|i| (i * step, step)).collect::<Vec<_>>();
+                let writes =
+                    (0..8).filter(|_| rng.random_bool(0.7)).map(|i| (i * step, step)).collect::<Vec<_>>();
                 let within = |(start, len): (u64, u64), rng: &mut StdRng| {
                     let (offset, len) = range(rng, len.max(1), cluster);
                     (start + offset, len, rng.random_range(1..=255))
@@ -54,9 +71,10 @@ impl Request {
             Request::Read { .. } => Vec::new(),
             Request::Flush => vec!["flush".to_owned()],
             Request::Resize { size } => vec![format!("truncate {size}")],
-            Request::Burst(writes) => {
-                writes.iter().map(|(offset, len, pattern)| format!("write -P {pattern} {offset} {len}")).collect()
-            }
+            Request::Burst(writes) => writes
+                .iter()
+                .map(|(offset, len, pattern)| format!("write -P {pattern} {offset} {len}"))
+                .collect(),
         }
     }
 }
@@ -111,7 +129,10 @@ impl Model {
         for (i, byte) in found.iter().enumerate() {
             let at = offset as usize + i;
             let old = self.bytes[at];
-            assert!(*byte == old || *byte == 0, "the discarded byte at {at} reads {byte:#04x}, was {old:#04x}");
+            assert!(
+                *byte == old || *byte == 0,
+                "the discarded byte at {at} reads {byte:#04x}, was {old:#04x}"
+            );
             self.bytes[at] = *byte;
             self.open[at] = true;
         }

@@ -29,7 +29,11 @@ impl ProtocolOpener for Files {
 
 /// Runs a program in `dir`; it must succeed.
 pub(crate) fn run(dir: &Path, program: &str, args: &[&str]) -> String {
-    let out = Command::new(program).args(args).current_dir(dir).output().unwrap_or_else(|err| panic!("{program}: {err}"));
+    let out = Command::new(program)
+        .args(args)
+        .current_dir(dir)
+        .output()
+        .unwrap_or_else(|err| panic!("{program}: {err}"));
     let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{program} {args:?}: {}\n{stdout}\n{stderr}", out.status);
     stdout.into_owned()
