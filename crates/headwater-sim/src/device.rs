@@ -30,8 +30,8 @@ impl Pace {
 struct Count {
     started: u64,
     bytes: u64,
-    in_flight: u64,
-    peak: u64,
+    bytes_in_flight: u64,
+    peak_bytes: u64,
 }
 
 /// The part of a simulated node that decides when and whether an operation succeeds.
@@ -116,9 +116,9 @@ impl Device {
         self.count(op).bytes
     }
 
-    /// The most operations of this kind that were in flight at once.
-    pub fn peak(&self, op: Op) -> u64 {
-        self.count(op).peak
+    /// The most bytes that operations of this kind were for at once.
+    pub fn peak_bytes(&self, op: Op) -> u64 {
+        self.count(op).peak_bytes
     }
 
     fn count(&self, op: Op) -> Count {
@@ -131,9 +131,9 @@ impl Device {
         let count = counts.entry(op).or_default();
         count.started += 1;
         count.bytes += range.end - range.start;
-        count.in_flight += 1;
-        count.peak = count.peak.max(count.in_flight);
-        InFlight { device: self, op }
+        count.bytes_in_flight += range.end - range.start;
+        count.peak_bytes = count.peak_bytes.max(count.bytes_in_flight);
+        InFlight { device: self, op, bytes: range.end - range.start }
     }
 
     /// Takes the time of an operation and says whether it fails.
@@ -199,12 +199,13 @@ impl Drop for Held<'_> {
 pub(crate) struct InFlight<'a> {
     device: &'a Device,
     op: Op,
+    bytes: u64,
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         if let Some(count) = self.device.counts.borrow_mut().get_mut(&self.op) {
-            count.in_flight -= 1;
+            count.bytes_in_flight -= self.bytes;
         }
     }
 }

@@ -51,6 +51,7 @@ pub struct SimFile {
     content: RefCell<Pages>,
     limits: Cell<Limits>,
     read_only: Cell<bool>,
+    exact_status: Cell<bool>,
     /// How often each piece was read.
     reads: RefCell<Vec<u32>>,
     events: RefCell<Option<Vec<Event>>>,
@@ -73,6 +74,7 @@ impl SimFile {
             content: RefCell::new(content),
             limits: Cell::new(Limits { preferred: 512, allocation_unit: 512, ..Limits::default() }),
             read_only: Cell::new(false),
+            exact_status: Cell::new(false),
             reads: RefCell::default(),
             events: RefCell::new(None),
             next_id: Cell::new(0),
@@ -87,6 +89,11 @@ impl SimFile {
     /// Refuses changes from now on, or takes them again.
     pub fn set_read_only(&self, read_only: bool) {
         self.read_only.set(read_only);
+    }
+
+    /// Look-ups find the whole of a run, instead of a part of it now and then.
+    pub fn set_exact_status(&self) {
+        self.exact_status.set(true);
     }
 
     /// What the file holds right now.
@@ -256,7 +263,7 @@ impl Node for SimFile {
             let kind = if hole { ExtentKind::Zero } else { ExtentKind::Data };
             let end = if range.start >= self.size() { range.end } else { end.min(range.end) };
             // Storage may know less than it could: a part of the run.
-            let end = if self.device.sim().rng().one_in(4) {
+            let end = if !self.exact_status.get() && self.device.sim().rng().one_in(4) {
                 let whole = range.start / PIECE * PIECE + PIECE * (1 + self.device.sim().rng().range(0..8));
                 whole.min(end)
             } else {

@@ -86,7 +86,7 @@ impl SimOverlay {
             alignment,
             first_map: RefCell::new(map.clone()),
             map: RefCell::new(map),
-            file: SimFile::new(sim, &format!("{name}.data"), Pages::new(0, 512)),
+            file: SimFile::new(sim, &format!("{name}.data"), Pages::new(0, unit.max(512) as usize)),
             backing: RefCell::new(backing),
             links: RefCell::default(),
             contract: Contract::default(),
