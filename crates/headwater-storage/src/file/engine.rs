@@ -259,7 +259,14 @@ impl State {
             if !ring.listen() {
                 return ring.has_unsubmitted();
             }
-            ring.silence();
+            // Looked at with the eventfd on, because it may only seem so: the kernel sets its "work is pending" flag after it has put up
+            // the work, which may be done by then. Such a flag stays until there is work again; going round for it would never end.
+            if !(self.submit(tasks) | self.reap(tasks)) {
+                return self.ring.as_mut().is_some_and(Ring::has_unsubmitted);
+            }
+            if let Some(ring) = &mut self.ring {
+                ring.silence();
+            }
         }
     }
 
