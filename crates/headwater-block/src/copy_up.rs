@@ -33,6 +33,15 @@ use std::rc::Rc;
 #[cfg(test)]
 mod tests;
 
+/// What the layers below the top, and above the base, supply for the whole of a range; see [`chain::next_missing`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Supply {
+    /// Data.
+    Data,
+    /// Zeroes: nothing need be read.
+    Zeroes,
+}
+
 /// What to copy up, and how.
 #[derive(Clone, Default)]
 pub struct CopyUpOptions {
@@ -42,6 +51,8 @@ pub struct CopyUpOptions {
     pub detect_zeroes: bool,
     /// Gives up, with `Cancelled`, while nothing has been changed.
     pub abort: Option<Rc<Abort>>,
+    /// What an earlier look found, as the layers below the top don't change: they are not asked again, which may save a round trip.
+    pub known: Option<Supply>,
 }
 
 /// What a copy-up did, in bytes.
@@ -116,14 +127,14 @@ pub async fn copy_up(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOptions
 
 /// The source half: steps 1 and 2. Safe to drop.
 pub(crate) async fn fetch(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOptions) -> Result<Fetch> {
-    let work = fetch_unguarded(disk, disk.whole_units(range), options.base.as_ref());
+    let work = fetch_unguarded(disk, disk.whole_units(range), options);
     match &options.abort {
         Some(abort) => abort.guard(work).await?,
         None => work.await,
     }
 }
 
-async fn fetch_unguarded(disk: &Rc<Disk>, range: Range<u64>, base: Option<&Rc<dyn Node>>) -> Result<Fetch> {
+async fn fetch_unguarded(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOptions) -> Result<Fetch> {
     let fetching = disk.fetch_lock().acquire(Token::for_request(), range.clone(), Mode::Exclusive).await;
     let top = disk.top();
     let mut runs = Vec::new();
@@ -132,7 +143,10 @@ async fn fetch_unguarded(disk: &Rc<Disk>, range: Range<u64>, base: Option<&Rc<dy
         return Ok(Fetch { pieces: Vec::new(), range, fetching: Some(fetching) });
     };
     // race-mark: copy-up-fetch
-    while let Some(missing) = chain::next_missing(&top, pos..range.end, base).await? {
+    while let Some(missing) = match options.known {
+        Some(supply) => next_lacking(&top, pos..range.end, supply).await?,
+        None => chain::next_missing(&top, pos..range.end, options.base.as_ref()).await?,
+    } {
         pos = missing.range.end;
         push_merged(&mut runs, missing);
     }
@@ -150,6 +164,21 @@ async fn fetch_unguarded(disk: &Rc<Disk>, range: Range<u64>, base: Option<&Rc<dy
     });
     let pieces = try_join_all(reads).await?;
     Ok(Fetch { pieces, range, fetching: Some(fetching) })
+}
+
+/// The first run of a range of whole units that `top` lacks, where it is known what the layers below supply.
+async fn next_lacking(top: &Rc<dyn Node>, range: Range<u64>, supply: Supply) -> Result<Option<Missing>> {
+    let mut pos = range.start;
+    while pos < range.end {
+        let extent = top.status(pos..range.end).await?;
+        // As when it is stored: the last unit may reach past the disk's end.
+        let end = if extent.end() >= top.size() { range.end } else { extent.end().min(range.end) };
+        if extent.kind == ExtentKind::Unallocated {
+            return Ok(Some(Missing { range: pos..end, zero: supply == Supply::Zeroes }));
+        }
+        pos = end;
+    }
+    Ok(None)
 }
 
 fn push_merged(runs: &mut Vec<Missing>, next: Missing) {

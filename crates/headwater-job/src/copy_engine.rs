@@ -18,7 +18,7 @@ use crate::window::{Bounds, Window};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use headwater_block::chain::Missing;
-use headwater_block::copy_up::{Copied, CopyUpOptions};
+use headwater_block::copy_up::{Copied, CopyUpOptions, Supply};
 use headwater_block::{Abort, Disk, Error, ErrorKind, LocalFuture, Node, Result};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -346,6 +346,7 @@ impl Run<'_> {
             base: self.engine.work.base.clone(),
             detect_zeroes: self.engine.work.detect_zeroes,
             abort: Some(self.abort.clone()),
+            known: Some(if what.zero { Supply::Zeroes } else { Supply::Data }),
         };
         let began = disk.clock().now();
         self.copies.push(Box::pin(async move {
