@@ -55,7 +55,7 @@ impl Listener {
     /// The next connection. May be dropped at any time.
     pub(crate) async fn accept(&self) -> io::Result<Socket> {
         match self {
-            Self::Tcp(listener) => Socket::tcp(listener.accept().await?.0),
+            Self::Tcp(listener) => Ok(Socket::tcp(listener.accept().await?.0)),
             Self::Unix(listener, _) => Ok(Socket::unix(listener.accept().await?.0)),
         }
     }

@@ -23,11 +23,14 @@ pub(crate) enum Socket {
 
 impl Socket {
     /// Takes over a TCP connection.
-    pub(crate) fn tcp(stream: TcpStream) -> io::Result<Self> {
-        // Replies are written in batches already; waiting for more would only delay them.
-        stream.set_nodelay(true)?;
+    pub(crate) fn tcp(stream: TcpStream) -> Self {
+        // Replies are written in batches already; waiting for more would only delay them. Both options fail only if the
+        // connection is gone, which the session will find.
+        let _ = stream.set_nodelay(true);
+        // A client whose machine is gone says no goodbye; its place must become free all the same.
+        let _ = sockopt::set_socket_keepalive(&stream, true);
         enlarge_buffers(stream.as_fd());
-        Ok(Self::Tcp(stream))
+        Self::Tcp(stream)
     }
 
     /// Takes over a connection of a Unix socket.
