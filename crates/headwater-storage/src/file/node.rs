@@ -193,8 +193,31 @@ impl FileNode {
             .read(&self.file, offset, buf, want)
             .await
             .map_err(|err| self.failed(err, "read", offset, len))?;
+        if done < want {
+            self.check_length()?;
+        }
         buf[done..].fill(0);
         Ok(buf)
+    }
+
+    /// Refuses to go on with a file that is open for reading only and was made shorter by somebody else: what is missing would read as
+    /// zeroes, and be taken for the truth.
+    fn check_length(&self) -> Result<()> {
+        if !self.read_only || self.kind == Kind::BlockDevice {
+            return Ok(());
+        }
+        let stat = rustix::fs::fstat(&self.file.fd)
+            .map_err(|err| Error::from_io(err.into(), format_args!("ask for the size of {}", self.name)))?;
+        let (now, then) = (u64::try_from(stat.st_size).unwrap_or(0), self.size.get());
+        if now >= then {
+            return Ok(());
+        }
+        let message = format!(
+            "{}: it had {then} bytes when it was opened, and was made shorter, to {now}, while it is in use; \
+             restore it and start again",
+            self.name
+        );
+        Err(Error::new(ErrorKind::SourceChanged, message))
     }
 
     /// Reads the first `want` bytes, which lie within the file, through aligned memory.
@@ -212,6 +235,9 @@ impl FileNode {
                 .read(&self.file, start, bounce, skip + count)
                 .await
                 .map_err(|err| self.failed(err, "read", at, count as u64))?;
+            if done < skip + count {
+                self.check_length()?;
+            }
             let there = done.clamp(skip, skip + count);
             let target = &mut buf[filled..filled + count];
             target[..there - skip].copy_from_slice(&bounce[skip..there]);
@@ -306,7 +332,7 @@ impl FileNode {
                 Err(err) => Err(failed(err)),
             },
             Err(err) => match err.raw_os_error() {
-                Some(libc::ENXIO) => Ok(Run { hole: true, ..data }),
+                Some(libc::ENXIO) => self.check_length().map(|()| Run { hole: true, ..data }),
                 Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOTTY | libc::ESPIPE) => {
                     self.no_holes.set(true);
                     Ok(data)

@@ -179,11 +179,6 @@ fn the_end_of_a_file() {
         assert!(matches!(node.resolve(9000..30_000), Resolved::At { offset: 9000, len: 1000, .. }));
         let err = node.write(0, Buffer::zeroed(4096), WriteFlags::default()).await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::ReadOnly);
-        // Somebody cuts the file: what is missing reads as zeroes.
-        scratch.as_file().set_len(5000).unwrap();
-        expected[5000..].fill(0);
-        assert!(read(&node, 1, 9000).await == expected[1..9001]);
-        assert!(read(&node, 4096, 4096).await == expected[4096..8192]);
     });
 }
 
@@ -411,5 +406,22 @@ fn a_read_may_be_dropped_at_any_time() {
             drop(dropped);
             assert!(kept.await == expected[i as usize * 2001..i as usize * 2001 + 4096]);
         }
+    });
+}
+
+#[test]
+fn a_source_that_was_made_shorter_is_no_source_of_zeroes() {
+    everywhere(async |engine, cache| {
+        let file = scratch_file();
+        std::fs::write(file.path(), pattern(64 << 10, 1)).unwrap();
+        let options = FileOptions { read_only: true, ..options(cache) };
+        let node = FileNode::open(engine, file.path(), options).unwrap();
+        file.as_file().set_len(16 << 10).unwrap();
+        assert_eq!(read(&node, 0, 8192).await, pattern(8192, 1));
+        for offset in [12 << 10, 32 << 10, 4097] {
+            let err = node.read(offset, BufferMut::new(32 << 10)).await.unwrap_err();
+            assert_eq!(err.kind(), ErrorKind::SourceChanged, "{err}");
+        }
+        assert_eq!(node.status(32 << 10..64 << 10).await.unwrap_err().kind(), ErrorKind::SourceChanged);
     });
 }
