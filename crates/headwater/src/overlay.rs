@@ -180,7 +180,13 @@ fn recorded_name(image: &str, disk: &Path) -> Outcome<String> {
         |what: &Path, err| Failure::new(format!("cannot find out where {} is: {err}", what.display()));
     let path = std::fs::canonicalize(image).map_err(|err| cannot(Path::new(image), err))?;
     let directory = directory_of(disk);
-    let directory = std::fs::canonicalize(&directory).map_err(|err| cannot(&directory, err))?;
+    let directory = std::fs::canonicalize(&directory).map_err(|err| {
+        Failure::new(format!(
+            "cannot make {}: its directory {} can't be found: {err}",
+            disk.display(),
+            directory.display()
+        ))
+    })?;
     let name = match path.file_name() {
         Some(name) if path.parent() == Some(&directory) => Path::new(name),
         _ => &path,

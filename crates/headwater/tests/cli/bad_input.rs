@@ -76,18 +76,18 @@ fn images_that_are_truncated() {
     let scratch = Scratch::new();
     let source = image(&scratch, "cut.qcow2");
     let whole = read_file(&source);
-    for len in [4, 60, 100, 65536, 65536 * 3 + 8] {
+    for len in [4, 60, 100, 65536] {
         std::fs::write(&source, &whole[..len]).unwrap();
-        if len == 4 {
-            // Too short to be anything but an image of four bytes; the magic says what it was to be.
-            refused(&source, &["cut.qcow2"]);
-            continue;
-        }
         refused(&source, &["cut.qcow2"]);
     }
+    // The L1 table is there, and the L2 table that it leads to is not.
+    std::fs::write(&source, &whole[..65536 * 4]).unwrap();
+    let disk = scratch.path("disk.qcow2");
+    headwater(&["stream", &source, &disk]).code(1).says(&["cut.qcow2"]);
+    assert_sound(&disk);
+    std::fs::remove_file(&disk).unwrap();
     // Only data are missing: what is there streams in, the rest is an error or reads as zeroes, as for qemu-img.
     std::fs::write(&source, &whole[..whole.len() - 65536]).unwrap();
-    let disk = scratch.path("disk.qcow2");
     let ended = headwater(&["stream", &source, &disk]);
     assert!(matches!(ended.code, Some(0 | 1)), "{}", ended.stderr);
     assert_sound(&disk);
@@ -102,7 +102,7 @@ fn images_that_are_corrupt() {
     let cases: [(u64, &[u8], &str); 6] = [
         (4, &9u32.to_be_bytes(), "version"),
         (20, &60u32.to_be_bytes(), "cluster"),
-        (24, &u64::MAX.to_be_bytes(), "size"),
+        (24, &u64::MAX.to_be_bytes(), "disk of"),
         (36, &u32::MAX.to_be_bytes(), "L1"),
         (40, &(1u64 << 50).to_be_bytes(), "L1"),
         (72, &(1u64 << 40).to_be_bytes(), "feature"),
@@ -220,7 +220,7 @@ fn an_address_to_serve_at_that_is_taken() {
     let (raw, other) = (scratch.path("a.raw"), scratch.path("other.qcow2"));
     make_raw(&raw, MIB, 1);
     let uri = scratch.uri("disk");
-    let mut first = Running::start(&["serve", &raw, "--format", "raw", "--serve", &uri]);
+    let mut first = Running::start(&["serve", &raw, "--format", "raw", "--read-only", "--serve", &uri]);
     first.wait_for_socket(&scratch.path("disk.sock"));
     headwater(&["stream", &raw, &other, "--serve", &uri]).code(1).says(&["disk.sock"]);
     // A socket that nobody listens at any more is no obstacle, though.

@@ -17,7 +17,7 @@ fn created_images_are_what_qemu_img_would_have_made() {
         ("v2", &["-o", "compat=0.10"], "10M"),
         ("small clusters", &["-o", "cluster_size=4K,refcount_bits=1"], "100M"),
         ("subclusters", &["-o", "extended_l2=on,cluster_size=128k"], "64K"),
-        ("lazy", &["-o", "lazy_refcounts=on,compression_type=zstd"], "1T"),
+        ("large", &["-o", "compression_type=zstd,cluster_size=2M"], "1T"),
         ("overlay", &["-b", "base.raw", "-F", "raw"], ""),
         ("grown overlay", &["-b", "base.raw", "-F", "raw"], "20M"),
     ];

@@ -42,7 +42,8 @@ impl Slow {
         let ended = headwater(&["stream", &self.raw, &self.disk, "--json"]).code(0);
         let last = ended.last_json();
         assert_eq!(last["result"], "completed");
-        assert!(last["copied"].as_u64() < Some(14 * MIB), "nothing was kept: {last}");
+        // Four of five runs are stored by the source: 19 MiB.
+        assert!(last["total"].as_u64() < Some(18 * MIB), "nothing was kept: {last}");
         assert_streamed(&self.disk, &self.raw, "raw");
     }
 }
@@ -69,14 +70,12 @@ fn killed_at_work_it_resumes() {
     let slow = Slow::new(2);
     let running = slow.start_and_wait();
     running.kill();
-    // Leaks are allowed after a kill, errors are not; the next run must cope with either.
-    let check = tool_output("qemu-img", &["check", "-q", &slow.disk]);
-    assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
+    // The next run must cope with leaks.
+    assert_no_errors(&slow.disk);
     let ended = headwater(&["stream", &slow.raw, &slow.disk]).code(0);
     assert!(ended.stderr.contains("goes on") || ended.stderr.contains("resum"), "{}", ended.stderr);
     tool("qemu-img", &["compare", &slow.disk, &slow.raw]);
-    let check = tool_output("qemu-img", &["check", "-q", &slow.disk]);
-    assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
+    assert_no_errors(&slow.disk);
 }
 
 #[test]
@@ -145,8 +144,7 @@ fn a_disk_without_space_keeps_what_it_has_and_goes_on_later() {
     assert!(ended.stderr.contains("space"), "{}", ended.stderr);
     let ended = ended.says(&["disk.qcow2"]);
     assert!(ended.stderr.contains("headwater stream"), "it doesn't say how to go on: {}", ended.stderr);
-    let check = tool_output("qemu-img", &["check", "-q", &disk]);
-    assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
+    assert_no_errors(&disk);
     tool("qemu-img", &["compare", &disk, &raw]);
     // With the policy for it, the job waits for space instead, and the guest reads on.
     let mut running = Running::start(&[
@@ -170,8 +168,7 @@ fn a_disk_without_space_keeps_what_it_has_and_goes_on_later() {
     tool("mount", &["-o", "remount,size=64M", &small]);
     headwater(&["ctl", &scratch.path("control.sock"), "resume"]).code(0);
     running.wait().code(0);
-    let check = tool_output("qemu-img", &["check", "-q", &disk]);
-    assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
+    assert_no_errors(&disk);
     tool("qemu-img", &["compare", &disk, &raw]);
 }
 
