@@ -104,7 +104,7 @@ fn range(rng: &mut StdRng, size: u64, cluster: u64) -> (u64, u64) {
 #[derive(Clone)]
 pub(crate) struct Model {
     pub(crate) bytes: Vec<u8>,
-    /// True for bytes that were discarded: QEMU may have kept them where headwater zeroed them, or the other way.
+    /// True for bytes of which QEMU may have made something else: it may have kept what headwater discarded, or the other way.
     pub(crate) open: Vec<bool>,
 }
 
@@ -119,9 +119,15 @@ impl Model {
         self.open[range].fill(false);
     }
 
-    pub(crate) fn resize(&mut self, size: u64) {
+    pub(crate) fn resize(&mut self, size: u64, cluster: u64) {
+        let old = self.bytes.len();
         self.bytes.resize(size as usize, 0);
         self.open.resize(size as usize, false);
+        // QEMU lets old data in the last cluster show up again when a disk that had shrunk grows.
+        let end = old.next_multiple_of(cluster as usize).min(size as usize);
+        if old < end {
+            self.open[old..end].fill(true);
+        }
     }
 
     /// Takes over what a discarded range reads as: each byte as before, or zero.

@@ -131,7 +131,7 @@ async fn drive(
             let request = Request::random(rng, size, plan.geometry.cluster(), resizable);
             log.push(format!("{request:?}"));
             commands.extend(request.commands());
-            apply(&disk, model, &request, &log).await;
+            apply(&disk, model, &request, plan.geometry.cluster(), &log).await;
             plan.requests.push(request);
         }
         let end = model.bytes.len() as u64;
@@ -152,7 +152,7 @@ async fn drive(
 }
 
 /// Carries out one request, and compares.
-async fn apply(disk: &Rc<Disk>, model: &mut Model, request: &Request, log: &[String]) {
+async fn apply(disk: &Rc<Disk>, model: &mut Model, request: &Request, cluster: u64, log: &[String]) {
     let done = match request {
         Request::Write { offset, len, pattern } => {
             model.fill(*offset, *len, *pattern);
@@ -172,7 +172,7 @@ async fn apply(disk: &Rc<Disk>, model: &mut Model, request: &Request, log: &[Str
         }),
         Request::Flush => disk.flush().await,
         Request::Resize { size } => {
-            model.resize(*size);
+            model.resize(*size, cluster);
             disk.resize(*size).await
         }
         Request::Burst(writes) => {
