@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{Shape, World, base, small_options};
+use common::{Shape, World, base, busy, commander, helper, small_options};
 use headwater_block::{ErrorKind, Node};
-use headwater_job::{Event, JobHandle, OnError, Outcome, Status, StreamOptions, stream};
+use headwater_job::{Event, OnError, Outcome, Status, StreamOptions, stream};
 use headwater_sim::{Defect, Fault, Op, Sim, for_seeds};
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,64 +22,6 @@ struct Tally {
     completed: u32,
     cancelled: u32,
     failed: u32,
-}
-
-async fn guest(world: Rc<World>, ops: u64) {
-    let rng = world.sim.rng().clone();
-    let size = world.disk.size();
-    for _ in 0..ops {
-        let range = rng.byte_range(size, 12 << 10, 1024);
-        // A guest's request may fail when storage does; what it did then is in doubt, which the model knows.
-        let _failed = match rng.range(0..10) {
-            0..4 => world.read(range).await,
-            4..6 => {
-                let tag = 10 + rng.range(0..100) as u8;
-                let done = world.write(range.clone(), tag).await;
-                if done.is_err() {
-                    let _ = world.read(range).await;
-                }
-                done
-            }
-            6 => {
-                let unmap = rng.one_in(2);
-                let done = world.zero(range.clone(), unmap).await;
-                if done.is_err() {
-                    let _ = world.read(range).await;
-                }
-                done
-            }
-            7..9 => world.discard(range).await,
-            _ => world.disk.flush().await,
-        };
-        if rng.one_in(2) {
-            world.sim.sleep(rng.duration(Duration::ZERO, Duration::from_micros(400))).await;
-        }
-    }
-}
-
-async fn commander(world: Rc<World>, job: JobHandle) {
-    let rng = world.sim.rng().clone();
-    while !job.status().is_over() {
-        world.sim.sleep(rng.duration(Duration::ZERO, Duration::from_micros(500))).await;
-        // A command may come when the state doesn't allow it: then it is refused and changes nothing.
-        let _refused = match rng.range(0..6) {
-            0 => job.pause(),
-            1 | 2 => job.resume(),
-            3 => job.set_speed(*rng.pick(&[0, 1 << 20, 100 << 20])),
-            4 => job.finalize(),
-            _ => Ok(()),
-        };
-    }
-}
-
-/// Keeps a job going that waits for somebody.
-async fn helper(world: Rc<World>, job: JobHandle) {
-    while !job.status().is_over() {
-        world.sim.sleep(Duration::from_millis(20)).await;
-        let _ = job.resume();
-        let _ = job.finalize();
-        let _ = job.set_speed(0);
-    }
 }
 
 fn add_faults(world: &World) {
@@ -123,15 +65,16 @@ fn one_run(seed: u64, plan: &Plan, tally: &mut Tally) {
     let copied_on_read = world.disk.copies_on_read();
     let (job, work) = stream(world.disk.clone(), options);
     let cancels = plan.cancel && rng.one_in(2);
+    let commands = plan.commands && rng.one_in(2);
     let inner = (sim.clone(), world.clone());
     let outcome = sim.run(async move {
         let (sim, world) = inner;
         let guests: Vec<_> =
-            (0..3).map(|n| sim.spawn(format!("guest {n}"), guest(world.clone(), 12))).collect();
+            (0..3).map(|n| sim.spawn(format!("guest {n}"), busy(world.guest.clone(), 12))).collect();
         let work = sim.spawn("job", work);
-        let _helper = sim.spawn("helper", helper(world.clone(), job.clone()));
-        if plan_commands(&sim) {
-            let _commander = sim.spawn("commander", commander(world.clone(), job.clone()));
+        let _helper = sim.spawn("helper", helper(sim.clone(), job.clone()));
+        if commands {
+            let _commander = sim.spawn("commander", commander(world.guest.clone(), job.clone()));
         }
         let reply = if cancels {
             sim.sleep(sim.rng().duration(Duration::ZERO, Duration::from_millis(8))).await;
@@ -163,10 +106,6 @@ fn one_run(seed: u64, plan: &Plan, tally: &mut Tally) {
             tally.failed += 1;
         }
     }
-}
-
-fn plan_commands(sim: &Sim) -> bool {
-    sim.rng().one_in(2)
 }
 
 async fn check(world: &World, outcome: &Outcome, base: Option<&Rc<dyn Node>>) {

@@ -1,12 +1,15 @@
-//! A simulated disk for the tests of jobs: a chain of small overlays over a source, and what it reads as.
+//! A simulated disk for the tests of jobs: a chain of small overlays over a source, guests that use it, and what it reads as.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use headwater_block::{Buffer, DetectZeroes, Disk, DiskOptions, Node, WriteFlags, ZeroFlags};
+use headwater_job::JobHandle;
 use headwater_job::window::Bounds;
 use headwater_job::{Base, Link, StreamOptions};
 use headwater_sim::{Fill, Model, Pages, Sim, SimFile, SimOverlay};
+use std::ops::{Deref, Range};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// What a world looks like.
 pub struct Shape {
@@ -52,16 +55,28 @@ impl Shape {
     }
 }
 
-/// A disk in the simulator.
-pub struct World {
+/// A disk in the simulator, as its guests see it.
+#[derive(Clone)]
+pub struct Guest {
     pub sim: Sim,
+    pub disk: Rc<Disk>,
+    pub model: Rc<Model>,
+}
+
+/// A disk in the simulator, and what it is made of.
+pub struct World {
+    pub guest: Guest,
     pub source: Rc<SimFile>,
     /// From the source upwards.
     pub middles: Vec<Rc<SimOverlay>>,
     pub top: Rc<SimOverlay>,
-    pub disk: Rc<Disk>,
-    pub model: Rc<Model>,
-    pub content: Vec<u8>,
+}
+
+impl Deref for World {
+    type Target = Guest;
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
 }
 
 impl World {
@@ -76,25 +91,7 @@ impl World {
     }
 
     fn build(sim: &Sim, shape: &Shape, random: bool) -> Self {
-        let rng = sim.rng();
-        let mut content = vec![0; shape.size as usize];
-        let mut pages = Pages::new(shape.source_size, 512);
-        let mut pos = 0;
-        while pos < shape.source_size {
-            let run = if random { 512 * (1 + rng.range(0..20)) } else { shape.source_size };
-            let end = (pos + run).min(shape.source_size);
-            match if random { rng.range(0..4) } else { 0 } {
-                // A hole, and zeroes that are data.
-                0 if random => {}
-                1 => pages.write(pos, &vec![0; (end - pos) as usize]),
-                _ => pages.write(pos, &Fill::Pattern(1).bytes(pos..end)),
-            }
-            pos = end;
-        }
-        let seen = content.len().min(shape.source_size as usize);
-        pages.read(0, &mut content[..seen]);
-        let source = SimFile::new(sim, "source", pages);
-        source.set_read_only(true);
+        let (source, mut content) = source(sim, shape, random);
         let mut below: Rc<dyn Node> = source.clone();
         let mut middles = Vec::new();
         for n in 0..=shape.middles {
@@ -112,7 +109,7 @@ impl World {
         let top = middles.pop().expect("at least the top");
         let disk = Disk::new(top.clone(), sim.clock(), shape.options);
         let model = Model::new(&content);
-        Self { sim: sim.clone(), source, middles, top, disk, model, content }
+        Self { guest: Guest { sim: sim.clone(), disk, model }, source, middles, top }
     }
 
     /// The layers below the top, from the source upwards.
@@ -121,9 +118,11 @@ impl World {
         layers.extend(self.middles.iter().map(|middle| middle.clone() as Rc<dyn Node>));
         layers
     }
+}
 
+impl Guest {
     /// A guest's read, checked.
-    pub async fn read(&self, range: std::ops::Range<u64>) -> headwater_block::Result<()> {
+    pub async fn read(&self, range: Range<u64>) -> headwater_block::Result<()> {
         let reading = self.model.begin_read(range.clone());
         let data = self.disk.read(range.start, range.end - range.start).await?;
         reading.check(&data);
@@ -131,7 +130,7 @@ impl World {
     }
 
     /// A guest's write.
-    pub async fn write(&self, range: std::ops::Range<u64>, tag: u8) -> headwater_block::Result<()> {
+    pub async fn write(&self, range: Range<u64>, tag: u8) -> headwater_block::Result<()> {
         let fill = Fill::Pattern(tag);
         let mutation = self.model.begin(range.clone(), fill);
         let data = Buffer::copy_of(&fill.bytes(range.clone()));
@@ -142,7 +141,7 @@ impl World {
     }
 
     /// A guest's zero-write.
-    pub async fn zero(&self, range: std::ops::Range<u64>, unmap: bool) -> headwater_block::Result<()> {
+    pub async fn zero(&self, range: Range<u64>, unmap: bool) -> headwater_block::Result<()> {
         let mutation = self.model.begin(range.clone(), Fill::Zero);
         let flags = ZeroFlags { unmap, ..ZeroFlags::default() };
         self.disk.write_zeroes(range.start, range.end - range.start, flags).await?;
@@ -151,7 +150,7 @@ impl World {
     }
 
     /// A guest's discard.
-    pub async fn discard(&self, range: std::ops::Range<u64>) -> headwater_block::Result<()> {
+    pub async fn discard(&self, range: Range<u64>) -> headwater_block::Result<()> {
         let mutation = self.model.begin_discard(range.clone());
         self.disk.discard(range.start, range.end - range.start).await?;
         mutation.done();
@@ -164,6 +163,30 @@ impl World {
             self.read(0..self.disk.size()).await.expect("the disk can be read");
         }
     }
+}
+
+/// The source, and what the disk reads as while nothing lies above it.
+pub fn source(sim: &Sim, shape: &Shape, random: bool) -> (Rc<SimFile>, Vec<u8>) {
+    let rng = sim.rng();
+    let mut content = vec![0; shape.size as usize];
+    let mut pages = Pages::new(shape.source_size, 512);
+    let mut pos = 0;
+    while pos < shape.source_size {
+        let run = if random { 512 * (1 + rng.range(0..20)) } else { shape.source_size };
+        let end = (pos + run).min(shape.source_size);
+        match if random { rng.range(0..4) } else { 0 } {
+            // A hole, and zeroes that are data.
+            0 if random => {}
+            1 => pages.write(pos, &vec![0; (end - pos) as usize]),
+            _ => pages.write(pos, &Fill::Pattern(1).bytes(pos..end)),
+        }
+        pos = end;
+    }
+    let seen = content.len().min(shape.source_size as usize);
+    pages.read(0, &mut content[..seen]);
+    let source = SimFile::new(sim, "source", pages);
+    source.set_read_only(true);
+    (source, content)
 }
 
 fn preset(sim: &Sim, layer: &SimOverlay, size: u64, unit: u64, tag: u8, content: &mut [u8]) {
@@ -194,4 +217,60 @@ pub fn small_options() -> StreamOptions {
 
 pub fn base(node: &Rc<dyn Node>) -> Base {
     Base { node: node.clone(), link: Link { name: node.name().to_string(), format: "sim".to_string() } }
+}
+
+/// A guest that does `ops` random things.
+pub async fn busy(guest: Guest, ops: u64) {
+    let rng = guest.sim.rng().clone();
+    let size = guest.disk.size();
+    for _ in 0..ops {
+        let range = rng.byte_range(size, 12 << 10, 1024);
+        // A request may fail when storage does; what it did then is in doubt, which the model knows, until it is read.
+        let done = match rng.range(0..10) {
+            0..4 => guest.read(range.clone()).await,
+            4..6 => guest.write(range.clone(), 10 + rng.range(0..100) as u8).await,
+            6 => guest.zero(range.clone(), rng.one_in(2)).await,
+            7..9 => guest.discard(range.clone()).await,
+            _ => guest.disk.flush().await,
+        };
+        if done.is_err() {
+            let _failed_again = guest.read(range).await;
+        }
+        if rng.one_in(2) {
+            guest.sim.sleep(rng.duration(Duration::ZERO, Duration::from_micros(400))).await;
+        }
+    }
+}
+
+/// Someone who gives a job random commands, and holds all requests back now and then.
+pub async fn commander(guest: Guest, job: JobHandle) {
+    let rng = guest.sim.rng().clone();
+    while !job.status().is_over() {
+        guest.sim.sleep(rng.duration(Duration::ZERO, Duration::from_micros(500))).await;
+        // A command may come when the state doesn't allow it: then it is refused and changes nothing.
+        let _refused = match rng.range(0..7) {
+            0 => job.pause(),
+            1 | 2 => job.resume(),
+            3 => job.set_speed(*rng.pick(&[0, 1 << 20, 100 << 20])),
+            4 => job.finalize(),
+            5 => {
+                let drained = guest.disk.drain().await;
+                assert_eq!(guest.disk.stats().in_flight.get(), 0);
+                guest.sim.sleep(rng.duration(Duration::ZERO, Duration::from_micros(300))).await;
+                drop(drained);
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+    }
+}
+
+/// Someone who keeps a job going that waits for somebody.
+pub async fn helper(sim: Sim, job: JobHandle) {
+    while !job.status().is_over() {
+        sim.sleep(Duration::from_millis(20)).await;
+        let _ = job.resume();
+        let _ = job.finalize();
+        let _ = job.set_speed(0);
+    }
 }

@@ -1,0 +1,125 @@
+//! The stream job on qcow2 images in the simulator: every shape of image, guests, commands and faults. Afterwards the image is
+//! closed, checked, and opened again.
+
+mod common;
+
+use common::{Guest, Shape, busy, commander, helper, small_options, source};
+use headwater_block::{Disk, ErrorKind, Node};
+use headwater_image::Format;
+use headwater_image::qcow2::check::{CheckOptions, check};
+use headwater_image::qcow2::create::{CreateOptions, create};
+use headwater_image::qcow2::{Children, Qcow2Node, Qcow2Options};
+use headwater_job::{OnError, Outcome, StreamOptions, stream};
+use headwater_sim::{Fault, Model, Op, Pages, Sim, SimFile, for_seeds};
+use std::rc::Rc;
+use std::time::Duration;
+
+struct Image {
+    file: Rc<SimFile>,
+    create: CreateOptions,
+    cache_size: u64,
+}
+
+impl Image {
+    fn random(sim: &Sim, size: u64) -> Self {
+        let rng = sim.rng();
+        let version = if rng.one_in(5) { 2 } else { 3 };
+        let cluster_bits = *rng.pick(&[9, 9, 10, 11, 12, 13, 14, 14, 16]);
+        let mut create = CreateOptions::new(size);
+        create.version = version;
+        create.cluster_size = 1 << cluster_bits;
+        create.backing = Some(("source".into(), Format::Raw));
+        if version == 3 {
+            create.refcount_bits = 1 << rng.range(0..7);
+            create.extended_l2 = cluster_bits >= 14 && rng.one_in(2);
+        }
+        let file = SimFile::new(sim, "image", Pages::new(0, 512));
+        Self { file, create, cache_size: *rng.pick(&[0, 4096, 32 << 20]) }
+    }
+
+    async fn open(&self, backing: Option<Rc<dyn Node>>) -> Rc<Qcow2Node> {
+        let children = Children { data_file: None, backing };
+        let options = Qcow2Options { read_only: false, cache_size: self.cache_size };
+        Qcow2Node::open(self.file.clone(), children, options).await.expect("the image opens")
+    }
+}
+
+fn one_run(seed: u64, faults: bool) {
+    let sim = Sim::new(seed);
+    let inner = sim.clone();
+    sim.run(async move { in_sim(inner, faults).await });
+}
+
+async fn in_sim(sim: Sim, faults: bool) {
+    let rng = sim.rng().clone();
+    let random = Shape::random(&sim);
+    let shape = Shape { size: random.size.next_multiple_of(512), ..random };
+    let (source, content) = source(&sim, &shape, true);
+    let image = Image::random(&sim, shape.size);
+    create(&*image.file, &image.create).await.expect("the image is created");
+    let top = image.open(Some(source.clone())).await;
+    let disk = Disk::new(top.clone(), sim.clock(), shape.options);
+    let guest = Guest { sim: sim.clone(), disk: disk.clone(), model: Model::new(&content) };
+
+    let mut sick = false;
+    if faults {
+        let times = rng.range(1..6);
+        if rng.one_in(2) {
+            source.fail(Fault::sometimes(&[Op::Read, Op::Status], 0.1, times, ErrorKind::Unavailable));
+        } else {
+            sick = true;
+            image.file.fail(Fault::sometimes(&[Op::Write, Op::WriteZeroes], 0.02, times, ErrorKind::NoSpace));
+        }
+    }
+    let options = StreamOptions {
+        speed: if rng.one_in(4) { rng.range(1 << 20..100 << 20) } else { 0 },
+        on_error: *rng.pick(&[OnError::Report, OnError::Ignore, OnError::Stop, OnError::Enospc]),
+        detect_zeroes: rng.one_in(2),
+        ..small_options()
+    };
+    let (job, work) = stream(disk.clone(), options);
+    let guests: Vec<_> = (0..3).map(|n| sim.spawn(format!("guest {n}"), busy(guest.clone(), 12))).collect();
+    let work = sim.spawn("job", work);
+    let _helper = sim.spawn("helper", helper(sim.clone(), job.clone()));
+    let commanded = rng.one_in(2).then(|| sim.spawn("commander", commander(guest.clone(), job.clone())));
+    if faults && rng.one_in(3) {
+        sim.sleep(rng.duration(Duration::ZERO, Duration::from_millis(8))).await;
+        let _too_late = job.request_cancel();
+    }
+    let outcome = work.await;
+    for guest in guests {
+        guest.await;
+    }
+    if let Some(commanded) = commanded {
+        commanded.await;
+    }
+    source.repair();
+    image.file.repair();
+    assert!(faults || matches!(outcome, Outcome::Completed), "{outcome:?}");
+    assert_eq!(top.backing().is_none(), matches!(outcome, Outcome::Completed), "{outcome:?}");
+    if top.backing().is_none() {
+        source.fail(Fault::always(&[Op::Read, Op::Status], ErrorKind::Io));
+    }
+    guest.check_all().await;
+    let closed = disk.close().await;
+    assert!(sick || closed.is_ok(), "{closed:?}");
+
+    let report = check(image.file.clone(), CheckOptions::default()).await.expect("the image can be checked");
+    assert!(report.corruptions == 0 && (sick || report.leaks == 0), "{report:?}");
+    if closed.is_ok() {
+        let top = image.open(top.backing()).await;
+        assert_eq!(top.header().backing_name.is_none(), matches!(outcome, Outcome::Completed), "{outcome:?}");
+        let disk = Disk::new(top, sim.clock(), shape.options);
+        Guest { disk, ..guest }.check_all().await;
+    }
+}
+
+#[test]
+fn a_stream_into_qcow2_among_guests_completes() {
+    for_seeds(400, |seed| one_run(seed, false));
+}
+
+#[test]
+fn a_stream_into_qcow2_with_faults_keeps_every_byte() {
+    for_seeds(600, |seed| one_run(seed, true));
+}
