@@ -1,1 +1,119 @@
-//! Tests.
+//! Many requests at once, on slow storage that sometimes fails, with the range lock that real disks have.
+
+use super::*;
+use headwater_block::disk::{Disk, DiskOptions};
+use headwater_block::{Buffer, ErrorKind, Limits, WriteFlags, ZeroFlags};
+use headwater_sim::{Fault, Fill, Model, Op, Pages, Sim, SimFile, for_seeds};
+
+async fn guest(sim: Sim, disk: Rc<Disk>, model: Rc<Model>, unit: u64, faulty: bool) {
+    let rng = sim.rng().clone();
+    for _ in 0..25 {
+        let most = *rng.pick(&[512, 4 << 10, 40 << 10]);
+        let range = rng.byte_range(disk.size(), most, unit);
+        let len = range.end - range.start;
+        let result = match rng.range(0..10) {
+            0..4 => {
+                let fill = Fill::Pattern(rng.range(0..100) as u8);
+                let write = model.begin(range.clone(), fill);
+                let data = Buffer::copy_of(&fill.bytes(range.clone()));
+                let flags = WriteFlags { fua: rng.one_in(6) };
+                disk.write(range.start, data, flags).await.map(|()| write.done())
+            }
+            4..6 => {
+                let zero = model.begin(range.clone(), Fill::Zero);
+                let flags = ZeroFlags { unmap: rng.one_in(2), ..ZeroFlags::default() };
+                disk.write_zeroes(range.start, len, flags).await.map(|()| zero.done())
+            }
+            6 => {
+                let discard = model.begin_discard(range.clone());
+                disk.discard(range.start, len).await.map(|()| discard.done())
+            }
+            7 => disk.flush().await,
+            _ => {
+                let reading = model.begin_read(range.clone());
+                disk.read(range.start, len).await.map(|data| reading.check(&data))
+            }
+        };
+        if let Err(err) = result {
+            assert!(faulty && err.kind() == ErrorKind::Io, "{err}");
+        }
+    }
+}
+
+/// Copies everything up and drops the link, as the stream job does.
+async fn stream(sim: Sim, disk: Rc<Disk>) {
+    let mut at = 0;
+    while let Some(missing) = disk.next_missing(at..disk.size(), None).await.unwrap() {
+        let range = missing.range;
+        let end = range.end.min(range.start + sim.rng().range(1..64) * 1024);
+        disk.copy_up(range.start..end, &Default::default()).await.unwrap();
+        at = range.start;
+    }
+    disk.change_backing(None, None).await.unwrap();
+}
+
+fn run(seed: u64, faulty: bool) {
+    let sim = Sim::new(seed);
+    let rng = sim.rng().clone();
+    let mut kind = Kind::random(&rng);
+    while kind.create.cluster_size > 64 << 10 || kind.create.size > 512 << 10 {
+        kind = Kind::random(&rng);
+    }
+    let image = MemoryNode::new("image.qcow2", Vec::new());
+    let (creating, options) = (image.clone(), kind.create.clone());
+    sim.run(async move { create(&*creating, &options).await.unwrap() });
+    let mut pages = Pages::new(0, 512);
+    pages.write(0, &image.contents());
+    let file = SimFile::new(&sim, "image.qcow2", pages);
+    let alignment = *rng.pick(&[1, 512]);
+    file.set_limits(Limits { write_alignment: alignment, ..file.limits() });
+
+    let here = sim.clone();
+    let streams = !faulty && kind.backing.is_some() && rng.one_in(2);
+    sim.run(async move {
+        let node = open(&kind, file.clone()).await;
+        let disk = Disk::new(node.clone(), here.clock(), DiskOptions::default());
+        let model = Model::new(&kind.content());
+        if faulty {
+            file.fail(Fault::sometimes(&[Op::Write, Op::WriteZeroes, Op::Read], 0.02, 10, ErrorKind::Io));
+        }
+        let mut tasks = Vec::new();
+        for n in 0..5 {
+            let unit = if n == 0 { 1 } else { 512 };
+            let guest = guest(here.clone(), disk.clone(), model.clone(), unit, faulty);
+            tasks.push(here.spawn(format!("guest {n}"), guest));
+        }
+        if streams {
+            tasks.push(here.spawn("stream", stream(here.clone(), disk.clone())));
+        }
+        for task in tasks {
+            task.await;
+        }
+        file.repair();
+        let size = disk.size();
+        let reading = model.begin_read(0..size);
+        let content = disk.read(0, size).await.unwrap();
+        reading.check(&content);
+        disk.close().await.unwrap();
+        assert_eq!(node.header().backing_name.is_some(), kind.backing.is_some() && !streams);
+
+        let leaks_allowed = faulty;
+        check_clean(file.clone(), leaks_allowed, "after the races").await;
+        let again = if streams {
+            Qcow2Node::open(file, Children::default(), kind.options).await.unwrap()
+        } else {
+            open(&kind, file).await
+        };
+        assert_same(&read_all(&*again).await, &content, "after opening again");
+    });
+}
+
+#[test]
+fn requests_at_once_keep_the_image_in_order() {
+    for_seeds(25, |seed| run(seed, false));
+}
+
+#[test]
+fn storage_that_fails_does_no_harm() {
+    for_seeds(25, |seed| run(seed, true));
+}
