@@ -27,7 +27,9 @@ pub(crate) fn check(files: &[File]) -> Vec<String> {
         for (index, line) in file.text.lines().enumerate() {
             let at = format!("{}:{}", file.path, index + 1);
             if file.is_rust() || file.path.ends_with(".py") || file.path.starts_with("scripts/") {
-                for word in UNFINISHED.iter().filter(|word| has_word(line, word)) {
+                // A module that several test binaries share is used by each in part, and says so.
+                let excused = file.is_test() && line.contains("allow(") && line.contains("reason = ");
+                for word in UNFINISHED.iter().filter(|word| !excused && has_word(line, word)) {
                     problems.push(format!("{at}: {word} left over; finish it or take it out"));
                 }
             }
@@ -44,7 +46,7 @@ fn starts_with_purpose(text: &str) -> bool {
     text.lines()
         .map(str::trim)
         .find(|line| !line.is_empty() && !line.starts_with("#![") && !line.starts_with("#!/"))
-        .is_some_and(|line| line.starts_with("//! ") && line.len() > 12)
+        .is_some_and(|line| line.starts_with("//! ") && line.len() > 8)
 }
 
 /// Whether `word` stands in the line and isn't the middle of a longer name.
