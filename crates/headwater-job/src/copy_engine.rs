@@ -365,8 +365,12 @@ impl Run<'_> {
 
     fn take_scanned(&mut self, scanned: Scanned) -> Option<Error> {
         self.scanned += len(&scanned.range);
-        self.found_any |= !scanned.found.is_empty();
         for missing in scanned.found {
+            // When no backing remains, what nobody holds reads as zeroes: it need not be written, and takes no metadata.
+            if missing.zero && self.engine.work.base.is_none() {
+                continue;
+            }
+            self.found_any = true;
             if !missing.zero {
                 self.scanned_data += len(&missing.range);
             }

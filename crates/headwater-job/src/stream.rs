@@ -3,7 +3,8 @@
 //!
 //! # When the link is changed
 //! Only if all of these hold, in this order:
-//! 1. A pass over the whole disk found nothing missing. What is local stays local: no guest can make it missing again.
+//! 1. A pass over the whole disk found nothing missing. What is local stays local: no guest can make it missing again. (When no backing
+//!    remains, what the layers below call zeroes isn't missing: it reads as zeroes without them.)
 //! 2. Everything is flushed.
 //! 3. The job reached its commit point before it was cancelled ([`Control::commit`]).
 //!
