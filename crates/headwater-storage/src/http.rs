@@ -104,6 +104,7 @@ impl HttpNode {
     }
 
     async fn read_all(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+        self.source.check()?;
         let here = self.size.saturating_sub(offset).min(buf.len() as u64);
         // `here` is at most the buffer's length.
         let mut past_end = buf.split_off(here as usize);

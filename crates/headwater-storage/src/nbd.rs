@@ -17,7 +17,7 @@ mod socket;
 mod status;
 mod write;
 
-use self::connection::{Answer, Connection, Failure, Reply};
+use self::connection::{Answer, Failure, Reply};
 use self::pool::Pool;
 use self::status::Statuses;
 use self::write::Durability;
@@ -40,8 +40,9 @@ pub const DEFAULT_CONNECTIONS: u32 = 4;
 /// Requests worth having in flight on one connection: what nbdkit and qemu-nbd work on at a time.
 const DEPTH: u32 = 16;
 
-/// The pause before a read is made again on a connection that still stands (a server that shuts down).
+/// The pauses before a read is made again grow by this much, up to the longest. There is none before the first.
 const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How to talk to an NBD server.
 #[derive(Debug, Clone)]
@@ -76,7 +77,6 @@ pub struct NbdNode {
     this: Weak<NbdNode>,
     name: Rc<str>,
     size: u64,
-    read_only: bool,
     retry: Duration,
     pool: Rc<Pool>,
     statuses: Rc<Statuses>,
@@ -100,15 +100,12 @@ impl NbdNode {
         let parsed: NbdUri = uri.parse().map_err(|e| Error::new(ErrorKind::InvalidInput, format!("{e}")))?;
         let name: Rc<str> = uri.into();
         let retry = options.retry;
-        let read_only = options.read_only;
         let pool = Pool::connect(name.clone(), parsed, options).await?;
         let size = pool.offer().size;
-        let read_only = read_only || pool.offer().flags.contains(TransmissionFlags::READ_ONLY);
         Ok(Rc::new_cyclic(|this| Self {
             this: this.clone(),
             name,
             size,
-            read_only,
             retry,
             statuses: Statuses::new(pool.offer()),
             pool,
@@ -194,7 +191,7 @@ impl NbdNode {
                 Ok(_) => return Err(self.refused(misplaced(), "read", offset, len as u64)),
                 Err(failure) => failure,
             };
-            let again = attempts.again(&failure, &connection).await;
+            let again = attempts.again(&failure).await;
             match failure.buf {
                 Some(same) if again => buf = same,
                 _ => return Err(self.refused(failure.error, "read", offset, len as u64)),
@@ -225,12 +222,13 @@ async fn settle(reply: oneshot::Receiver<Reply>) -> Reply {
 struct Attempts {
     retry: Duration,
     deadline: Option<Instant>,
+    failures: u32,
     saw_garbage: bool,
 }
 
 impl Attempts {
     fn new(retry: Duration) -> Self {
-        Self { retry, deadline: None, saw_garbage: false }
+        Self { retry, deadline: None, failures: 0, saw_garbage: false }
     }
 
     /// Until when to wait for a connection.
@@ -239,7 +237,7 @@ impl Attempts {
     }
 
     /// Whether to make the request again after this failure.
-    async fn again(&mut self, failure: &Failure, connection: &Connection) -> bool {
+    async fn again(&mut self, failure: &Failure) -> bool {
         if !failure.lost {
             return false;
         }
@@ -249,9 +247,9 @@ impl Attempts {
         }
         let deadline = self.deadline();
         self.deadline = Some(deadline);
-        if connection.dead().is_none() {
-            tokio::time::sleep(PAUSE).await;
-        }
+        // A server may take connections and close them.
+        tokio::time::sleep((PAUSE * self.failures).min(LONGEST_PAUSE)).await;
+        self.failures += 1;
         Instant::now() < deadline
     }
 }
@@ -282,7 +280,7 @@ impl Node for NbdNode {
     }
 
     fn is_read_only(&self) -> bool {
-        self.read_only
+        self.pool.is_read_only()
     }
 
     fn resolve(&self, range: Range<u64>) -> Resolved {

@@ -218,20 +218,96 @@ fn a_refused_request_leaves_the_connection_alone() {
 
 #[test]
 fn reads_survive_a_restart_of_the_server() {
+    for gently in [false, true] {
+        run(async {
+            let mut server = Server::nbdkit(&["--filter=delay", "pattern", "64M", "rdelay=100ms"]);
+            let node = connect(&server, NbdOptions::default()).await;
+            let in_flight = join_all((0..40).map(|i| read(&*node, i * MIB, 65536)));
+            let restart = async {
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                if gently {
+                    // It closes when it has answered what it has begun; waiting for that must not stop the client.
+                    server = tokio::task::spawn_blocking(move || {
+                        server.terminate();
+                        server
+                    })
+                    .await
+                    .unwrap();
+                } else {
+                    server.stop();
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                server.restart_nbdkit(&["pattern", "64M"]);
+                server
+            };
+            let (done, _server) = futures_util::future::join(in_flight, restart).await;
+            for (i, done) in (0..).zip(done) {
+                assert_eq!(done.unwrap(), pattern(i * MIB, 65536));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_server_over_tcp_with_an_odd_size() {
     run(async {
-        let mut server = Server::nbdkit(&["--filter=delay", "pattern", "64M", "rdelay=100ms"]);
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let args = ["-p", &port.to_string(), "-i", "127.0.0.1", "pattern", "size=1000003"];
+        let _server = Server::nbdkit_on_tcp(port, &args);
+        let node =
+            NbdNode::connect(&format!("nbd://localhost:{port}/"), NbdOptions::default()).await.unwrap();
+        assert_eq!(node.size(), 1_000_003);
+        let mut expected = pattern(0, 1_000_003);
+        expected.resize(1 << 20, 0);
+        assert!(read(&*node, 0, 1 << 20).await.unwrap() == expected);
+        assert_eq!(node.status(0..1 << 20).await.unwrap().end(), 1_000_003);
+        node.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_size_that_is_no_multiple_of_the_servers_block() {
+    run(async {
+        let server = Server::nbdkit(&[
+            "--filter=blocksize-policy",
+            "--filter=truncate",
+            "pattern",
+            "1M",
+            "truncate=1000003",
+            "blocksize-minimum=512",
+        ]);
         let node = connect(&server, NbdOptions::default()).await;
-        let in_flight = join_all((0..40).map(|i| read(&*node, i * MIB, 65536)));
-        let restart = async {
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            server.stop();
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            server.restart_nbdkit(&["pattern", "64M"]);
-        };
-        let (done, ()) = futures_util::future::join(in_flight, restart).await;
-        for (i, done) in (0..).zip(done) {
-            assert_eq!(done.unwrap(), pattern(i * MIB, 65536));
+        assert_eq!(node.size(), 1_000_003);
+        for (offset, len) in [(0, 512), (511, 2), (900_000, 100_000), (1_000_000, 3), (999_990, 50)] {
+            let mut expected = pattern(offset, len.min(1_000_003 - offset as usize));
+            expected.resize(len, 0);
+            assert!(read(&*node, offset, len).await.unwrap() == expected, "{offset} {len}");
         }
+        let mut at = 0;
+        while at < node.size() {
+            at = node.status(at..node.size()).await.unwrap().end();
+        }
+    });
+}
+
+#[test]
+fn a_source_in_thousands_of_pieces_is_walked() {
+    run(async {
+        let server = Server::nbdkit(&["sparse-random", "2G", "seed=7", "percent=50", "runlength=4096"]);
+        let node = connect(&server, NbdOptions::default()).await;
+        let (mut at, mut pieces, mut zeroes) = (0, 0, 0);
+        while at < 64 * MIB {
+            let extent = node.status(at..node.size()).await.unwrap();
+            let is_zero = extent.kind == ExtentKind::Zero;
+            if pieces % 100 == 0 {
+                let bytes = read(&*node, at, 4096).await.unwrap();
+                assert_eq!(bytes.iter().all(|byte| *byte == 0), is_zero);
+            }
+            pieces += 1;
+            zeroes += u64::from(is_zero);
+            at = extent.end();
+        }
+        assert!(pieces > 1000 && zeroes > 500, "{pieces} {zeroes}");
     });
 }
 

@@ -108,6 +108,11 @@ impl Source {
         self.ended.borrow_mut().get_or_insert(Error::new(ErrorKind::Closed, message));
     }
 
+    /// Fails once the object was seen to have changed, or was closed.
+    pub(super) fn check(&self) -> Result<()> {
+        self.ended.borrow().clone().map_or(Ok(()), Err)
+    }
+
     /// Fills `buf` from `offset`; all of it must lie within the object.
     pub(super) async fn fetch(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
         let len = buf.len();
@@ -126,9 +131,7 @@ impl Source {
         let end = offset + buf.len() as u64;
         let filled = Cell::new(0);
         while filled.get() < buf.len() {
-            if let Some(error) = &*self.ended.borrow() {
-                return Err(error.clone());
-            }
+            self.check()?;
             let before = filled.get();
             let target = self.target.borrow().clone();
             let range = offset + before as u64..end;

@@ -112,6 +112,8 @@ pub(super) struct Shared {
     writer: RefCell<Option<Waker>>,
     next_cookie: Cell<u64>,
     dead: RefCell<Option<Error>>,
+    /// The server answers no more requests, though it waits for us to go: no new ones, but those in flight get their replies.
+    retired: RefCell<Option<Error>>,
     request_timeout: Duration,
 }
 
@@ -150,6 +152,7 @@ impl Connection {
             writer: RefCell::default(),
             next_cookie: Cell::new(1),
             dead: RefCell::default(),
+            retired: RefCell::default(),
             request_timeout,
         });
         let tasks = [
@@ -160,9 +163,20 @@ impl Connection {
         Rc::new(Self { shared, tasks })
     }
 
-    /// Why the connection is of no more use, if so.
+    /// Why the connection takes no more requests, if so.
     pub(super) fn dead(&self) -> Option<Error> {
-        self.shared.dead.borrow().clone()
+        let dead = self.shared.dead.borrow().clone();
+        dead.or_else(|| self.shared.retired.borrow().clone())
+    }
+
+    /// The server said that it is shutting down.
+    pub(super) fn is_retired(&self) -> bool {
+        self.shared.retired.borrow().is_some()
+    }
+
+    /// Takes no more requests; see [`Shared::retire`].
+    pub(super) fn retire(&self) {
+        self.shared.retire();
     }
 
     /// How many requests wait for their reply.
@@ -250,6 +264,12 @@ impl Shared {
         if let Some(writer) = self.writer.borrow_mut().take() {
             writer.wake();
         }
+    }
+
+    /// Notes that the server is shutting down. The connection closes when the last request in flight has let go of it.
+    pub(super) fn retire(&self) {
+        let message = format!("{}: the server is shutting down", self.name);
+        self.retired.borrow_mut().get_or_insert(Error::new(ErrorKind::Unavailable, message));
     }
 
     /// Notes why the connection ends (the first reason counts) and wakes the reader.

@@ -45,6 +45,7 @@ pub(super) struct Pool {
     uri: NbdUri,
     options: NbdOptions,
     offer: ServerOffer,
+    read_only: bool,
     max_data: u32,
     capacity: u32,
     slots: RefCell<Vec<Slot>>,
@@ -114,6 +115,7 @@ impl Pool {
             uri,
             options,
             offer,
+            read_only,
             max_data,
             capacity: count,
             slots: RefCell::new(slots),
@@ -128,6 +130,11 @@ impl Pool {
     /// What was agreed on the first connection; all others agree to the same.
     pub(super) fn offer(&self) -> &ServerOffer {
         &self.offer
+    }
+
+    /// Whether changes are refused, here or by the server.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     /// The longest read or write that is sent, in bytes: a multiple of the server's minimum.
@@ -197,19 +204,25 @@ impl Pool {
 
     fn give_up(&self) -> Error {
         let seconds = self.options.retry.as_secs_f32();
-        let (kind, why) = match &*self.last_error.borrow() {
-            Some(error) => (error.kind(), error.to_string()),
-            None => (ErrorKind::Unavailable, "no attempt ended".to_owned()),
-        };
+        let why = self.last_error.borrow().as_ref().map_or("no attempt ended".to_owned(), Error::to_string);
         let message = format!(
             "{}: the connection was lost and could not be made again within {seconds} s: {why}",
             self.name
         );
-        Error::new(kind, message)
+        Error::new(ErrorKind::Unavailable, message)
     }
 
     fn bury_dead(&self) {
-        for slot in &mut *self.slots.borrow_mut() {
+        let mut slots = self.slots.borrow_mut();
+        if slots.iter().any(|slot| matches!(slot, Slot::Open(connection) if connection.is_retired())) {
+            // The server waits until we have left all connections, those without requests as well.
+            for slot in &*slots {
+                if let Slot::Open(connection) = slot {
+                    connection.retire();
+                }
+            }
+        }
+        for slot in &mut *slots {
             if let Slot::Open(connection) = slot
                 && let Some(error) = connection.dead()
             {
@@ -274,9 +287,10 @@ impl Pool {
         }
         // Requests are made to the first offer's measure.
         let tells_holes = |offer: &ServerOffer| offer.context(BASE_ALLOCATION).is_some();
-        if (now.block_sizes, now.flags, now.structured, tells_holes(now))
-            != (then.block_sizes, then.flags, then.structured, tells_holes(then))
-        {
+        let differs = (now.block_sizes, now.structured, tells_holes(now))
+            != (then.block_sizes, then.structured, tells_holes(then));
+        // What it takes of changes matters only to those who make some.
+        if differs || !self.read_only && now.flags != then.flags {
             return Some("the export's block sizes or abilities are others than before".to_owned());
         }
         None

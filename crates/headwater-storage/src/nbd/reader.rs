@@ -43,7 +43,7 @@ async fn simple_reply(input: &mut Input<'_>, cookie: u64, error: Option<ErrorCod
     let shared = input.shared;
     if let Some(code) = error {
         let entry = input.take(cookie)?;
-        entry.finish(Err(request_error(code, "")));
+        entry.finish(Err(input.refusal(code, "")));
         return Ok(());
     }
     let whole = {
@@ -97,8 +97,8 @@ async fn chunk_reply(input: &mut Input<'_>, chunk: ChunkHeader) -> Result<()> {
         ChunkKind::Error | ChunkKind::ErrorOffset => {
             let payload = input.control(chunk.length).await?;
             let found = decode_error(chunk.kind, &payload).map_err(|e| input.error(e))?;
-            let mut entry = input.entry(cookie)?;
-            entry.error.get_or_insert_with(|| request_error(found.code, &found.message));
+            let error = input.refusal(found.code, &found.message);
+            input.entry(cookie)?.error.get_or_insert(error);
         }
     }
     if chunk.done {
@@ -118,23 +118,6 @@ async fn chunk_reply(input: &mut Input<'_>, chunk: ChunkHeader) -> Result<()> {
         return whole;
     }
     Ok(())
-}
-
-/// What a server's refusal of one request means here.
-fn request_error(code: ErrorCode, message: &str) -> Error {
-    let kind = match code {
-        ErrorCode::Permission => ErrorKind::PermissionDenied,
-        ErrorCode::NoSpace => ErrorKind::NoSpace,
-        ErrorCode::Invalid | ErrorCode::Overflow => ErrorKind::InvalidInput,
-        ErrorCode::NotSupported => ErrorKind::Unsupported,
-        ErrorCode::Shutdown => ErrorKind::Unavailable,
-        _ => ErrorKind::Io,
-    };
-    if message.is_empty() {
-        Error::new(kind, format!("the server answered: {code}"))
-    } else {
-        Error::new(kind, format!("the server answered: {code}: {message}"))
-    }
 }
 
 /// The stream of bytes from the server.
@@ -248,6 +231,26 @@ impl Input<'_> {
     fn take(&self, cookie: u64) -> Result<InFlight> {
         let entry = self.shared.table.borrow_mut().remove(&cookie);
         entry.ok_or_else(|| self.broken("a reply to a request that was not made"))
+    }
+
+    /// What a server's refusal of one request means here.
+    fn refusal(&self, code: ErrorCode, message: &str) -> Error {
+        let kind = match code {
+            ErrorCode::Permission => ErrorKind::PermissionDenied,
+            ErrorCode::NoSpace => ErrorKind::NoSpace,
+            ErrorCode::Invalid | ErrorCode::Overflow => ErrorKind::InvalidInput,
+            ErrorCode::NotSupported => ErrorKind::Unsupported,
+            ErrorCode::Shutdown => {
+                self.shared.retire();
+                ErrorKind::Unavailable
+            }
+            _ => ErrorKind::Io,
+        };
+        if message.is_empty() {
+            Error::new(kind, format!("the server answered: {code}"))
+        } else {
+            Error::new(kind, format!("the server answered: {code}: {message}"))
+        }
     }
 
     fn broken(&self, what: &str) -> Error {

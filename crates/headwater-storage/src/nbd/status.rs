@@ -171,7 +171,7 @@ impl Statuses {
                 Ok(_) => return Err(misplaced()),
                 Err(failure) => failure,
             };
-            if !attempts.again(&failure, &connection).await {
+            if !attempts.again(&failure).await {
                 return Err(failure.error);
             }
             if failure.error.kind() == ErrorKind::Corrupt {

@@ -147,7 +147,7 @@ impl NbdNode {
     }
 
     fn check_writable(&self) -> Result<()> {
-        if self.read_only {
+        if self.pool.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, format!("{} is open for reading only", self.name)));
         }
         Ok(())

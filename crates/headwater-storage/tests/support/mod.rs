@@ -45,6 +45,16 @@ impl Server {
         })
     }
 
+    /// Runs nbdkit with these arguments, which make it listen on a port of this host.
+    pub(crate) fn nbdkit_on_tcp(port: u16, args: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("nbdkit");
+        command.arg("-f").arg("--exit-with-parent").args(args).stdin(Stdio::null()).stdout(Stdio::null());
+        let server = Self { child: command.spawn().expect("nbdkit is needed for this test"), directory };
+        wait_for(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        server
+    }
+
     /// Runs qemu-nbd with these arguments.
     pub(crate) fn qemu_nbd(args: &[&str]) -> Self {
         Self::start("qemu-nbd", |command, socket| {
@@ -60,17 +70,8 @@ impl Server {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn().unwrap_or_else(|e| panic!("{program} is needed for this test: {e}"));
         let server = Self { child, directory };
-        server.wait();
+        wait_for(|| std::os::unix::net::UnixStream::connect(server.socket()).is_ok());
         server
-    }
-
-    fn wait(&self) {
-        #[allow(clippy::disallowed_methods, reason = "a real program is waited for")]
-        let start = Instant::now();
-        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(10), "the server does not start");
-            std::thread::sleep(Duration::from_millis(5));
-        }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -83,6 +84,13 @@ impl Server {
 
     pub(crate) fn stop(&mut self) {
         let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks the server to end, and waits for that.
+    pub(crate) fn terminate(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         let _ = self.child.wait();
     }
 
@@ -99,5 +107,14 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+fn wait_for(it_listens: impl Fn() -> bool) {
+    #[allow(clippy::disallowed_methods, reason = "a real program is waited for")]
+    let start = Instant::now();
+    while !it_listens() {
+        assert!(start.elapsed() < Duration::from_secs(10), "the server does not start");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
