@@ -166,9 +166,10 @@ fn a_client_that_does_not_read_is_not_read_from() {
     let requests: Vec<u8> = (0..1000).flat_map(|i| read(i, 0, 1 << 20).encode()).collect();
     client.stream.write_all(&requests).unwrap();
     // 32 MiB of replies and what the socket holds, of 1000 MiB that were asked for.
+    let read_bytes = || server.probe.read_bytes.load(Ordering::SeqCst);
+    eventually("replies fill what they may", || read_bytes() >= 31 << 20);
     std::thread::sleep(Duration::from_millis(300));
-    let read_bytes = server.probe.read_bytes.load(Ordering::SeqCst);
-    assert!((16 << 20..48 << 20).contains(&read_bytes), "{read_bytes} bytes");
+    assert!(read_bytes() < 48 << 20, "{} bytes", read_bytes());
     // Others are not concerned.
     assert_eq!(server.client().ask(read(1, 0, 4096), &[]).data, [7; 4096]);
     for _ in 0..1000 {
