@@ -6,6 +6,7 @@ use crate::file::{Cache, EngineKind, IoMode, Locking};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use headwater_block::WriteFlags;
 use proptest::prelude::*;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// The part of a file that the model test plays with, in bytes.
@@ -372,10 +373,11 @@ fn a_full_disk_is_told_as_such() {
 fn a_really_full_file_system() {
     let dir = tempfile::tempdir().unwrap();
     let mount =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(dir.path()).status();
-    if !mount.is_ok_and(|status| status.success()) {
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(dir.path()).output();
+    if !mount.is_ok_and(|output| output.status.success()) {
         return;
     }
+    let _unmount = Afterwards("umount", &["--lazy"], dir.path().to_owned());
     everywhere(async |engine, cache| {
         let path = dir.path().join("disk");
         let node = FileNode::create(engine, &path, options(cache)).unwrap();
@@ -387,7 +389,54 @@ fn a_really_full_file_system() {
         node.close().await.unwrap();
         std::fs::remove_file(&path).unwrap();
     });
-    assert!(Command::new("umount").arg(dir.path()).status().unwrap().success());
+}
+
+/// A command that undoes something at the end of a test, however it ends.
+struct Afterwards(&'static str, &'static [&'static str], PathBuf);
+
+impl Drop for Afterwards {
+    fn drop(&mut self) {
+        let _ = Command::new(self.0).args(self.1).arg(&self.2).status();
+    }
+}
+
+/// As root, with a loop device.
+#[test]
+fn a_block_device() {
+    let scratch = scratch_file();
+    scratch.as_file().set_len(4 << 20).unwrap();
+    let setup = Command::new("losetup").args(["--find", "--show"]).arg(scratch.path()).output();
+    let Ok(output) = setup else { return };
+    let Some(device) = String::from_utf8(output.stdout).ok().filter(|_| output.status.success()) else {
+        return;
+    };
+    let device = PathBuf::from(device.trim());
+    let _detach = Afterwards("losetup", &["--detach"], device.clone());
+    everywhere(async |engine, cache| {
+        let node = FileNode::open(engine, &device, options(cache)).unwrap();
+        assert_eq!((node.size(), node.is_direct()), (4 << 20, cache == Cache::Auto));
+        let mut model = Model(pattern(4 << 20, 1));
+        node.write(0, Buffer::copy_of(&model.0), WriteFlags { fua: true }).await.unwrap();
+        let steps = [
+            Step::Read { offset: 1001, len: 70_000, skew: 3 },
+            Step::Zero { offset: 0, len: 65_536, unmap: true },
+            Step::Zero { offset: 65_536, len: 65_536, unmap: false },
+            Step::Discard { offset: 1 << 20, len: 1 << 20 },
+            Step::Write { offset: 3 << 20, len: 1 << 20, skew: 0, fua: true },
+            Step::Status { offset: 0, len: 4 << 20 },
+            Step::Read { offset: 0, len: 5 << 20, skew: 0 },
+            Step::Flush,
+        ];
+        for step in steps {
+            play(&node, &mut model, &step, 7).await;
+        }
+        let past = node.write(4 << 20, Buffer::zeroed(4096), WriteFlags::default()).await.unwrap_err();
+        assert_eq!(past.kind(), ErrorKind::OutOfRange);
+        assert_eq!(node.resize(8 << 20).await.unwrap_err().kind(), ErrorKind::Unsupported);
+        let again = FileNode::open(engine, &device, options(cache)).unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::InUse);
+        node.close().await.unwrap();
+    });
 }
 
 #[test]
