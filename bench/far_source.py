@@ -13,9 +13,9 @@ import qemu
 
 
 @contextlib.contextmanager
-def serving(command, ready):
+def serving(command, ready, stderr=None):
     """A server that runs while the block does. `ready` gets the child and returns what the block is given."""
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
     try:
         yield ready(child)
     finally:

@@ -50,7 +50,8 @@ def headwater(setup, image, form):
         far_source.wait_for_socket(socket)
         return child.pid
 
-    with far_source.serving(words, ready) as pid:
+    log = os.path.join(setup.folder, "serve.log")
+    with open(log, "wb") as out, far_source.serving(words, ready, stderr=out) as pid:
         yield pid, uri
 
 
