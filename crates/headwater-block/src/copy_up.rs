@@ -196,9 +196,8 @@ pub(crate) async fn store(disk: &Rc<Disk>, fetch: &Fetch, options: &CopyUpOption
     for piece in &fetch.pieces {
         copied.fetched += piece.data.as_ref().map_or(0, |d| d.len() as u64);
     }
-    let range = fetch.range.clone();
     // race-mark: copy-up-store
-    let waiting = disk.lock().acquire(Token::for_request(), range, Mode::Exclusive);
+    let waiting = disk.lock_for_copy_up(&fetch.range);
     let _guard = match &options.abort {
         Some(abort) => abort.guard(waiting).await?,
         None => waiting.await,

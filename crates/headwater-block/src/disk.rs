@@ -142,10 +142,6 @@ impl Disk {
         &self.stats
     }
 
-    pub(crate) fn lock(&self) -> &Rc<RangeLock> {
-        &self.lock
-    }
-
     pub(crate) fn fetch_lock(&self) -> &Rc<RangeLock> {
         &self.fetch_lock
     }

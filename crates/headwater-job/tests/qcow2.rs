@@ -116,10 +116,10 @@ async fn in_sim(sim: Sim, faults: bool) {
 
 #[test]
 fn a_stream_into_qcow2_among_guests_completes() {
-    for_seeds(400, |seed| one_run(seed, false));
+    for_seeds(150, |seed| one_run(seed, false));
 }
 
 #[test]
 fn a_stream_into_qcow2_with_faults_keeps_every_byte() {
-    for_seeds(600, |seed| one_run(seed, true));
+    for_seeds(250, |seed| one_run(seed, true));
 }

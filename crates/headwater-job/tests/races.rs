@@ -149,7 +149,7 @@ async fn check(world: &World, outcome: &Outcome, base: Option<&Rc<dyn Node>>) {
 fn a_stream_among_guests_always_completes() {
     let plan = Plan { faults: false, commands: false, cancel: false, defect: Defect::None };
     let mut tally = Tally::default();
-    for_seeds(700, |seed| one_run(seed, &plan, &mut tally));
+    for_seeds(400, |seed| one_run(seed, &plan, &mut tally));
     assert_eq!(tally.cancelled + tally.failed, 0);
 }
 
@@ -158,7 +158,7 @@ fn a_stream_under_commands_and_faults_keeps_every_byte() {
     let plan = Plan { faults: true, commands: true, cancel: true, defect: Defect::None };
     let mut tally = Tally::default();
     let mut runs = 0;
-    for_seeds(1500, |seed| {
+    for_seeds(800, |seed| {
         runs += 1;
         one_run(seed, &plan, &mut tally);
     });

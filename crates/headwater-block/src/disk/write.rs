@@ -119,6 +119,30 @@ impl Disk {
         }
     }
 
+    /// Locks what storing a copy-up of `range`, whole allocation units, needs. That may be more than its units: subclusters of one cluster
+    /// share a mapping.
+    pub(crate) async fn lock_for_copy_up(&self, range: &Range<u64>) -> Guard {
+        let mut token = Token::for_request();
+        let needed = || {
+            let changes = [Change::Write, Change::Zero { unmap: true }];
+            changes.into_iter().fold(range.clone(), |all, change| {
+                match self.top.access(range.clone(), change) {
+                    Access::Shared => all,
+                    Access::Exclusive(wide) => all.start.min(wide.start)..all.end.max(wide.end),
+                }
+            })
+        };
+        loop {
+            let locked = needed();
+            let guard = self.lock.acquire(token, locked.clone(), Mode::Exclusive).await;
+            let now = needed();
+            if locked.start <= now.start && now.end <= locked.end {
+                return guard;
+            }
+            token = guard.release();
+        }
+    }
+
     /// The range, around `aligned`, that a change must have for itself; none if it can be shared.
     fn needs_alone(&self, range: &Range<u64>, aligned: &Range<u64>, change: Change) -> Option<Range<u64>> {
         let mut wide = (range != aligned).then(|| aligned.clone());
