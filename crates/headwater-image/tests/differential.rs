@@ -16,7 +16,7 @@ mod differential {
 
 use differential::run;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many seeds are tried unless the environment says otherwise.
 const SEEDS: u64 = 40;
@@ -25,19 +25,14 @@ const MAX_FAILURES: usize = 5;
 
 #[test]
 fn headwater_and_qemu_agree() {
-    let number = |key| std::env::var(key).ok().and_then(|value| value.parse::<u64>().ok());
-    let seeds = match (number("HEADWATER_SEED"), number("HEADWATER_SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, count) => 0..count.unwrap_or(SEEDS),
-    };
-    let next = AtomicU64::new(seeds.start);
+    let mut seeds = Vec::new();
+    headwater_sim::for_seeds(SEEDS, |seed| seeds.push(seed));
+    let next = AtomicUsize::new(0);
     let failed = Mutex::new(Vec::new());
     let work = || {
         loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end || failed.lock().unwrap().len() >= MAX_FAILURES {
-                return;
-            }
+            let seed = seeds.get(next.fetch_add(1, Ordering::Relaxed)).copied();
+            let Some(seed) = seed.filter(|_| failed.lock().unwrap().len() < MAX_FAILURES) else { return };
             if let Err(panic) = std::panic::catch_unwind(|| run::one(seed)) {
                 let text =
                     panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "it panicked".to_owned());

@@ -3,6 +3,7 @@
 use super::tools::{contents, qemu_io, run};
 use headwater_image::Format;
 use headwater_image::qcow2::create::CreateOptions;
+use headwater_image::qcow2::header::Compression;
 use rand::Rng;
 use rand::rngs::StdRng;
 use std::path::Path;
@@ -16,6 +17,8 @@ pub(crate) struct Geometry {
     pub(crate) refcount_bits: u32,
     pub(crate) extended_l2: bool,
     pub(crate) data_file: bool,
+    /// Compressed clusters are zstd, not zlib.
+    pub(crate) zstd: bool,
 }
 
 impl Geometry {
@@ -31,6 +34,7 @@ impl Geometry {
             refcount_bits: if version == 2 { 16 } else { 1 << rng.random_range(0..=6) },
             extended_l2,
             data_file: version == 3 && !backing && rng.random_bool(0.15),
+            zstd: version == 3 && rng.random_bool(0.3),
         }
     }
 
@@ -51,6 +55,7 @@ impl Geometry {
             extended_l2: self.extended_l2,
             backing,
             data_file: data_file.map(str::to_owned),
+            compression: if self.zstd { Compression::Zstd } else { Compression::Zlib },
             ..CreateOptions::new(self.size)
         }
     }
@@ -70,6 +75,9 @@ impl Geometry {
             self.refcount_bits,
             if self.extended_l2 { "on" } else { "off" }
         );
+        if self.zstd {
+            options += ",compression_type=zstd";
+        }
         if let Some(data_file) = data_file {
             options += &format!(",data_file={data_file}");
         }

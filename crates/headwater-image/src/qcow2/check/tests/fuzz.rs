@@ -4,14 +4,8 @@
 
 use super::*;
 
-/// How many damaged images are tried: `HEADWATER_SEEDS`, or one seed `HEADWATER_SEED`.
-fn seeds() -> std::ops::Range<u64> {
-    let number = |key| std::env::var(key).ok().and_then(|value| value.parse::<u64>().ok());
-    match (number("HEADWATER_SEED"), number("HEADWATER_SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, count) => 0..count.unwrap_or(60),
-    }
-}
+/// How many damaged images are tried unless the environment says otherwise.
+const SEEDS: u64 = 60;
 
 /// The regions of an image that hold metadata, (offset, length) in bytes.
 fn metadata(bytes: &[u8]) -> Vec<(u64, u64)> {
@@ -76,14 +70,14 @@ fn whatever_qemu_finds_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let samples = samples(dir.path());
     let regions: Vec<_> = samples.iter().map(|(_, bytes)| metadata(bytes)).collect();
-    for seed in seeds() {
+    headwater_sim::for_seeds(SEEDS, |seed| {
         let mut rng = StdRng::seed_from_u64(seed);
         let which = rng.random_range(0..samples.len());
         let (name, mut bytes) = samples[which].clone();
         let log = damage(&mut rng, &mut bytes, &regions[which]);
-        let what = format!("HEADWATER_SEED={seed}, {name}, {log}");
+        let what = format!("seed {seed}, {name}, {log}");
         one(dir.path(), bytes, &what);
-    }
+    });
 }
 
 /// Compares verdicts on one image, repairs it, and compares again.
