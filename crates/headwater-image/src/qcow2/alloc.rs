@@ -67,23 +67,18 @@ impl Space {
         }
     }
 
-    fn insert(&mut self, mut start: u64, mut count: u64) {
-        if let Some((&before, &len)) = self.runs.range(..start).next_back()
-            && before + len >= start
+    fn insert(&mut self, start: u64, count: u64) {
+        let (mut from, mut to) = (start, start + count);
+        // Runs that touch this one become one with it. None overlaps, unless a damaged image freed a cluster twice.
+        while let Some((&before, &len)) = self.runs.range(..=to).next_back()
+            && before + len >= from
         {
-            assert_eq!(before + len, start, "a cluster is freed once");
             self.runs.remove(&before);
-            (start, count) = (before, len + count);
-        }
-        if let Some((&after, &len)) = self.runs.range(start..).next() {
-            assert!(after >= start + count, "a cluster is freed once");
-            if after == start + count {
-                self.runs.remove(&after);
-                count += len;
-            }
+            from = from.min(before);
+            to = to.max(before + len);
         }
         if self.runs.len() < MAX_RUNS {
-            self.runs.insert(start, count);
+            self.runs.insert(from, to - from);
         }
     }
 

@@ -164,13 +164,13 @@ impl Image {
             match missing {
                 Some(index) if index >= self.refcount_table.borrow().len() => return Err(self.full()),
                 Some(index) => self.add_block(index).await?,
-                None if self.is_end_free(end..end + count).await? => {
+                None => {
+                    let free = self.is_end_free(end..end + count).await?;
                     // Others may have taken clusters at the end while the refcounts were read.
-                    if self.space.borrow().end() == end {
+                    if free && self.space.borrow().end() == end {
                         break self.space.borrow_mut().take_end(count);
                     }
                 }
-                None => {}
             }
         };
         let mut at = start;

@@ -79,7 +79,7 @@ fn units_touched_are_those_of_the_bytes() {
 fn refcounts_of_all_widths_are_independent() {
     for order in 0..=6 {
         let max = u64::MAX >> (64 - (1u32 << order));
-        let count = 64 * 8 >> order;
+        let count = (64 * 8) >> order;
         let mut block = vec![0u8; 64];
         for index in 0..count {
             set_refcount(&mut block, index, order, max);

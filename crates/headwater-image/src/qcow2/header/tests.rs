@@ -78,7 +78,8 @@ fn unknown_incompatible_features_are_refused_by_name() {
 
 #[test]
 fn sizes_and_offsets_are_bounded() {
-    let cases: [(fn(&mut Header), &str); 8] = [
+    type Case = (fn(&mut Header), &'static str);
+    let cases: [Case; 8] = [
         (|h| h.l1_size = u32::MAX, "L1 table of"),
         (|h| h.l1_size = 19, "doesn't fit an L1 table"),
         (|h| h.refcount_table_clusters = 129, "refcount table has"),
