@@ -1,13 +1,13 @@
 //! Files and block devices: the file engine, which talks to the kernel, and the file node, which is a disk's lowest layer.
 //!
-//! - [`engine`]: one per disk thread, shared by all its files. Owns every buffer in flight; submits and reaps in batches.
-//!   Behind it, [`ring`] (io_uring) and [`threads`] (a few workers, for where io_uring is forbidden) do the same requests, which [`op`]
-//!   describes and [`syscalls`] performs.
-//! - [`node`]: a [`headwater_block::Node`] over one file: any alignment in, the file's alignment out. [`zeroes`]: zeroes without data.
-//! - [`open`]: how a file is opened, and what O_DIRECT asks of requests. [`lock`]: the image locks that QEMU understands, too.
-//! - [`flush`]: durability, and why a failed flush is final. [`holes`]: what lseek said lately about which ranges are holes.
+//! - `engine`: one per disk thread, shared by all its files. Owns every buffer in flight; submits and reaps in batches.
+//!   Behind it, `ring` (io_uring) and `threads` (a few workers, for where io_uring is forbidden) do the same requests, which `op`
+//!   describes and `syscalls` performs.
+//! - `node`: a [`headwater_block::Node`] over one file: any alignment in, the file's alignment out. `zeroes`: zeroes without data.
+//! - `open`: how a file is opened, and what O_DIRECT asks of requests. `lock`: the image locks that QEMU understands, too.
+//! - `flush`: durability, and why a failed flush is final. `holes`: what lseek said lately about which ranges are holes.
 //!
-//! `unsafe` stays in [`ring`], [`threads`], [`syscalls`], [`lock`] and the one call in [`engine`] that starts an operation.
+//! `unsafe` stays in `ring`, `threads`, `syscalls`, `lock` and the one call in `engine` that starts an operation.
 
 mod engine;
 mod flush;

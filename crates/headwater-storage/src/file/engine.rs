@@ -65,7 +65,8 @@ thread_local! {
     static NEXT_ID: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The file engine of one thread; see the module's documentation.
+/// The file engine of one thread, shared by all its files: submits their requests in batches, owns the buffers that the kernel uses, and
+/// waits for the kernel when it is dropped. Files keep it alive.
 pub struct Engine {
     id: u64,
     kind: EngineKind,

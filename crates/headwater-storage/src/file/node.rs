@@ -28,7 +28,9 @@ use std::rc::{Rc, Weak};
 /// The largest piece, in bytes, that goes through aligned memory at once.
 const BOUNCE: usize = 1 << 20;
 
-/// A file or block device; see the module's documentation.
+/// A file or block device. Reads take any offset, length and memory, and give zeroes past the end; writes must be multiples of
+/// `limits().write_alignment`, may come from any memory, and make a file longer. While it is open for writing, image locks keep others from
+/// writing it, headwater or QEMU; while it is open for reading, too, unless [`FileOptions::force_share`] is set.
 pub struct FileNode {
     me: Weak<FileNode>,
     pub(super) engine: Rc<Engine>,
