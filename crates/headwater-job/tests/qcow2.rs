@@ -3,14 +3,14 @@
 
 mod common;
 
-use common::{Guest, Shape, busy, commander, helper, small_options, source};
+use common::{Guest, Shape, base, busy, commander, helper, preset, small_options, source};
 use headwater_block::{Disk, ErrorKind, Node};
 use headwater_image::Format;
 use headwater_image::qcow2::check::{CheckOptions, check};
 use headwater_image::qcow2::create::{CreateOptions, create};
 use headwater_image::qcow2::{Children, Qcow2Node, Qcow2Options};
 use headwater_job::{OnError, Outcome, StreamOptions, stream};
-use headwater_sim::{Fault, Model, Op, Pages, Sim, SimFile, for_seeds};
+use headwater_sim::{Fault, Model, Op, Pages, Sim, SimFile, SimOverlay, for_seeds};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -54,10 +54,20 @@ async fn in_sim(sim: Sim, faults: bool) {
     let rng = sim.rng().clone();
     let random = Shape::random(&sim);
     let shape = Shape { size: random.size.next_multiple_of(512), ..random };
-    let (source, content) = source(&sim, &shape, true);
+    let (source, mut content) = source(&sim, &shape, true);
+    let mut below: Rc<dyn Node> = source.clone();
+    let mut middle = None;
+    if shape.middles > 0 {
+        let layer = SimOverlay::new(&sim, "middle", shape.size, 2048, 512, Some(source.clone()));
+        preset(&sim, &layer, shape.size, 2048, 2, &mut content);
+        below = layer.clone();
+        middle = Some(layer);
+    }
+    let keeps_source = middle.is_some() && rng.one_in(3);
+    let base = keeps_source.then(|| base(&(source.clone() as Rc<dyn Node>)));
     let image = Image::random(&sim, shape.size);
     create(&*image.file, &image.create).await.expect("the image is created");
-    let top = image.open(Some(source.clone())).await;
+    let top = image.open(Some(below)).await;
     let disk = Disk::new(top.clone(), sim.clock(), shape.options);
     let guest = Guest { sim: sim.clone(), disk: disk.clone(), model: Model::new(&content) };
 
@@ -72,6 +82,7 @@ async fn in_sim(sim: Sim, faults: bool) {
         }
     }
     let options = StreamOptions {
+        base,
         speed: if rng.one_in(4) { rng.range(1 << 20..100 << 20) } else { 0 },
         on_error: *rng.pick(&[OnError::Report, OnError::Ignore, OnError::Stop, OnError::Enospc]),
         detect_zeroes: rng.one_in(2),
@@ -96,9 +107,20 @@ async fn in_sim(sim: Sim, faults: bool) {
     source.repair();
     image.file.repair();
     assert!(faults || matches!(outcome, Outcome::Completed), "{outcome:?}");
-    assert_eq!(top.backing().is_none(), matches!(outcome, Outcome::Completed), "{outcome:?}");
-    if top.backing().is_none() {
-        source.fail(Fault::always(&[Op::Read, Op::Status], ErrorKind::Io));
+    let completed = matches!(outcome, Outcome::Completed);
+    let expected = match (completed, keeps_source) {
+        (true, true) => Some("source"),
+        (true, false) => None,
+        (false, _) => Some(if middle.is_some() { "middle" } else { "source" }),
+    };
+    assert_eq!(top.backing().as_ref().map(|node| node.name()), expected, "{outcome:?}");
+    // What is no longer below may vanish.
+    let gone = Fault::always(&[Op::Read, Op::Status], ErrorKind::Io);
+    if completed && !keeps_source {
+        source.fail(gone.clone());
+    }
+    if let (true, Some(middle)) = (completed, &middle) {
+        middle.fail(gone);
     }
     guest.check_all().await;
     let closed = disk.close().await;
@@ -108,7 +130,7 @@ async fn in_sim(sim: Sim, faults: bool) {
     assert!(report.corruptions == 0 && (sick || report.leaks == 0), "{report:?}");
     if closed.is_ok() {
         let top = image.open(top.backing()).await;
-        assert_eq!(top.header().backing_name.is_none(), matches!(outcome, Outcome::Completed), "{outcome:?}");
+        assert_eq!(top.header().backing_name.is_none(), expected.is_none(), "{outcome:?}");
         let disk = Disk::new(top, sim.clock(), shape.options);
         Guest { disk, ..guest }.check_all().await;
     }

@@ -189,7 +189,8 @@ pub fn source(sim: &Sim, shape: &Shape, random: bool) -> (Rc<SimFile>, Vec<u8>) 
     (source, content)
 }
 
-fn preset(sim: &Sim, layer: &SimOverlay, size: u64, unit: u64, tag: u8, content: &mut [u8]) {
+/// Fills a layer with some data and some zeroes, and `content` with what then reads there.
+pub fn preset(sim: &Sim, layer: &SimOverlay, size: u64, unit: u64, tag: u8, content: &mut [u8]) {
     let mut pos = 0;
     while pos < size {
         let end = (pos + unit * (1 + sim.rng().range(0..6))).min(size);
