@@ -8,8 +8,9 @@ use crate::opener::Opener;
 use crate::overlay::{self, Overlay};
 use crate::progress::{Display, Status};
 use crate::runtime::Interrupts;
+use crate::shell;
 use headwater_block::{Clock, DetectZeroes, Disk, DiskOptions, Error, TokioClock};
-use headwater_job::{JobHandle, OnError, StreamOptions};
+use headwater_job::{Action, Event, JobHandle, OnError, StreamOptions};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -56,7 +57,12 @@ pub struct Session {
     job: Option<Job>,
     clock: TokioClock,
     begun: Duration,
+    /// What to do when the job has paused by itself.
+    go_on: String,
 }
+
+/// How many errors are told of one by one.
+const MOST_ERRORS_TOLD: u32 = 20;
 
 impl Session {
     /// Opens the disk, which is made if it isn't there, and serves it: clients can connect when this returns. Nothing has been
@@ -90,7 +96,17 @@ impl Session {
             Job { handle, work: Some(Box::pin(work)) }
         });
         let begun = clock.now();
-        Ok(Self { disk, exports, job, clock, begun })
+        let go_on = match &args.control {
+            Some(path) => format!(
+                "go on with: {}",
+                shell::line(["headwater", "ctl", &path.to_string_lossy(), "resume"])
+            ),
+            None => {
+                "interrupt it, and start it again to go on (--control PATH would take a command to resume)"
+                    .to_owned()
+            }
+        };
+        Ok(Self { disk, exports, job, clock, begun, go_on })
     }
 
     /// The disk.
@@ -124,6 +140,7 @@ impl Session {
         };
         let mut ticker = tokio::time::interval(display.interval());
         let mut interrupted = false;
+        let mut told = 0;
         let outcome = loop {
             tokio::select! {
                 biased;
@@ -133,7 +150,10 @@ impl Session {
                     let _ = job.handle.request_cancel();
                 }
                 outcome = &mut work => break outcome,
-                _ = ticker.tick() => display.show(&watch.status()),
+                _ = ticker.tick() => {
+                    tell_errors(&job.handle, display, &self.go_on, &mut told);
+                    display.show(&watch.status());
+                }
             }
         };
         let ending = match outcome {
@@ -157,6 +177,28 @@ impl Session {
     pub async fn close(self) -> Outcome {
         self.exports.stop().await;
         Ok(self.disk.close().await?)
+    }
+}
+
+/// Tells what went wrong since the last time, and what is done about it.
+fn tell_errors(job: &JobHandle, display: &Display, go_on: &str, told: &mut u32) {
+    while let Some(event) = job.try_event() {
+        let Event::Error { error, action } = event else { continue };
+        match action {
+            // The job's end tells of it.
+            Action::Report => {}
+            Action::Stop => display.say(&format!("paused, because of this: {error}; {go_on}")),
+            Action::Ignore => {
+                *told += 1;
+                match *told {
+                    ..MOST_ERRORS_TOLD => {
+                        display.say(&format!("{error}; this part will be tried again at the end"))
+                    }
+                    MOST_ERRORS_TOLD => display.say("more parts fail; they are not told of one by one"),
+                    _ => {}
+                }
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::session::{Ending, Session};
 use crate::shell;
 use headwater_job::Status as JobStatus;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Carries out the command.
 ///
@@ -56,21 +57,14 @@ async fn stream(
         if nothing_to_do {
             display.finish(&Status { result: Some("completed"), ..session.watch().status() });
         } else {
-            display.say(&format!("everything has been copied; {} stands alone", standing(args)));
+            display.say(&done(args));
         }
         if session.is_serving() && !args.exit_when_done {
             display.say("the disk stays served until headwater is interrupted");
             interrupts.next().await;
         }
     }
-    // From here on a second interruption ends it at once: clients and storage may take long.
-    let closed = tokio::select! {
-        closed = session.close() => closed,
-        () = interrupts.next() => Err(Failure::new(format!(
-            "{}: interrupted again, so it was not closed in order; it is consistent all the same",
-            args.disk.display()
-        ))),
-    };
+    let closed = close(session, args, display, interrupts).await;
     drop(control);
     let disk = args.disk.display();
     let stopped =
@@ -92,11 +86,47 @@ async fn stream(
     }
 }
 
+/// Lets the clients go and closes the disk. Requests that wait for a source that doesn't answer can take long, and so a second interruption
+/// ends it at once: nothing that was flushed is lost by that.
+async fn close(
+    session: Session,
+    args: &StreamArgs,
+    display: &Display,
+    interrupts: &mut Interrupts,
+) -> Outcome {
+    let mut closing = Box::pin(session.close());
+    tokio::select! {
+        closed = &mut closing => return closed,
+        () = tokio::time::sleep(PATIENCE) => {
+            display.say("waiting for requests of clients that are still at work; interrupt again to end at once");
+        }
+        () = interrupts.next() => return Err(not_closed(args)),
+    }
+    tokio::select! {
+        closed = closing => closed,
+        () = interrupts.next() => Err(not_closed(args)),
+    }
+}
+
+/// How long clients' last requests may take before we say what we wait for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+fn not_closed(args: &StreamArgs) -> Failure {
+    let disk = args.disk.display();
+    Failure {
+        code: code::INTERRUPTED,
+        message: Some(format!(
+            "{disk}: interrupted again, so it was not closed in order; it is consistent all the same"
+        )),
+    }
+}
+
 /// What the disk is now.
-fn standing(args: &StreamArgs) -> String {
+fn done(args: &StreamArgs) -> String {
+    let disk = args.disk.display();
     match &args.base {
-        None => args.disk.display().to_string(),
-        Some(base) => format!("but for {base} {}", args.disk.display()),
+        None => format!("everything has been copied; {disk} stands alone"),
+        Some(base) => format!("everything above {base} has been copied; {disk} stands on that"),
     }
 }
 

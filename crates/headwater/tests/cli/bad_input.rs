@@ -261,6 +261,22 @@ fn an_nbd_source_that_goes_away_and_comes_back() {
 }
 
 #[test]
+fn an_nbd_source_that_comes_back_with_another_size() {
+    let (scratch, disk) = scratch_and_disk();
+    let (raw, socket) = (scratch.path("a.raw"), scratch.path("kit.sock"));
+    make_raw(&raw, 16 * MIB, 1);
+    let kit = Background::nbdkit(&socket, &["file", &raw]);
+    let source = format!("nbd+unix:///?socket={socket}");
+    let mut running = Running::start(&["stream", &source, &disk, "--rate", "4M", "--json"]);
+    running.wait_for_status("progress", |status| status["copied"].as_u64() > Some(MIB));
+    drop(kit);
+    make_raw(&raw, 15 * MIB, 1);
+    let _kit = Background::nbdkit(&socket, &["file", &raw]);
+    running.wait().code(1).says(&["kit.sock", "size"]);
+    assert_sound(&disk);
+}
+
+#[test]
 fn a_source_whose_reads_fail() {
     let (scratch, disk) = scratch_and_disk();
     let (raw, socket, trigger) = (scratch.path("a.raw"), scratch.path("kit.sock"), scratch.path("trigger"));
@@ -290,6 +306,7 @@ fn a_source_whose_reads_fail() {
     running.wait_for_status("a pause", |status| {
         status["state"] == "paused" && status["waiting_for"].is_string()
     });
+    running.wait_until("word of it", |running| running.err().contains("paused, because of this"));
     std::fs::remove_file(&trigger).unwrap();
     headwater(&["ctl", &control, "rate", "0"]).code(0);
     headwater(&["ctl", &control, "resume"]).code(0);

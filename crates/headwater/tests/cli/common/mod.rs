@@ -256,6 +256,11 @@ impl Background {
         )
     }
 
+    /// Sends a signal (`STOP`, `CONT`, ...).
+    pub(crate) fn signal(&self, name: &str) {
+        tool("kill", &["-s", name, &self.0.id().to_string()]);
+    }
+
     /// nbdkit at a Unix socket, ready to be connected to.
     #[track_caller]
     pub(crate) fn nbdkit<S: AsRef<str>>(socket: &str, args: &[S]) -> Self {
