@@ -400,10 +400,11 @@ impl Future for Running<'_> {
             self.slot = None;
             return Poll::Ready(result.and_then(|count| Ok((work?, count))));
         }
-        match &mut op.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
+        let known = op.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        let old = if known { None } else { op.waker.replace(cx.waker().clone()) };
+        // The last waker of a task may take the task with it, and that its other operations: nothing may be borrowed then.
+        drop(state);
+        drop(old);
         Poll::Pending
     }
 }
@@ -413,12 +414,15 @@ impl Drop for Running<'_> {
         let Some(slot) = self.slot else { return };
         let mut state = self.engine.state.borrow_mut();
         let op = state.ops.get(slot);
+        let waker = op.waker.take();
         if op.result.is_some() {
             let _ = state.ops.reclaim(slot);
         } else {
             op.abandoned = true;
-            op.waker = None;
         }
+        drop(state);
+        // As above.
+        drop(waker);
     }
 }
 
