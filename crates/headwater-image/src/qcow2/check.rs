@@ -171,7 +171,9 @@ impl Check {
         loop {
             counts.next_window();
             let report = first.then_some(&mut self.report);
-            Walk::new(&self.medium, &self.geometry, &mut counts, report).run(&mut self.layout, true).await?;
+            let mut walk = Walk::new(&self.medium, &self.geometry, &mut counts, report);
+            walk.run(&mut self.layout, true).await?;
+            let flags_wrong = walk.flags_wrong;
             if counts.overflowed() {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
@@ -192,7 +194,10 @@ impl Check {
             if fix.flags {
                 medium.flush().await?;
             }
-            copied::check(medium, geometry, layout, &counts, fix.flags, report).await?;
+            copied::l1_table(medium, geometry, layout, &counts, fix.flags, report).await?;
+            if flags_wrong || outcome.flags_wrong {
+                copied::l2_tables(medium, geometry, layout, &counts, fix.flags, report).await?;
+            }
             if counts.is_last() {
                 break;
             }

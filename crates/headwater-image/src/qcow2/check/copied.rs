@@ -8,9 +8,9 @@ use super::walk::{Entry, read_tables, words};
 use futures_util::stream::StreamExt;
 use headwater_block::Result;
 
-/// Compares the flags in the active tables with the stored reference counts of the window that was just compared, and corrects them if
-/// `repair`.
-pub(super) async fn check(
+/// Compares the flags in the active L2 tables with the stored reference counts of the window that was just compared, and corrects them if
+/// `repair`. The counts tell whether this is needed at all.
+pub(super) async fn l2_tables(
     medium: &Medium,
     geometry: &Geometry,
     layout: &Layout,
@@ -18,7 +18,6 @@ pub(super) async fn check(
     repair: bool,
     report: &mut CheckReport,
 ) -> Result<()> {
-    l1_table(medium, geometry, layout, counts, repair, report).await?;
     // An external data file has no counts; each of its clusters has one reference.
     let active = layout.l2.iter().enumerate().filter(|(_, l2)| l2.is_active());
     let offsets: Vec<(usize, u64)> = active.map(|(i, l2)| (i, l2.offset)).collect();
@@ -57,7 +56,8 @@ pub(super) async fn check(
     Ok(())
 }
 
-async fn l1_table(
+/// The same for the active L1 table.
+pub(super) async fn l1_table(
     medium: &Medium,
     geometry: &Geometry,
     layout: &Layout,

@@ -8,14 +8,17 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
 
-/// Clusters per piece of the map; a power of two.
-const CHUNK: u64 = 16 << 10;
+/// Clusters per piece of the map; a power of two. Tests want small images to take several windows.
+const CHUNK: u64 = if cfg!(test) { 64 } else { 16 << 10 };
 const CHUNK_BYTES: u64 = CHUNK * size_of::<u16>() as u64;
 
 /// The low bits of a cell count references; this value says that [`Counts::large`] does.
-const COUNT_MASK: u16 = 0x0fff;
+const COUNT_MASK: u16 = 0x03ff;
 /// The bit of a cell that says that the image stores a count of one.
 const STORED_ONCE: u16 = 0x1000;
+/// The bits that say that some active L2 entry for the cluster has the flag for "exactly one reference", or lacks it.
+const FLAGGED: u16 = 0x0800;
+const UNFLAGGED: u16 = 0x0400;
 
 /// How many clusters may have so many references that their cell doesn't suffice.
 const MAX_LARGE: usize = 1 << 20;
@@ -45,9 +48,13 @@ impl Owner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Count {
     /// How many references there are.
-    pub references: u64,
+    pub(super) references: u64,
     /// Things lie here that must not lie in the same place.
-    pub overlap: bool,
+    pub(super) overlap: bool,
+    /// Some active L2 entry for it has the flag for "exactly one reference".
+    pub(super) flagged: bool,
+    /// Some active L2 entry for it lacks that flag.
+    pub(super) unflagged: bool,
 }
 
 /// The counts of a window of clusters.
@@ -141,6 +148,13 @@ impl Counts {
         self.large.split_off(&end);
     }
 
+    /// Notes whether an active L2 entry for a cluster has the flag for "exactly one reference".
+    pub(super) fn note_flag(&mut self, cluster: u64, flag: bool) {
+        if let Some(chunk) = self.chunks.get_mut(&(cluster / CHUNK)) {
+            chunk[(cluster % CHUNK) as usize] |= if flag { FLAGGED } else { UNFLAGGED };
+        }
+    }
+
     /// What is known of a cluster of the window.
     pub(super) fn get(&self, cluster: u64) -> Count {
         let cell = self.chunks.get(&(cluster / CHUNK)).map_or(0, |chunk| chunk[(cluster % CHUNK) as usize]);
@@ -154,7 +168,8 @@ impl Counts {
         };
         let sole = cell & Owner::Sole.flag() != 0 && references > 1;
         let mixed = cell & Owner::L2.flag() != 0 && cell & Owner::Data.flag() != 0;
-        Count { references, overlap: sole || mixed }
+        let (flagged, unflagged) = (cell & FLAGGED != 0, cell & UNFLAGGED != 0);
+        Count { references, overlap: sole || mixed, flagged, unflagged }
     }
 
     /// Notes that the image stores a count of one for a cluster that is referred to.
@@ -224,7 +239,7 @@ mod tests {
         let (one, passes) = all(1 << 30, 1, &references);
         assert_eq!((&one, passes), (&expected, 1));
         for group in [1, 64, 1 << 16] {
-            let (many, passes) = all(20 * CHUNK_BYTES, group, &references);
+            let (many, passes) = all(400 * CHUNK_BYTES, group, &references);
             assert_eq!(many, expected);
             assert!(passes > 3 && passes < 200, "{passes}");
         }
@@ -243,7 +258,7 @@ mod tests {
         counts.add(1, 1, Owner::L2);
         counts.add(3, 1, Owner::Data);
         assert!(counts.get(1).overlap && counts.get(3).overlap);
-        assert_eq!(counts.get(4), Count { references: 0, overlap: false });
+        assert_eq!((counts.get(4).references, counts.get(4).overlap), (0, false));
         assert_eq!((counts.next_referenced(2), counts.next_referenced(4)), (Some(2), None));
     }
 }

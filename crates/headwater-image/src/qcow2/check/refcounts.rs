@@ -17,6 +17,8 @@ pub(super) struct Outcome {
     pub(super) rebuild: bool,
     /// Things other than refcount structures lie in the same place.
     pub(super) overlap: bool,
+    /// Flags in L2 entries contradict the stored counts.
+    pub(super) flags_wrong: bool,
     /// The highest cluster that is in use.
     pub(super) last_used: Option<u64>,
 }
@@ -53,7 +55,8 @@ pub(super) async fn compare(
         for i in 0..per_block {
             let cluster = first + i;
             let stored = refcount(&block, i as usize, geometry.refcount_order);
-            let expected = counts.get(cluster).references;
+            let count = counts.get(cluster);
+            let expected = count.references;
             let mut now = stored;
             if stored != expected {
                 let fits = expected <= max_refcount(geometry);
@@ -64,6 +67,7 @@ pub(super) async fn compare(
                     (changed, now) = (true, expected);
                 }
             }
+            outcome.flags_wrong |= if now == 1 { count.unflagged } else { count.flagged };
             if now > 0 || expected > 0 {
                 outcome.last_used = outcome.last_used.max(Some(cluster));
             }
@@ -117,6 +121,7 @@ fn uncounted(
     while let Some(cluster) = counts.next_referenced(from).filter(|cluster| *cluster < clusters.end) {
         tell(geometry, report, cluster, 0, counts.get(cluster).references);
         outcome.rebuild = true;
+        outcome.flags_wrong |= counts.get(cluster).flagged;
         outcome.last_used = outcome.last_used.max(Some(cluster));
         from = cluster + 1;
     }

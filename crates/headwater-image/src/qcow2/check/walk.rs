@@ -93,6 +93,8 @@ pub(super) struct Walk<'a> {
     pub(super) report: Option<&'a mut CheckReport>,
     /// Where the previous cluster of the same active table ends in the file, to notice fragmentation.
     expected: Option<u64>,
+    /// Some flags are wrong whatever the counts are.
+    pub(super) flags_wrong: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -102,7 +104,7 @@ impl<'a> Walk<'a> {
         counts: &'a mut Counts,
         report: Option<&'a mut CheckReport>,
     ) -> Self {
-        Self { medium, geometry, counts, report, expected: None }
+        Self { medium, geometry, counts, report, expected: None, flags_wrong: false }
     }
 
     /// Counts every reference, those of the refcount structures only if `with_refcounts`.
@@ -220,6 +222,8 @@ impl<'a> Walk<'a> {
                 self.statistics(offset, compressed);
             }
             if geometry.data_file && !compressed {
+                // Its clusters have no counts; each has one reference.
+                self.flags_wrong |= l2.is_active() && word & COPIED == 0;
                 if l2.is_active() && geometry.data_file_raw {
                     let index =
                         u64::from(l2.l1_index) * (geometry.l2_coverage() >> geometry.cluster_bits) + i as u64;
@@ -232,6 +236,9 @@ impl<'a> Walk<'a> {
                 continue;
             }
             if self.add(offset, len, u64::from(l2.references), Owner::Data) {
+                if l2.is_active() && !compressed && geometry.is_aligned(offset) {
+                    self.counts.note_flag(offset >> geometry.cluster_bits, word & COPIED != 0);
+                }
                 low = low.min((offset >> geometry.cluster_bits >> REACH_BITS) as u32);
                 high = high.max(((offset + len) >> geometry.cluster_bits >> REACH_BITS) as u32);
             } else {

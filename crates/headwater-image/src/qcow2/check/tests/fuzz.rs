@@ -5,7 +5,7 @@
 use super::*;
 
 /// How many damaged images are tried unless the environment says otherwise.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 40;
 
 /// The regions of an image that hold metadata, (offset, length) in bytes.
 fn metadata(bytes: &[u8]) -> Vec<(u64, u64)> {
@@ -76,17 +76,18 @@ fn whatever_qemu_finds_is_found() {
         let (name, mut bytes) = samples[which].clone();
         let log = damage(&mut rng, &mut bytes, &regions[which]);
         let what = format!("seed {seed}, {name}, {log}");
-        one(dir.path(), bytes, &what);
+        // Every other image is counted in as many windows as possible.
+        one(dir.path(), bytes, (seed % 2) << 20, &what);
     });
 }
 
 /// Compares verdicts on one image, repairs it, and compares again.
-fn one(dir: &Path, bytes: Vec<u8>, what: &str) {
+fn one(dir: &Path, bytes: Vec<u8>, memory: u64, what: &str) {
     let path = dir.join("damaged.qcow2");
     std::fs::write(&path, &bytes).unwrap();
     let (code, leaks, corruptions) = qemu_verdict(dir, "damaged.qcow2");
     let qemu = format!("qemu-img: exit {code}, {leaks} leaks, {corruptions} corruptions");
-    let report = match check_bytes(bytes.clone(), Repair::None, 1 << 20).0 {
+    let report = match check_bytes(bytes.clone(), Repair::None, memory).0 {
         // What can't be opened at all must be something that QEMU refuses or finds damaged, too.
         Err(err) => {
             assert!(code != 0 && code != 3, "{what}\n{err}\n{qemu}");
@@ -105,7 +106,7 @@ fn one(dir: &Path, bytes: Vec<u8>, what: &str) {
         _ => {}
     }
     for repair in [Repair::Leaks, Repair::All] {
-        let (after, repaired) = check_bytes(bytes.clone(), repair, 1 << 20);
+        let (after, repaired) = check_bytes(bytes.clone(), repair, memory);
         let after = after.unwrap();
         if !after.is_clean() || report.is_clean() {
             continue;
