@@ -34,30 +34,29 @@ impl Image {
         let units = self.whole_parts(&range, self.geometry.unit_bits());
         // Version 2 knows no zero clusters, but without a backing an unallocated one reads the same.
         let by_entry = self.geometry.version >= 3 || !self.has_backing();
-        let as_data = match (units, by_entry) {
-            (Some(units), true) => {
-                let parts = [offset..units.start, units.end.min(range.end)..range.end];
-                self.check_fast(&parts, flags).await?;
+        let parts = match &units {
+            Some(units) if by_entry => [range.start..units.start, units.end.min(range.end)..range.end],
+            _ => [range.clone(), range.end..range.end],
+        };
+        self.check_fast(&parts, flags).await?;
+        match units {
+            Some(units) if by_entry => {
                 if self.data_file_is_raw {
                     let len = range.end.min(units.end) - units.start;
                     self.data_node().write_zeroes(units.start, len, flags).await?;
                 }
-                let to = if self.geometry.version >= 3 {
-                    Become::Zero { unmap: flags.unmap }
-                } else {
-                    Become::Unallocated
-                };
+                let v3 = self.geometry.version >= 3;
+                let to = if v3 { Become::Zero { unmap: flags.unmap } } else { Become::Unallocated };
                 self.change_clusters(units, to).await?;
-                parts
             }
-            _ => {
-                let parts = [range.clone(), range.end..range.end];
-                self.check_fast(&parts, flags).await?;
-                parts
+            // The clusters shall be in this layer afterwards, even where nothing below has data: that is how a copy-up of zeroes ends.
+            Some(_) => return self.write_zero_data(range).await,
+            None => {}
+        }
+        for part in parts {
+            if !self.reads_as_zero(part.clone()).await? {
+                self.write_zero_data(part).await?;
             }
-        };
-        for part in as_data {
-            self.zero_data(part).await?;
         }
         Ok(())
     }
@@ -115,14 +114,12 @@ impl Image {
         Ok(())
     }
 
-    /// Writes zeroes as data where something else may be read.
-    async fn zero_data(self: &Rc<Self>, range: Range<u64>) -> Result<()> {
+    /// Writes zeroes as data.
+    async fn write_zero_data(self: &Rc<Self>, range: Range<u64>) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
             let stop = range.end.min(at.saturating_add(MAX_DATA) & !(MAX_DATA - 1));
-            if !self.reads_as_zero(at..stop).await? {
-                self.write_unchecked(at, Buffer::zeroed((stop - at) as usize)).await?;
-            }
+            self.write_unchecked(at, Buffer::zeroed((stop - at) as usize)).await?;
             at = stop;
         }
         Ok(())

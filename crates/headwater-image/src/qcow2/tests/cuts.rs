@@ -197,7 +197,7 @@ fn check_content(got: &[u8], start: &[u8], history: &History, cut: usize) {
 
 #[test]
 fn an_image_survives_power_cuts_everywhere() {
-    for_seeds(3, |seed| {
+    for_seeds(2, |seed| {
         let sim = Sim::new(seed);
         let rng = sim.rng().clone();
         let mut kind = Kind::random(&rng);

@@ -152,7 +152,7 @@ impl Run {
 
 #[test]
 fn random_operations_match_the_model() {
-    for_seeds(16, |seed| {
+    for_seeds(10, |seed| {
         let sim = Sim::new(seed);
         let rng = sim.rng().clone();
         sim.run(async move {

@@ -301,7 +301,7 @@ fn entries_that_point_nowhere_or_into_metadata_are_refused() {
 /// Random bytes of the metadata are changed: errors and wrong data may come of it, but nothing worse.
 #[test]
 fn damage_makes_errors_but_no_panic() {
-    for_seeds(40, |seed| {
+    for_seeds(15, |seed| {
         let sim = Sim::new(seed);
         let rng = sim.rng().clone();
         sim.run(async move {
