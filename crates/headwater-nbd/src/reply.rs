@@ -11,9 +11,12 @@ pub use coverage::ReadCoverage;
 use crate::error::{ErrorCode, ProtocolError, printable};
 use crate::wire::{self, Reader};
 
-/// Longest payload of a chunk that is not data, in bytes. Bounds what a hostile server makes a client buffer: 1 MiB
-/// holds 131,071 extents of a block status reply.
+/// Longest payload of an error chunk that is taken, and of a block status chunk that is sent, in bytes. The latter then has
+/// at most 131,071 extents.
 pub const MAX_CONTROL_PAYLOAD: u32 = 1 << 20;
+
+/// Longest payload of a block status chunk that is taken from a server, in bytes: 1,048,576 extents, the most that nbdkit sends.
+pub const MAX_STATUS_PAYLOAD: u32 = (8 << 20) + 4;
 
 /// The fixed part of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +146,7 @@ impl ChunkHeader {
             ChunkKind::OffsetData => (9, max_data.saturating_add(8)),
             ChunkKind::OffsetHole => (12, 12),
             // A context and at least one extent.
-            ChunkKind::BlockStatus => (12, MAX_CONTROL_PAYLOAD),
+            ChunkKind::BlockStatus => (12, MAX_STATUS_PAYLOAD),
             ChunkKind::Error => (6, MAX_CONTROL_PAYLOAD),
             ChunkKind::ErrorOffset => (14, MAX_CONTROL_PAYLOAD),
         };

@@ -101,7 +101,7 @@ fn impossible_chunks_are_refused() {
         (2, 11),
         (2, 13),
         (5, 11),
-        (5, MAX_CONTROL_PAYLOAD + 1),
+        (5, MAX_STATUS_PAYLOAD + 1),
         (0x8001, 5),
         (0x8002, 13),
         (0x8001, u32::MAX),
