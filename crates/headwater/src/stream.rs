@@ -53,36 +53,30 @@ async fn stream(
     };
     let nothing_to_do = session.job().is_none();
     let ending = session.stream(display, interrupts).await;
-    if matches!(ending, Ending::Completed) {
-        if nothing_to_do {
-            display.finish(&Status { result: Some("completed"), ..session.watch().status() });
-        } else {
-            display.say(&done(args));
-        }
-        if session.is_serving() && !args.exit_when_done {
-            display.say("the disk stays served until headwater is interrupted");
-            interrupts.next().await;
-        }
-    }
-    let closed = close(session, args, display, interrupts).await;
-    drop(control);
     let disk = args.disk.display();
     let stopped =
         |how: &str| format!("{how}; {disk} is consistent and keeps what was copied; resume with: {again}");
+    match &ending {
+        Ending::Completed if nothing_to_do => {
+            display.finish(&Status { result: Some("completed"), ..session.watch().status() })
+        }
+        Ending::Completed => display.say(&done(args)),
+        Ending::Interrupted => display.say(&stopped("interrupted")),
+        Ending::Cancelled => display.say(&stopped("cancelled")),
+        Ending::Failed(err) => display.say(&stopped(&format!("the stream ended with an error: {err}"))),
+    }
+    // However the copying ended, clients keep their disk: a guest must not lose it because a source did.
+    if session.is_serving() && !args.exit_when_done && !matches!(ending, Ending::Interrupted) {
+        display.say("the disk stays served until headwater is interrupted");
+        interrupts.next().await;
+    }
+    let closed = close(session, args, display, interrupts).await;
+    drop(control);
     match ending {
         Ending::Completed => closed,
-        Ending::Interrupted => {
-            display.say(&stopped("interrupted"));
-            closed.and(Err(Failure::silent(code::INTERRUPTED)))
-        }
-        Ending::Cancelled => {
-            display.say(&stopped("cancelled"));
-            closed.and(Err(Failure::silent(code::CANCELLED)))
-        }
-        Ending::Failed(err) => {
-            display.say(&stopped("the stream ended with an error"));
-            Err(err.into())
-        }
+        Ending::Interrupted => closed.and(Err(Failure::silent(code::INTERRUPTED))),
+        Ending::Cancelled => closed.and(Err(Failure::silent(code::CANCELLED))),
+        Ending::Failed(_) => Err(Failure::silent(code::FAILED)),
     }
 }
 

@@ -272,7 +272,7 @@ fn an_nbd_source_that_comes_back_with_another_size() {
     drop(kit);
     make_raw(&raw, 15 * MIB, 1);
     let _kit = Background::nbdkit(&socket, &["file", &raw]);
-    running.wait().code(1).says(&["kit.sock", "size"]);
+    running.wait().code(1).says(&["kit.sock", "15728640", "not the same disk"]);
     assert_sound(&disk);
 }
 
