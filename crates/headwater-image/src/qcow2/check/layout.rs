@@ -428,8 +428,9 @@ fn bitmap_problem(geometry: &Geometry, entry: &[u8]) -> Option<&'static str> {
     let flags = be32(&entry[12..16]);
     let granularity = u32::from(entry[17]);
     let name_len = u16::from_be_bytes([entry[18], entry[19]]);
-    let covered =
-        (entries << geometry.cluster_bits).checked_mul(8).and_then(|bits| bits.checked_shl(granularity));
+    // One bit for each unit of granularity; the table has an entry for each cluster of bits.
+    let bits = geometry.size.div_ceil(1_u64.checked_shl(granularity).unwrap_or(u64::MAX));
+    let expected = bits.div_ceil(8).div_ceil(geometry.cluster_size());
     if entry[16] != DIRTY_TRACKING {
         Some("its type is unknown")
     } else if flags & !KNOWN_FLAGS != 0 {
@@ -440,8 +441,8 @@ fn bitmap_problem(geometry: &Geometry, entry: &[u8]) -> Option<&'static str> {
         Some("its name is empty or longer than 1023 bytes")
     } else if entries == 0 || entries > MAX_BITMAP_TABLE {
         Some("its table is empty or too large")
-    } else if flags & IN_USE == 0 && covered.is_some_and(|covered| covered < geometry.size) {
-        Some("it is too small for the disk")
+    } else if flags & IN_USE == 0 && entries != expected {
+        Some("its table has another size than the disk needs")
     } else {
         None
     }

@@ -90,7 +90,9 @@ fn one(dir: &Path, bytes: Vec<u8>, memory: u64, what: &str) {
     let report = match check_bytes(bytes.clone(), Repair::None, memory).0 {
         // What can't be opened at all must be something that QEMU refuses or finds damaged, too.
         Err(err) => {
-            assert!(code != 0 && code != 3, "{what}\n{err}\n{qemu}");
+            // The specification wants a multiple of 8; QEMU doesn't care.
+            let stricter = err.to_string().contains("header length");
+            assert!(stricter || code != 0 && code != 3, "{what}\n{err}\n{qemu}");
             return;
         }
         Ok(report) => report,
