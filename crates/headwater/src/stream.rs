@@ -47,10 +47,11 @@ async fn stream(
             return Err(Failure::silent(code::INTERRUPTED));
         }
     };
-    let control = match &args.control {
-        Some(path) => Some(ControlSocket::bind(path, handler(&session))?),
-        None => None,
-    };
+    let control =
+        match args.control.as_ref().map(|path| ControlSocket::bind(path, handler(&session))).transpose() {
+            Ok(control) => control,
+            Err(failure) => return session.close().await.and(Err(failure)),
+        };
     let nothing_to_do = session.job().is_none();
     let ending = session.stream(display, interrupts).await;
     let disk = args.disk.display();
@@ -63,10 +64,13 @@ async fn stream(
         Ending::Completed => display.say(&done(args)),
         Ending::Interrupted => display.say(&stopped("interrupted")),
         Ending::Cancelled => display.say(&stopped("cancelled")),
-        Ending::Failed(err) => display.say(&stopped(&format!("the stream ended with an error: {err}"))),
+        Ending::Failed(_) => display.say(&stopped("the stream ended with an error")),
     }
-    // However the copying ended, clients keep their disk: a guest must not lose it because a source did.
+    // However the copying ended, clients keep their disk: a guest must not lose it because a source failed.
     if session.is_serving() && !args.exit_when_done && !matches!(ending, Ending::Interrupted) {
+        if let Ending::Failed(err) = &ending {
+            display.say(&err.to_string());
+        }
         display.say("the disk stays served until headwater is interrupted");
         interrupts.next().await;
     }
@@ -76,7 +80,7 @@ async fn stream(
         Ending::Completed => closed,
         Ending::Interrupted => closed.and(Err(Failure::silent(code::INTERRUPTED))),
         Ending::Cancelled => closed.and(Err(Failure::silent(code::CANCELLED))),
-        Ending::Failed(_) => Err(Failure::silent(code::FAILED)),
+        Ending::Failed(err) => Err(err.into()),
     }
 }
 

@@ -58,7 +58,8 @@ pub struct StreamArgs {
 
 const AFTER: &str = "\
 Interrupt it at any time: DISK stays a valid image that reads as the source with the clients' changes, and the same command goes
-on where it stopped. When everything has been copied, DISK stands alone and SOURCE may go.";
+on where it stopped. When everything has been copied, DISK stands alone and SOURCE may go. If copying ends with an error, clients
+keep their disk until headwater is interrupted, unless --exit-when-done was given.";
 
 /// What to do when something can't be copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
