@@ -4,10 +4,11 @@
 //! - `pool`: which connection a request takes; reconnecting.
 //! - `connection`: the requests in flight on one connection, and the task that writes them. `reader`: the task that
 //!   reads replies. `socket`: TCP or Unix, and negotiation.
-//! - `status`: where the holes are; `extent_map` remembers it.
+//! - `status`: where the holes are; `extent_map` remembers it. `write`: changes, and what a flush promises.
 //!
-//! Requests run concurrently, over several connections if the server says that they see the same disk. Reads survive the loss of a connection; writes
-//! don't, because what the server had acknowledged and not made durable may be lost with it: a flush after that fails.
+//! Requests run concurrently, over several connections if the server says that they see the same disk. Reads survive the loss of a
+//! connection; writes don't, because what the server had acknowledged and not made durable may be lost with it: a flush after
+//! that fails.
 
 mod connection;
 mod extent_map;

@@ -249,11 +249,22 @@ fn reads_survive_a_restart_of_the_server() {
 }
 
 #[test]
+fn closing_says_good_bye() {
+    run(async {
+        let mut server = Server::nbdkit(&["--filter=exitlast", "pattern", "1M"]);
+        let node = connect(&server, NbdOptions::default()).await;
+        join_all((0..64).map(|i| read(&*node, i * 4096, 4096))).await;
+        node.close().await.unwrap();
+        server.wait_for_end();
+    });
+}
+
+#[test]
 fn a_server_over_tcp_with_an_odd_size() {
     run(async {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let args = ["-p", &port.to_string(), "-i", "127.0.0.1", "pattern", "size=1000003"];
-        let _server = Server::nbdkit_on_tcp(port, &args);
+        let _server = Server::nbdkit(&args);
         let node =
             NbdNode::connect(&format!("nbd://localhost:{port}/"), NbdOptions::default()).await.unwrap();
         assert_eq!(node.size(), 1_000_003);

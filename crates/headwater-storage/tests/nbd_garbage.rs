@@ -345,3 +345,51 @@ fn random_bytes_at_any_stage_do_no_harm() {
         assert!(good > 20, "{good}");
     });
 }
+
+#[test]
+fn whatever_the_moment_a_line_is_cut_reads_give_the_right_bytes() {
+    run(async {
+        let random = Rc::new(std::cell::Cell::new(88_172_645_463_325_252_u64));
+        let server = Bad::start(move |mut stream| {
+            let mut next = random.get();
+            next ^= next << 13;
+            next ^= next >> 7;
+            next ^= next << 17;
+            random.set(next);
+            async move {
+                negotiate(&mut stream, 2 * SIZE).await?;
+                let mut left = (next % 3_000_000) as usize;
+                loop {
+                    let asked = request(&mut stream).await?;
+                    let reply = data(&asked, asked.offset, asked.length as usize, true);
+                    stream.write_all(&reply[..reply.len().min(left)]).await?;
+                    if reply.len() >= left {
+                        return Ok(());
+                    }
+                    left -= reply.len();
+                }
+            }
+        });
+        let options = NbdOptions {
+            retry: Duration::from_secs(30),
+            connections: Some(4),
+            read_only: true,
+            ..NbdOptions::default()
+        };
+        let uri = format!("nbd+unix:///?socket={}", server.socket.display());
+        let node = NbdNode::connect(&uri, options).await.unwrap();
+        for round in 0..10_u64 {
+            let reads = (0..16_u64).map(|i| {
+                let (offset, len) = ((round * 16 + i) * 3989, 1 + ((i * 1919) << (round % 5)) as usize);
+                let (node, give_up) = (&node, Duration::from_millis(if i % 5 == 0 { 1 } else { 40_000 }));
+                async move {
+                    match tokio::time::timeout(give_up, read(&**node, offset, len)).await {
+                        Ok(done) => assert!(done.unwrap()[..] == pattern(offset, len)[..], "{offset} {len}"),
+                        Err(_) => assert!(i % 5 == 0, "a read hangs"),
+                    }
+                }
+            });
+            futures_util::future::join_all(reads).await;
+        }
+    });
+}

@@ -26,15 +26,17 @@ use tokio::sync::oneshot;
 /// How many runs are remembered; each takes about 40 bytes.
 const RUNS: usize = 128 << 10;
 
-/// The length of the first request, of the longest (32 bits less the largest alignment) and of those to a server that is known to send
-/// too much, in bytes. A reply holds at most 131,071 extents here: with holes of 4 KiB, 512 MiB; with holes of 512 bytes, 64 MiB.
-const FIRST_ASK: u64 = 512 << 20;
-const LONGEST_ASK: u64 = (1 << 32) - (64 << 10);
-const SMALLEST_ASK: u64 = 64 << 20;
+/// How many runs of one answer are remembered, so that those which are asked for next don't push each other out.
+const RUNS_OF_ONE: usize = RUNS / 2;
 
-/// Fewer extents in a reply: ask for twice as much next time. More: for half.
+/// The length of the first request and the shortest, and of the longest (32 bits less the largest alignment), in bytes. A server may
+/// answer with an extent for each 512 bytes, and one that breaks off when it has sent a million of them is of no use.
+const SHORTEST_ASK: u64 = 64 << 20;
+const LONGEST_ASK: u64 = (1 << 32) - (64 << 10);
+
+/// Fewer runs in an answer: ask for four times as much next time. More: for half.
 const FEW: usize = 4096;
-const MANY: usize = 64 << 10;
+const MANY: usize = 32 << 10;
 
 /// An answer: runs that follow each other, and whether each is zero.
 type Runs = Rc<[(Range<u64>, bool)]>;
@@ -78,7 +80,7 @@ impl Statuses {
             pending: RefCell::default(),
             generation: Cell::new(0),
             changes: Cell::new(0),
-            ask: Cell::new(FIRST_ASK),
+            ask: Cell::new(SHORTEST_ASK),
         })
     }
 
@@ -106,25 +108,30 @@ impl Statuses {
 
     /// The runs of an answer to a request for `asked`. The server may tell less, and of what follows the request as well.
     fn runs(&self, asked: &Range<u64>, extents: &[StatusExtent]) -> Runs {
+        let mut runs: Vec<(Range<u64>, bool)> = Vec::new();
         let mut at = asked.start;
-        let runs = extents.iter().map_while(|extent| {
-            let end = at.checked_add(extent.length.into())?.min(self.size);
-            let run = (at..end, extent.flags & STATE_ZERO != 0);
+        for extent in extents {
+            let end = at.saturating_add(extent.length.into()).min(self.size);
+            let zero = extent.flags & STATE_ZERO != 0;
+            match runs.last_mut() {
+                Some((last, same)) if *same == zero => last.end = end,
+                _ if at < end => runs.push((at..end, zero)),
+                _ => {}
+            }
             at = end;
-            (!run.0.is_empty()).then_some(run)
-        });
-        runs.collect()
+        }
+        runs.into()
     }
 
     fn learn(&self, asked: &Range<u64>, generation: u64, runs: &Runs) {
         if runs.len() > MANY {
-            self.ask.set((self.ask.get() / 2).max(SMALLEST_ASK));
+            self.ask.set((self.ask.get() / 2).max(SHORTEST_ASK));
         } else if runs.len() < FEW && asked.end - asked.start >= self.ask.get() {
-            self.ask.set((self.ask.get() * 2).min(LONGEST_ASK));
+            self.ask.set((self.ask.get() * 4).min(LONGEST_ASK));
         }
         if generation == self.generation.get() && self.changes.get() == 0 {
             let mut map = self.map.borrow_mut();
-            for (range, zero) in runs.iter() {
+            for (range, zero) in runs.iter().take(RUNS_OF_ONE) {
                 map.insert(range.clone(), *zero);
             }
         }
@@ -175,9 +182,9 @@ impl Statuses {
                 return Err(failure.error);
             }
             if failure.error.kind() == ErrorKind::Corrupt {
-                // It may have been a reply longer than we take.
-                self.ask.set(SMALLEST_ASK);
-                range.end = range.end.min(range.start + SMALLEST_ASK);
+                // It may have been a longer reply than we take.
+                self.ask.set(SHORTEST_ASK);
+                range.end = range.end.min(range.start + SHORTEST_ASK);
             }
         }
     }
@@ -214,9 +221,7 @@ impl NbdNode {
             let here = runs.iter().position(|(run, _)| run.contains(&range.start));
             if let Some(here) = here {
                 let zero = runs[here].1;
-                let same = runs[here..].iter().take_while(|(_, other)| *other == zero);
-                let end = same.last().map_or(range.start + 1, |(run, _)| run.end);
-                return Ok(extent(end, zero));
+                return Ok(extent(runs[here].0.end, zero));
             }
             // A shared answer may be shorter than what was asked for: ask from here. One's own must say something.
             if fresh {

@@ -38,40 +38,21 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Runs nbdkit with these arguments.
+    /// Runs nbdkit with these arguments, on a Unix socket unless they say otherwise.
     pub(crate) fn nbdkit(args: &[&str]) -> Self {
-        Self::start("nbdkit", |command, socket| {
-            command.arg("-f").arg("--exit-with-parent").arg("-U").arg(socket).args(args);
-        })
-    }
-
-    /// Runs nbdkit with these arguments, which make it listen on a port of this host.
-    pub(crate) fn nbdkit_on_tcp(port: u16, args: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut command = Command::new("nbdkit");
-        command.arg("-f").arg("--exit-with-parent").args(args).stdin(Stdio::null()).stdout(Stdio::null());
-        let server = Self { child: command.spawn().expect("nbdkit is needed for this test"), directory };
-        wait_for(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-        server
+        let child = start_nbdkit(directory.path(), args);
+        Self { child, directory }
     }
 
     /// Runs qemu-nbd with these arguments.
     pub(crate) fn qemu_nbd(args: &[&str]) -> Self {
-        Self::start("qemu-nbd", |command, socket| {
-            command.arg("-t").arg("-k").arg(socket).args(args);
-        })
-    }
-
-    fn start(program: &str, arguments: impl FnOnce(&mut Command, &Path)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("nbd");
-        let mut command = Command::new(program);
-        arguments(&mut command, &socket);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn().unwrap_or_else(|e| panic!("{program} is needed for this test: {e}"));
-        let server = Self { child, directory };
-        wait_for(|| std::os::unix::net::UnixStream::connect(server.socket()).is_ok());
-        server
+        let mut command = Command::new("qemu-nbd");
+        command.arg("-t").arg("-k").arg(directory.path().join("nbd")).args(args);
+        command.arg("--pid-file").arg(directory.path().join("pid"));
+        let child = start(command, &directory.path().join("pid"));
+        Self { child, directory }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -94,13 +75,15 @@ impl Server {
         let _ = self.child.wait();
     }
 
+    /// Waits until the server has ended by itself.
+    pub(crate) fn wait_for_end(&mut self) {
+        wait_for(|| self.child.try_wait().unwrap().is_some(), "the server does not end");
+    }
+
     /// Runs nbdkit again on the same socket.
     pub(crate) fn restart_nbdkit(&mut self, args: &[&str]) {
         self.stop();
-        let _ = std::fs::remove_file(self.socket());
-        let mut command = Command::new("nbdkit");
-        command.arg("-f").arg("--exit-with-parent").arg("-U").arg(self.socket()).args(args);
-        self.child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        self.child = start_nbdkit(self.directory.path(), args);
     }
 }
 
@@ -110,11 +93,33 @@ impl Drop for Server {
     }
 }
 
-fn wait_for(it_listens: impl Fn() -> bool) {
+fn start_nbdkit(directory: &Path, args: &[&str]) -> Child {
+    let (socket, pid) = (directory.join("nbd"), directory.join("pid"));
+    for left_over in [&socket, &pid] {
+        let _ = std::fs::remove_file(left_over);
+    }
+    let mut command = Command::new("nbdkit");
+    command.arg("-f").arg("--exit-with-parent").arg("-P").arg(&pid);
+    if !args.contains(&"-p") {
+        command.arg("-U").arg(&socket);
+    }
+    command.args(args);
+    start(command, &pid)
+}
+
+/// Runs a server that writes its process's number to `pid` once it listens.
+fn start(mut command: Command, pid: &Path) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let child = command.spawn().unwrap_or_else(|e| panic!("{command:?} is needed for this test: {e}"));
+    wait_for(|| std::fs::read(pid).is_ok_and(|text| text.ends_with(b"\n")), "the server does not start");
+    child
+}
+
+fn wait_for(mut it_is_so: impl FnMut() -> bool, what_else: &str) {
     #[allow(clippy::disallowed_methods, reason = "a real program is waited for")]
     let start = Instant::now();
-    while !it_listens() {
-        assert!(start.elapsed() < Duration::from_secs(10), "the server does not start");
+    while !it_is_so() {
+        assert!(start.elapsed() < Duration::from_secs(10), "{what_else}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
