@@ -15,7 +15,8 @@ use crate::failure::{Failure, Outcome};
 use crate::size::parse_size;
 use headwater_block::LocalFuture;
 use std::fmt;
-use std::os::unix::fs::PermissionsExt;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -95,14 +96,18 @@ impl ControlSocket {
     /// # Errors
     /// If the socket can't be made there.
     pub fn bind(path: &Path, handler: Handler) -> Outcome<Self> {
-        let listener = UnixListener::bind(path).map_err(|err| {
-            let hint = match err.kind() {
-                std::io::ErrorKind::AddrInUse => {
-                    "; is another stream using it? If not, it is left over: remove it"
-                }
-                _ => "",
-            };
-            Failure::new(format!("cannot make the control socket {}: {err}{hint}", path.display()))
+        let shown = path.display();
+        let listener = match UnixListener::bind(path) {
+            Err(err) if err.kind() == ErrorKind::AddrInUse && is_left_over(path) => {
+                std::fs::remove_file(path).and_then(|()| UnixListener::bind(path))
+            }
+            bound => bound,
+        };
+        let listener = listener.map_err(|err| match err.kind() {
+            ErrorKind::AddrInUse => Failure::new(format!(
+                "cannot make the control socket {shown}: it exists; choose another path"
+            )),
+            _ => Failure::new(format!("cannot make the control socket {shown}: {err}")),
         })?;
         let owner_only = std::fs::Permissions::from_mode(0o600);
         std::fs::set_permissions(path, owner_only).map_err(|err| {
@@ -116,6 +121,13 @@ impl ControlSocket {
         });
         Ok(Self { path: path.to_owned(), task })
     }
+}
+
+/// True if there is a socket at `path` to which nobody listens any more.
+fn is_left_over(path: &Path) -> bool {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    let connected = std::os::unix::net::UnixStream::connect(path);
+    is_socket && connected.is_err_and(|err| err.kind() == ErrorKind::ConnectionRefused)
 }
 
 impl Drop for ControlSocket {

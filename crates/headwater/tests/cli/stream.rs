@@ -312,3 +312,27 @@ fn the_backing_is_recorded_so_that_other_tools_find_it() {
         tool("qemu-img", &["compare", &disk, &raw]);
     }
 }
+
+#[test]
+fn a_control_socket_that_was_left_over_is_replaced_and_one_in_use_is_not() {
+    let scratch = Scratch::new();
+    let (raw, disk, control) =
+        (scratch.path("source.raw"), scratch.path("disk.qcow2"), scratch.path("control.sock"));
+    make_raw(&raw, 8 * MIB, 14);
+    let args = ["stream", &raw, &disk, "--control", &control, "--rate", "1M"];
+    let mut running = Running::start(&args);
+    running.wait_for_socket(&control);
+    let other = scratch.path("other.qcow2");
+    headwater(&["stream", &raw, &other, "--control", &control]).code(1).says(&["control.sock", "exists"]);
+    assert_sound(&other);
+    running.kill();
+    let mut running = Running::start(&args);
+    running.wait_for_socket(&control);
+    // What others look at while it is written can be shown all the same.
+    for verb in ["info", "map"] {
+        let shown = headwater(&[verb, &disk]).code(0).stdout;
+        assert!(shown.contains("source.raw"), "{shown}");
+    }
+    headwater(&["ctl", &control, "cancel"]).code(0);
+    running.wait().code(4);
+}
