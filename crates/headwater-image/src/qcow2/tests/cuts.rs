@@ -189,7 +189,7 @@ fn check_content(got: &[u8], start: &[u8], history: &History, cut: usize) {
             change.range.contains(&at) && *byte == data.map_or(0, |data| data[at - change.range.start])
         };
         assert!(
-            *byte == flushed || later.iter().any(|change| written(change)),
+            *byte == flushed || later.iter().any(written),
             "byte {at} is {byte} after a cut at {cut}; flushed {flushed}"
         );
     }
