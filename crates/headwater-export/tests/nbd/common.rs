@@ -201,7 +201,7 @@ pub(crate) struct Server {
 }
 
 /// Size of both exports; no multiple of a block.
-pub(crate) const SIZE: u64 = (64 << 20) + 512;
+pub(crate) const SIZE: u64 = (32 << 20) + 512;
 
 impl Server {
     pub(crate) fn start() -> Self {
