@@ -7,6 +7,9 @@ use headwater_block::{Extent, ExtentKind, Resolved, Result};
 use std::ops::Range;
 use std::rc::Rc;
 
+/// How many slices of tables one question for a status looks through: more would keep the thread from other requests.
+const MAX_STATUS_RUNS: u32 = 256;
+
 /// Where a run of the disk's bytes is, in this layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
@@ -159,7 +162,9 @@ impl Image {
         let first = self.run(range.start..end).await?;
         let mut len = first.len;
         // What lies in tables that are in memory anyway belongs to the same answer.
+        let mut steps = 0..MAX_STATUS_RUNS;
         while range.start + len < end
+            && steps.next().is_some()
             && let Some(Ok(next)) = self.cached_run(range.start + len..end)
         {
             let goes_on = match (first.target, next.target) {

@@ -35,7 +35,7 @@ impl Default for Qcow2Options {
 pub struct Children {
     /// The external data file, if [`Header::has_data_file`].
     pub data_file: Option<Rc<dyn Node>>,
-    /// The backing, if the header names one.
+    /// The backing, if the header names one. Without it, what this image lacks reads as zeroes: that is for the operator to decide.
     pub backing: Option<Rc<dyn Node>>,
 }
 

@@ -11,7 +11,7 @@ impl Image {
         if buf.is_empty() {
             return Ok(buf);
         }
-        let end = offset + buf.len() as u64;
+        let end = offset.saturating_add(buf.len() as u64);
         let mut run = self.run_or_end(offset, end).await?;
         if run.len == buf.len() as u64 {
             return self.read_run(run.target, offset, buf).await;

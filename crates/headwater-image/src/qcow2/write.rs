@@ -100,8 +100,35 @@ impl Image {
     /// [`headwater_block::Node::write`], without FUA.
     pub(super) async fn write(self: &Rc<Self>, offset: u64, data: Buffer) -> Result<()> {
         self.check_change(offset, data.len() as u64)?;
+        if data.is_empty() {
+            return Ok(());
+        }
         self.prepare_header().await?;
-        self.write_unchecked(offset, data).await
+        // The usual case by itself, because it needs no memory.
+        match self.cached_in_place(offset..offset + data.len() as u64) {
+            Some(host) => self.data_node().write(host, data, WriteFlags::default()).await,
+            None => self.write_unchecked(offset, data).await,
+        }
+    }
+
+    /// Where a range can be written in place in one piece, from memory alone.
+    fn cached_in_place(&self, range: Range<u64>) -> Option<u64> {
+        let table = self.l2_table((range.start >> self.geometry.l2_coverage_bits()) as usize).ok()??;
+        let (slice, first) = self.cached_l2_slice(table, range.start)?;
+        let mut at = range.start;
+        let mut start = None;
+        for index in first..self.l2_slice_entries() {
+            let stop = range.end.min(self.cluster_start(at) + self.geometry.cluster_size());
+            let host = self.in_place(self.l2_entry(&slice, index, at).ok()?, at..stop)?;
+            if *start.get_or_insert(host) + (at - range.start) != host {
+                return None;
+            }
+            at = stop;
+            if at >= range.end {
+                return start;
+            }
+        }
+        None
     }
 
     /// Writes within the last cluster of the disk or before it.

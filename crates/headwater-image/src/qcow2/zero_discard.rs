@@ -29,6 +29,9 @@ impl Image {
     /// [`headwater_block::Node::write_zeroes`], without FUA.
     pub(super) async fn write_zeroes(self: &Rc<Self>, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_change(offset, len)?;
+        if len == 0 {
+            return Ok(());
+        }
         self.prepare_header().await?;
         let range = offset..offset + len;
         let units = self.whole_parts(&range, self.geometry.unit_bits());
