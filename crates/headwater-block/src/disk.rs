@@ -17,7 +17,7 @@ use crate::extent::{Extent, ExtentKind};
 use crate::node::{BackingLink, Limits, Node, ZeroFlags};
 use crate::range_lock::RangeLock;
 use crate::{chain, copy_up};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -77,6 +77,9 @@ fn add(counter: &Cell<u64>, n: u64) {
     counter.set(counter.get() + n);
 }
 
+/// Someone who wants copy-on-read for a time: a number to tell him by, and the base above which he wants it.
+type Wanted = (u64, Option<Rc<dyn Node>>);
+
 /// A chain of nodes as one disk that guests and jobs use at once.
 pub struct Disk {
     top: Rc<dyn Node>,
@@ -85,8 +88,9 @@ pub struct Disk {
     fetch_lock: Rc<RangeLock>,
     gate: Rc<Gate>,
     options: DiskOptions,
-    /// How many want copy-on-read: the user counts as one.
-    copy_on_read: Cell<usize>,
+    /// Who wants copy-on-read besides the user.
+    copy_on_read: RefCell<Vec<Wanted>>,
+    next_id: Cell<u64>,
     poisoned: Cell<bool>,
     stats: Stats,
 }
@@ -101,7 +105,8 @@ impl Disk {
             fetch_lock: RangeLock::new(),
             gate: Gate::new(),
             options,
-            copy_on_read: Cell::new(usize::from(options.copy_on_read)),
+            copy_on_read: RefCell::default(),
+            next_id: Cell::new(0),
             poisoned: Cell::new(false),
             stats: Stats::default(),
         })
@@ -262,15 +267,27 @@ impl Disk {
         copy_up::copy_up(self, range, options).await
     }
 
-    /// Switches copy-on-read on for as long as the guard lives; what the user chose comes back with its end.
-    pub fn enable_copy_on_read(self: &Rc<Self>) -> CopyOnRead {
-        self.copy_on_read.set(self.copy_on_read.get() + 1);
-        CopyOnRead(self.clone())
+    /// Switches copy-on-read on for as long as the guard lives, for what lies above `base`; what the user chose comes back with its
+    /// end.
+    pub fn enable_copy_on_read(self: &Rc<Self>, base: Option<Rc<dyn Node>>) -> CopyOnRead {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        self.copy_on_read.borrow_mut().push((id, base));
+        CopyOnRead { disk: self.clone(), id }
     }
 
     /// True while what guests fetch from the backing is kept.
     pub fn copies_on_read(&self) -> bool {
-        self.copy_on_read.get() > 0 && !self.is_read_only()
+        (self.options.copy_on_read || !self.copy_on_read.borrow().is_empty()) && !self.is_read_only()
+    }
+
+    /// What copy-on-read copies nothing of: only if all who want it agree to leave it out.
+    fn copy_on_read_base(&self) -> Option<Rc<dyn Node>> {
+        let wants = self.copy_on_read.borrow();
+        let (_, base) = wants.last().filter(|_| !self.options.copy_on_read)?;
+        let base = base.as_ref()?;
+        let same = |(_, other): &Wanted| other.as_ref().is_some_and(|other| Rc::ptr_eq(other, base));
+        wants.iter().all(same).then(|| base.clone())
     }
 
     /// Waits until no request is in flight, and lets none start while the guard lives.
@@ -373,10 +390,13 @@ impl Drop for MustFinish<'_> {
 
 /// Copy-on-read, switched on for a time.
 #[must_use = "copy-on-read ends when this is dropped"]
-pub struct CopyOnRead(Rc<Disk>);
+pub struct CopyOnRead {
+    disk: Rc<Disk>,
+    id: u64,
+}
 
 impl Drop for CopyOnRead {
     fn drop(&mut self) {
-        self.0.copy_on_read.set(self.0.copy_on_read.get() - 1);
+        self.disk.copy_on_read.borrow_mut().retain(|(id, _)| *id != self.id);
     }
 }

@@ -74,7 +74,7 @@ async fn run(disk: Rc<Disk>, options: StreamOptions, control: Rc<Control>) -> Ou
         Wish::Go | Wish::Pause => {
             control.go(Status::Running);
             // What guests fetch need not be fetched again. What the job switched on ends with it.
-            let _copy_on_read = disk.enable_copy_on_read();
+            let _copy_on_read = disk.enable_copy_on_read(options.base.as_ref().map(|base| base.node.clone()));
             work(&disk, &options, &control).await
         }
     };

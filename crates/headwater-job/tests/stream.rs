@@ -78,6 +78,28 @@ fn a_base_remains_and_nothing_of_it_is_copied() {
 }
 
 #[test]
+fn guests_that_read_the_base_meanwhile_copy_nothing_of_it() {
+    let sim = Sim::new(1);
+    let world = World::full(&sim, &Shape { middles: 1, ..Shape::plain(32 << 10) });
+    world.middles[0].preset(4096..8192, Some(&Fill::Pattern(9).bytes(4096..8192)));
+    world.model.begin(4096..8192, Fill::Pattern(9)).done();
+    let source: std::rc::Rc<dyn Node> = world.source.clone();
+    let options = StreamOptions { base: Some(base(&source)), wait_for_finalize: true, ..small_options() };
+    let (job, work) = stream(world.disk.clone(), options);
+    let inner = sim.clone();
+    sim.run(async move {
+        let work = inner.spawn("job", work);
+        job.wait_for(|status| status == Status::Pending).await;
+        world.check_all().await;
+        assert_eq!(world.top.holding_data(), 4, "what lies above the base, and no more");
+        job.finalize().unwrap();
+        assert!(matches!(work.await, Outcome::Completed));
+        world.check_all().await;
+        assert_eq!(world.top.holding_data(), 4);
+    });
+}
+
+#[test]
 fn a_base_that_is_not_below_is_refused() {
     let sim = Sim::new(1);
     let world = World::full(&sim, &Shape::plain(8 << 10));

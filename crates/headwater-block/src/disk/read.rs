@@ -68,7 +68,8 @@ impl Disk {
 
     /// A read that may have to fetch from the backing what the overlay will then keep.
     async fn read_and_keep(self: &Rc<Self>, range: Range<u64>) -> Result<Buffer> {
-        let options = CopyUpOptions { detect_zeroes: true, ..CopyUpOptions::default() };
+        let base = self.copy_on_read_base();
+        let options = CopyUpOptions { base, detect_zeroes: true, ..CopyUpOptions::default() };
         // Waits here if somebody is already fetching these bytes; then they are local.
         let fetch = copy_up::fetch(self, range.clone(), &options).await?;
         if !fetch.is_empty() {
