@@ -8,6 +8,7 @@ use rand::{Rng, SeedableRng};
 use std::path::Path;
 use std::process::Command;
 
+mod cuts;
 mod fuzz;
 
 /// The result of a future that never has to wait, as those over memory.
