@@ -38,10 +38,11 @@ impl Target {
             return Err(bad("the host is missing"));
         }
         let standard = if tls { 443 } else { 80 };
-        let port = match (authority.port_u16(), authority.port()) {
+        let after_host = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+        let port = match (authority.port_u16(), after_host) {
             (Some(port), _) => port,
-            (None, Some(_)) => return Err(bad("the port is not a number below 65536")),
-            (None, None) => standard,
+            (None, "" | ":") => standard,
+            (None, _) => return Err(bad("the port is not a number below 65536")),
         };
         let with_port = if port == standard {
             authority.host().to_owned()
