@@ -15,7 +15,12 @@ pub fn run<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
         .enable_all()
         .build()
         .map_err(|err| Failure::new(format!("cannot start: {err}")))?;
-    LocalSet::new().block_on(&runtime, work)
+    LocalSet::new().block_on(&runtime, async {
+        // Caught so that a limit on the size of files is an error that names the file (ENOSPC's like), not a death without a word.
+        let _caught = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))
+            .map_err(|err| Failure::new(format!("cannot catch signals: {err}")))?;
+        work.await
+    })
 }
 
 /// SIGINT and SIGTERM, caught.
