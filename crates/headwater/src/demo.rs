@@ -14,9 +14,9 @@ pub mod model;
 
 use crate::cli::demo::DemoArgs;
 use crate::cli::{Cli, OpenArgs, Verb};
+use crate::display::Display;
 use crate::failure::{Failure, Outcome, code};
 use crate::opener::{Access, Opener};
-use crate::progress::Display;
 use crate::runtime::{self, Interrupts};
 use crate::session::{Ending, Session};
 use crate::shell;

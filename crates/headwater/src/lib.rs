@@ -4,13 +4,14 @@
 //! - [`stream`]: a stream from start to end; [`session`] is the disk that it works on, [`overlay`] how that disk is made or found again,
 //!   [`exports`] where it is served.
 //! - [`opener`]: from names to nodes: joins the storage that can be reached with the image formats.
-//! - [`progress`], [`control`]: what a stream says of itself, and what it can be told.
+//! - [`progress`], [`display`]: what a stream says of itself; [`control`]: what it can be told.
 //! - [`demo`]: the whole at work on a source made for the occasion.
-//! - [`runtime`], [`size`], [`source`], [`output`], [`failure`]: what they share.
+//! - [`runtime`], [`size`], [`source`], [`output`], [`picture`], [`shell`], [`failure`]: what they share.
 
 pub mod cli;
 pub mod control;
 pub mod demo;
+pub mod display;
 pub mod exports;
 pub mod failure;
 pub mod opener;

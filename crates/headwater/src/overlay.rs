@@ -4,9 +4,9 @@
 //! on; anything else is somebody else's image, which is left alone.
 
 use crate::cli::stream::StreamArgs;
+use crate::display::Display;
 use crate::failure::{Failure, Outcome};
 use crate::opener::{Access, Opener};
-use crate::progress::Display;
 use crate::size::human;
 use crate::source::is_uri;
 use headwater_block::{Error, ErrorKind, Node};

@@ -1,10 +1,7 @@
 //! How far a stream is, as people and programs read it.
 
 use crate::size::human;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
-use std::io::{IsTerminal, Write};
-use std::time::Duration;
 
 /// How far a stream is. Bytes are guest bytes; this is what `--json` prints, one object a line.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -46,87 +43,8 @@ pub struct Status {
     pub error: Option<String>,
 }
 
-/// Where progress is shown.
-pub enum Display {
-    /// A bar on a terminal.
-    Bar(ProgressBar),
-    /// One JSON object a line, to standard output.
-    Json,
-    /// Nothing while it runs: neither a terminal nor a program reads.
-    Quiet,
-}
-
-impl Display {
-    /// JSON if asked for, a bar if standard error is a terminal.
-    pub fn choose(json: bool) -> Self {
-        if json {
-            return Self::Json;
-        }
-        if std::io::stderr().is_terminal() { Self::bar(ProgressDrawTarget::stderr()) } else { Self::Quiet }
-    }
-
-    fn bar(target: ProgressDrawTarget) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(0), target);
-        let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸ "));
-        Self::Bar(bar)
-    }
-
-    /// How often to show anything new.
-    pub fn interval(&self) -> Duration {
-        match self {
-            Self::Bar(_) => Duration::from_millis(100),
-            Self::Json => Duration::from_millis(500),
-            Self::Quiet => Duration::from_secs(1),
-        }
-    }
-
-    /// Shows how far it is.
-    pub fn show(&self, status: &Status) {
-        match self {
-            Self::Bar(bar) => {
-                bar.set_length(status.total.max(1));
-                bar.set_position(if status.total == 0 {
-                    u64::from(status.remaining == 0)
-                } else {
-                    status.copied
-                });
-                bar.set_message(line(status));
-            }
-            Self::Json => json_line(status),
-            Self::Quiet => {}
-        }
-    }
-
-    /// Says something that stays on the screen: on standard error, above the bar.
-    pub fn say(&self, text: &str) {
-        match self {
-            Self::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            Self::Json | Self::Quiet => eprintln!("{text}"),
-        }
-    }
-
-    /// Shows the end.
-    pub fn finish(&self, status: &Status) {
-        match self {
-            Self::Bar(bar) => {
-                self.show(status);
-                bar.abandon();
-            }
-            Self::Json => json_line(status),
-            Self::Quiet => {}
-        }
-    }
-}
-
-fn json_line(status: &Status) {
-    let Ok(text) = serde_json::to_string(status) else { return };
-    // A reader of the progress that has gone must not end the stream.
-    let _ = writeln!(std::io::stdout(), "{text}");
-}
-
 /// The text beside the bar.
-fn line(status: &Status) -> String {
+pub(crate) fn line(status: &Status) -> String {
     let mut text = format!("{} of {}", human(status.copied), human(status.total));
     if status.state == "running" {
         text += &format!("  {}/s", human(status.rate));

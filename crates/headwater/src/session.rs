@@ -2,11 +2,12 @@
 
 use crate::cli::OnOff;
 use crate::cli::stream::{OnErrorArg, StreamArgs};
+use crate::display::Display;
 use crate::exports::Exports;
 use crate::failure::Outcome;
 use crate::opener::Opener;
 use crate::overlay::{self, Overlay};
-use crate::progress::{Display, Status};
+use crate::progress::Status;
 use crate::runtime::Interrupts;
 use crate::shell;
 use headwater_block::{Clock, DetectZeroes, Disk, DiskOptions, Error, TokioClock};
@@ -152,7 +153,7 @@ impl Session {
                 outcome = &mut work => break outcome,
                 _ = ticker.tick() => {
                     tell_errors(&job.handle, display, &self.go_on, &mut told);
-                    display.show(&watch.status());
+                    display.show(watch.status());
                 }
             }
         };
@@ -166,7 +167,7 @@ impl Session {
             Ending::Failed(err) => Some(err.to_string()),
             _ => None,
         };
-        display.finish(&Status { result: Some(ending.word()), error, ..watch.status() });
+        display.finish(Status { result: Some(ending.word()), error, ..watch.status() });
         ending
     }
 

@@ -2,8 +2,9 @@
 
 use crate::cli::stream::StreamArgs;
 use crate::control::{Command, ControlSocket, Handler};
+use crate::display::Display;
 use crate::failure::{Failure, Outcome, code};
-use crate::progress::{Display, Status};
+use crate::progress::Status;
 use crate::runtime::{self, Interrupts};
 use crate::session::{Ending, Session};
 use crate::shell;
@@ -18,7 +19,7 @@ use std::time::Duration;
 pub fn run(args: StreamArgs) -> Outcome {
     runtime::run(async move {
         let mut interrupts = Interrupts::catch()?;
-        let display = Rc::new(Display::choose(args.json));
+        let display = Display::choose(args.json);
         let again = shell::line(std::env::args());
         let result = stream(&args, &display, &mut interrupts, &again).await;
         if let Err(Failure { message: Some(message), .. }) = &result
@@ -26,19 +27,14 @@ pub fn run(args: StreamArgs) -> Outcome {
         {
             // Whoever reads the JSON learns of failures before the stream began as well.
             let failed = Status { result: Some("failed"), error: Some(message.clone()), ..Status::default() };
-            display.finish(&Status { state: "concluded".into(), ..failed });
+            display.finish(Status { state: "concluded".into(), ..failed });
         }
         result
     })
 }
 
 /// Streams as `args` say. `again` is the command line that resumes.
-async fn stream(
-    args: &StreamArgs,
-    display: &Rc<Display>,
-    interrupts: &mut Interrupts,
-    again: &str,
-) -> Outcome {
+async fn stream(args: &StreamArgs, display: &Display, interrupts: &mut Interrupts, again: &str) -> Outcome {
     let opening = Session::open(args, display);
     let mut session = tokio::select! {
         session = opening => session?,
@@ -59,7 +55,7 @@ async fn stream(
         |how: &str| format!("{how}; {disk} is consistent and keeps what was copied; resume with: {again}");
     match &ending {
         Ending::Completed if nothing_to_do => {
-            display.finish(&Status { result: Some("completed"), ..session.watch().status() })
+            display.finish(Status { result: Some("completed"), ..session.watch().status() })
         }
         Ending::Completed => display.say(&done(args)),
         Ending::Interrupted => display.say(&stopped("interrupted")),
