@@ -4,7 +4,7 @@ use super::super::header::{AUTOCLEAR_BITMAPS, Header, INCOMPAT_CORRUPT, INCOMPAT
 use super::*;
 use headwater_block::node::BackingLink;
 use headwater_block::{Buffer, ErrorKind, Limits, WriteFlags, ZeroFlags};
-use headwater_sim::{Sim, for_seeds};
+use headwater_sim::{Fault, Op, Pages, Sim, SimFile, for_seeds};
 use std::future::Future;
 
 fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
@@ -295,6 +295,48 @@ fn entries_that_point_nowhere_or_into_metadata_are_refused() {
             let err = node.read(0, BufferMut::new(512)).await.map(|_| ()).unwrap_err();
             assert!(err.kind() == ErrorKind::Corrupt && err.to_string().contains("L1 entry 0"), "{err}");
         }
+    });
+}
+
+/// After a flush has failed nobody knows what is on the disk, so nothing may claim to be durable any more.
+#[test]
+fn a_failed_flush_ends_all_changes() {
+    let sim = Sim::new(0);
+    let image = MemoryNode::new("image.qcow2", Vec::new());
+    let creating = image.clone();
+    sim.run(async move { create(&*creating, &CreateOptions::new(1 << 20)).await.unwrap() });
+    let mut pages = Pages::new(0, 512);
+    pages.write(0, &image.contents());
+    let file = SimFile::new(&sim, "image.qcow2", pages);
+    sim.run(async move {
+        let open = async || {
+            Qcow2Node::open(file.clone(), Children::default(), Qcow2Options::default()).await.unwrap()
+        };
+        let node = open().await;
+        let mut model = vec![0; SIZE];
+        write(&node, &mut model, 0, 100_000, 1).await;
+        node.flush().await.unwrap();
+        write(&node, &mut model, 300_000, 100_000, 2).await;
+        file.fail(Fault::nth(&[Op::Flush], 1, ErrorKind::Io));
+        assert_eq!(node.flush().await.unwrap_err().kind(), ErrorKind::Io);
+        assert!(node.is_read_only());
+        for result in [
+            node.flush().await,
+            node.write(0, Buffer::zeroed(512), WriteFlags::default()).await,
+            node.discard(0, 1 << 17).await,
+            node.resize(1 << 21).await,
+            node.change_backing(None, None).await,
+        ] {
+            let err = result.unwrap_err();
+            assert!(err.to_string().contains("read-only from now on"), "{err}");
+        }
+        assert_same(&read_all(&*node).await, &model, "reads go on");
+        assert!(node.close().await.is_err());
+        let node = open().await;
+        let got = read_all(&*node).await;
+        assert_same(&got[..300_000], &model[..300_000], "what was flushed");
+        node.close().await.unwrap();
+        check_clean(file, true, "after a failed flush").await;
     });
 }
 
