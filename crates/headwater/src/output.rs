@@ -20,7 +20,7 @@ pub fn print(bytes: &[u8]) -> Outcome {
 /// Writes `value` as JSON, over several lines.
 ///
 /// # Errors
-/// As for [`print`].
+/// As for [`print()`].
 pub fn print_json(value: &impl serde::Serialize) -> Outcome {
     let mut text = serde_json::to_vec_pretty(value).map_err(Failure::new)?;
     text.push(b'\n');
