@@ -67,8 +67,13 @@ impl Image {
         let name = file.name().to_owned();
         let geometry = Geometry::of(&header);
         let cluster_size = geometry.cluster_size();
-        let alignments = [Some(&file), children.data_file.as_ref()].into_iter().flatten();
-        let alignment = u64::from(alignments.map(|node| node.limits().write_alignment).max().unwrap_or(1));
+        let files = || [Some(&file), children.data_file.as_ref()].into_iter().flatten();
+        let alignment = || u64::from(files().map(|node| node.limits().write_alignment).max().unwrap_or(1));
+        if !options.read_only && alignment() > cluster_size {
+            // Clusters smaller than a block of the disk can't be written one by one past the page cache.
+            files().try_for_each(|file| file.use_buffered())?;
+        }
+        let alignment = alignment();
         if !options.read_only {
             check_writable(&header, &name, alignment)?;
         }
