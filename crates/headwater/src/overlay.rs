@@ -37,6 +37,11 @@ pub struct Overlay {
 /// If SOURCE or DISK can't be opened, or they don't belong together.
 pub async fn open(args: &StreamArgs, opener: &Opener, display: &Display) -> Outcome<Overlay> {
     let disk = args.disk.display();
+    if is_uri(&args.disk.to_string_lossy()) {
+        return Err(Failure::usage(format!(
+            "{disk} is an address; DISK is a local file, into which SOURCE streams"
+        )));
+    }
     if !is_uri(&args.source) && is_same_file(Path::new(&args.source), &args.disk) {
         return Err(Failure::new(format!("{disk} is SOURCE itself; choose another name for DISK")));
     }

@@ -405,6 +405,7 @@ fn command_lines_that_are_wrong() {
     for args in [
         &["stream"][..],
         &["stream", "a"],
+        &["stream", "a", "nbd://host/disk"],
         &["stream", "a", "b", "--rate", "fast"],
         &["stream", "a", "b", "--on-error", "panic"],
         &["stream", "a", "b", "--cluster-size", "3K"],
