@@ -197,14 +197,14 @@ fn check_content(got: &[u8], start: &[u8], history: &History, cut: usize) {
 
 #[test]
 fn an_image_survives_power_cuts_everywhere() {
-    for_seeds(2, |seed| {
+    for_seeds(12, |seed| {
         let sim = Sim::new(seed);
         let rng = sim.rng().clone();
         let mut kind = Kind::random(&rng);
         while kind.create.cluster_size > 16 << 10 || kind.create.size > 400 << 10 {
             kind = Kind::random(&rng);
         }
-        if seed % 4 == 1 {
+        if seed % 16 == 1 {
             // So many refcounts of so many bytes that their table must grow.
             kind.create = CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(LARGE) };
             kind.backing = None;
