@@ -21,15 +21,7 @@ pub fn run(args: StreamArgs) -> Outcome {
         let mut interrupts = Interrupts::catch()?;
         let display = Display::choose(args.json);
         let again = shell::line(std::env::args());
-        let result = stream(&args, &display, &mut interrupts, &again).await;
-        if let Err(Failure { message: Some(message), .. }) = &result
-            && args.json
-        {
-            // Whoever reads the JSON learns of failures before the stream began as well.
-            let failed = Status { result: Some("failed"), error: Some(message.clone()), ..Status::default() };
-            display.finish(Status { state: "concluded".into(), ..failed });
-        }
-        result
+        stream(&args, &display, &mut interrupts, &again).await
     })
 }
 
@@ -37,7 +29,7 @@ pub fn run(args: StreamArgs) -> Outcome {
 async fn stream(args: &StreamArgs, display: &Display, interrupts: &mut Interrupts, again: &str) -> Outcome {
     let opening = Session::open(args, display);
     let mut session = tokio::select! {
-        session = opening => session?,
+        session = opening => session.inspect_err(|failure| tell_failure(failure, args, display))?,
         () = interrupts.next() => {
             display.say(&format!("interrupted before anything was streamed; start with: {again}"));
             return Err(Failure::silent(code::INTERRUPTED));
@@ -65,7 +57,7 @@ async fn stream(args: &StreamArgs, display: &Display, interrupts: &mut Interrupt
     // However the copying ended, clients keep their disk: a guest must not lose it because a source failed.
     if session.is_serving() && !args.exit_when_done && !matches!(ending, Ending::Interrupted) {
         if let Ending::Failed(err) = &ending {
-            display.say(&err.to_string());
+            display.say(&format!("headwater: {err}"));
         }
         display.say("the disk stays served until headwater is interrupted");
         interrupts.next().await;
@@ -77,6 +69,15 @@ async fn stream(args: &StreamArgs, display: &Display, interrupts: &mut Interrupt
         Ending::Interrupted => closed.and(Err(Failure::silent(code::INTERRUPTED))),
         Ending::Cancelled => closed.and(Err(Failure::silent(code::CANCELLED))),
         Ending::Failed(err) => Err(err.into()),
+    }
+}
+
+/// Whoever reads the JSON learns of failures before the stream began as well.
+fn tell_failure(failure: &Failure, args: &StreamArgs, display: &Display) {
+    if args.json {
+        let state = "concluded".to_owned();
+        let error = failure.message.clone();
+        display.finish(Status { state, result: Some("failed"), error, ..Status::default() });
     }
 }
 

@@ -33,7 +33,7 @@ pub struct StreamArgs {
     /// What to do when something can't be copied.
     #[arg(long, value_enum, default_value = "report")]
     pub on_error: OnErrorArg,
-    /// End when everything has been copied, even if clients are served.
+    /// End when the copying ends, even if clients are served.
     #[arg(long)]
     pub exit_when_done: bool,
     /// Print progress as JSON to standard output, one object a line; the last has a `result`.
@@ -64,7 +64,7 @@ keep their disk until headwater is interrupted, unless --exit-when-done was give
 /// What to do when something can't be copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OnErrorArg {
-    /// End with the error.
+    /// Stop copying for good and fail. Clients keep the disk until headwater is interrupted, unless --exit-when-done is given.
     Report,
     /// Go on with the rest; the disk keeps its source.
     Ignore,

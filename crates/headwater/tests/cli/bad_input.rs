@@ -261,6 +261,28 @@ fn an_nbd_source_that_goes_away_and_comes_back() {
 }
 
 #[test]
+fn clients_keep_their_disk_when_the_source_goes_away() {
+    let (scratch, disk) = scratch_and_disk();
+    let (raw, socket, uri) = (scratch.path("a.raw"), scratch.path("kit.sock"), scratch.uri("disk"));
+    make_raw(&raw, 16 * MIB, 1);
+    let kit = Background::nbdkit(&socket, &["file", &raw]);
+    let source = format!("nbd+unix:///?socket={socket}");
+    let mut running = Running::start(&[
+        "stream", &source, &disk, "--serve", &uri, "--rate", "4M", "--retry", "0", "--json",
+    ]);
+    running.wait_for_status("progress", |status| status["copied"].as_u64() > Some(MIB));
+    nbdsh(&uri, "h.pwrite(b'mine' * 1000, 12_000_000)\nh.flush()");
+    drop(kit);
+    running.wait_for_status("the failure", |status| status["result"] == "failed");
+    nbdsh(&uri, "assert h.pread(4000, 12_000_000) == b'mine' * 1000\nassert h.pread(4096, 0)");
+    running.signal("TERM");
+    let ended = running.wait().code(1).says(&["kit.sock"]);
+    let finals = ended.stdout.lines().filter(|line| line.contains("\"result\"")).count();
+    assert_eq!(finals, 1, "{}", ended.stdout);
+    assert_sound(&disk);
+}
+
+#[test]
 fn an_nbd_source_that_comes_back_with_another_size() {
     let (scratch, disk) = scratch_and_disk();
     let (raw, socket) = (scratch.path("a.raw"), scratch.path("kit.sock"));
