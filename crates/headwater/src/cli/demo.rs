@@ -11,7 +11,7 @@ pub struct DemoArgs {
     #[arg(long, default_value = "256M", value_parser = parse_size)]
     pub size: u64,
     /// How far away the source is, in milliseconds for each request.
-    #[arg(long, value_name = "MS", default_value_t = 20)]
+    #[arg(long, value_name = "MS", default_value_t = 50)]
     pub latency: u64,
     /// What the source and the clients' work depend on.
     #[arg(long, default_value_t = 1)]
