@@ -227,7 +227,15 @@ fn nbdsh_finds_the_protocol_kept() {
 fn fio_verifies_what_it_writes() {
     let server = Server::start();
     let uri = format!("--uri={}", server.uri("disk"));
-    let common = ["--name=verify", "--ioengine=nbd", &uri, "--size=24M", "--iodepth=32", "--randrepeat=1"];
+    let common = [
+        "--name=verify",
+        "--ioengine=nbd",
+        &uri,
+        "--size=24M",
+        "--iodepth=32",
+        "--randrepeat=1",
+        "--verify_state_save=0",
+    ];
     for shape in [
         &["--rw=randwrite", "--bs=4k", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1"][..],
         &[
