@@ -282,9 +282,10 @@ impl State {
                 continue;
             }
             let call = op.call();
+            let in_ring = self.ring.is_some() && Ring::takes(&call);
             let result = match (&mut self.ring, self.broken) {
                 (_, Some(errno)) => Err(io::Error::from_raw_os_error(errno)),
-                (Some(ring), _) if Ring::takes(&call.request) => {
+                (Some(ring), _) if in_ring => {
                     // SAFETY: the operation owns the buffer and the file that the call names, and stays in the slab until the
                     // completion has been reaped: see `finish`, `break_down` and `Engine::drop`.
                     if !unsafe { ring.push(slot, call) } {
@@ -298,7 +299,7 @@ impl State {
             self.queue.pop_front();
             progress = true;
             match result {
-                Ok(()) => self.ops.get(slot).running = true,
+                Ok(()) => self.ops.get(slot).run(in_ring),
                 Err(err) => self.finish(slot, -i64::from(err.raw_os_error().unwrap_or(libc::EIO)), tasks),
             }
         }
@@ -342,7 +343,7 @@ impl State {
         tracing::error!(errno, "io_uring failed; all requests to files fail from now on");
         self.broken = Some(errno);
         for op in self.ops.iter_mut() {
-            if op.running && Ring::takes(&op.call().request) {
+            if op.running && op.in_ring {
                 op.lose(errno);
                 tasks.extend(op.waker.take());
             }

@@ -52,6 +52,8 @@ pub(super) struct Call {
     pub(super) request: Request,
     /// It came back with EAGAIN before: let it block in a worker of the kernel.
     pub(super) may_block: bool,
+    /// The file is open with O_DIRECT.
+    pub(super) direct: bool,
 }
 
 /// What came of the call for `slot`: a result of at least 0, or an errno, negated.
@@ -82,6 +84,8 @@ pub(super) struct Op {
     retries: u16,
     /// The kernel or a worker has it.
     pub(super) running: bool,
+    /// It is the ring that has it, or had it last: the file's mode may have changed since.
+    pub(super) in_ring: bool,
     /// The future was dropped: nobody wants the result.
     pub(super) abandoned: bool,
     /// Nobody knows whether the kernel still has it: its memory must stay for ever.
@@ -105,11 +109,17 @@ impl Op {
             done: 0,
             retries: 0,
             running: false,
+            in_ring: false,
             abandoned: false,
             lost: false,
             waker: None,
             result: None,
         }
+    }
+
+    /// The kernel (through the ring) or a worker has it now.
+    pub(super) fn run(&mut self, in_ring: bool) {
+        (self.running, self.in_ring) = (true, in_ring);
     }
 
     /// True if nothing is lost when it is never started.
@@ -137,7 +147,8 @@ impl Op {
             },
             Work::Plain(request) => *request,
         };
-        Call { fd: self.file.fd.as_raw_fd(), request, may_block: self.retries > 0 }
+        let direct = self.file.alignment.get() > 1;
+        Call { fd: self.file.fd.as_raw_fd(), request, may_block: self.retries > 0, direct }
     }
 
     /// Takes the result of a call: true if the operation is at its end, false if another call must follow.

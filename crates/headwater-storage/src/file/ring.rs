@@ -46,10 +46,14 @@ impl Ring {
         Ok(Self { ring, deferred, running: 0 })
     }
 
-    /// True if the ring has an operation for the request.
-    pub(super) fn takes(request: &Request) -> bool {
-        match request {
-            Request::Read { .. } | Request::Write { .. } | Request::Sync | Request::Allocate { .. } => true,
+    /// True if the call is one for the ring.
+    ///
+    /// Reads and writes through the page cache are not: they may block for long, so that the kernel hands them to threads of its own
+    /// anyway; and under heavy load a kernel 6.18 once never completed one, which our own threads can't do.
+    pub(super) fn takes(call: &Call) -> bool {
+        match call.request {
+            Request::Read { .. } | Request::Write { .. } => call.direct,
+            Request::Sync | Request::Allocate { .. } => true,
             Request::SeekData { .. } | Request::SeekHole { .. } | Request::SetSize { .. } => false,
         }
     }
