@@ -104,8 +104,8 @@ def run(setup):
     deep, alone = [], []
     for picture, (image, form) in pictures(setup).items():
         found = {(name, depth): [] for name in servers for depth in (32, 1)}
-        for _ in range(setup.repeat):
-            for name, server in servers.items():
+        for turn in range(setup.repeat):
+            for name, server in list(servers.items())[:: 1 if turn % 2 == 0 else -1]:
                 measure.settle()
                 with server(setup, image, form) as (pid, uri):
                     for depth in (32, 1):
