@@ -9,6 +9,7 @@ use headwater_block::{Error, ErrorKind, Result};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// "I do this" and "nobody else may do this": the first bytes of the two rows.
 const DOES: i64 = 100;
@@ -61,22 +62,35 @@ impl Use {
     }
 }
 
+/// How often, and how long after each other, locks are asked for that somebody else holds. A process that was killed keeps its locks
+/// until the kernel has taken its ring down, some milliseconds after the process is gone: to start again at once must work.
+const ATTEMPTS: u32 = 25;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
+
 /// Takes the locks for `usage` on the file behind `fd`, which must be open for reading; `name` is for messages. `Ok(false)`: the file
-/// system has no such locks. Errors: `InUse`, with no lock held.
+/// system has no such locks. Blocks for up to half a second if others hold them. Errors: `InUse`, with no lock held.
 pub(super) fn acquire(fd: BorrowedFd<'_>, name: &str, usage: Use) -> Result<bool> {
-    match declare(fd, name, usage) {
-        Ok(true) => match check(fd, name, usage) {
-            Ok(()) => Ok(true),
-            Err(err) => {
-                release(fd);
-                Err(err)
+    let mut attempt = 1;
+    loop {
+        match try_acquire(fd, name, usage) {
+            Err(err) if err.kind() == ErrorKind::InUse && attempt < ATTEMPTS => {
+                attempt += 1;
+                std::thread::sleep(BETWEEN_ATTEMPTS);
             }
-        },
-        other => {
-            release(fd);
-            other
+            result => return result,
         }
     }
+}
+
+fn try_acquire(fd: BorrowedFd<'_>, name: &str, usage: Use) -> Result<bool> {
+    let result = match declare(fd, name, usage) {
+        Ok(true) => check(fd, name, usage).map(|()| true),
+        other => other,
+    };
+    if !matches!(result, Ok(true)) {
+        release(fd);
+    }
+    result
 }
 
 /// Gives all locks of `fd` back.
