@@ -205,8 +205,10 @@ fn a_source_that_hangs_does_not_hold_up_the_end() {
     running.signal("INT");
     running.wait().code(130).says(&["disk.qcow2", "consistent"]);
     assert!(elapsed(start).as_secs() < 10);
-    kit.signal("CONT");
     assert_no_errors(&disk);
+    // Another server: nbdkit 1.32 may die of a client that left in the middle of a reply.
+    drop(kit);
+    let _kit = Background::nbdkit(&socket, &["file", &raw]);
     headwater(&["stream", &source, &disk]).code(0);
     tool("qemu-img", &["compare", &disk, &raw]);
 }
