@@ -6,9 +6,23 @@ use crate::node::Node;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// True if `node` is the very node that `other` names.
+/// The node below all filters: the layer that `node` stands for.
+pub fn skip_filters(node: &Rc<dyn Node>) -> Rc<dyn Node> {
+    let mut node = node.clone();
+    while let Some(below) = node.filtered() {
+        node = below;
+    }
+    node
+}
+
+/// True if both are the same layer, whatever filters are on top of it.
+pub fn is_same_layer(a: &Rc<dyn Node>, b: &Rc<dyn Node>) -> bool {
+    Rc::ptr_eq(a, b) || Rc::ptr_eq(&skip_filters(a), &skip_filters(b))
+}
+
+/// True if `node` is the layer that `other` names.
 fn is_same(node: &Rc<dyn Node>, other: Option<&Rc<dyn Node>>) -> bool {
-    other.is_some_and(|other| Rc::ptr_eq(node, other))
+    other.is_some_and(|other| is_same_layer(node, other))
 }
 
 /// The status of the start of `range` (not empty), in the first layer from `top` down that doesn't lack it; `base` and what lies

@@ -47,6 +47,8 @@ pub struct DiskOptions {
     pub detect_zeroes: DetectZeroes,
     /// Refuses all changes, even if the image could take them.
     pub read_only: bool,
+    /// Writes past the end make it longer, and reads there give zeroes: for a file that an image lies in, where a disk would refuse.
+    pub growable: bool,
 }
 
 /// Counters of a disk since it was opened. Bytes are guest bytes.
@@ -82,12 +84,13 @@ type Wanted = (u64, Option<Rc<dyn Node>>);
 
 /// A chain of nodes as one disk that guests and jobs use at once.
 pub struct Disk {
-    top: Rc<dyn Node>,
+    name: Box<str>,
+    top: RefCell<Rc<dyn Node>>,
     clock: Rc<dyn Clock>,
     lock: Rc<RangeLock>,
     fetch_lock: Rc<RangeLock>,
     gate: Rc<Gate>,
-    options: DiskOptions,
+    options: Cell<DiskOptions>,
     /// Who wants copy-on-read besides the user.
     copy_on_read: RefCell<Vec<Wanted>>,
     next_id: Cell<u64>,
@@ -99,12 +102,13 @@ impl Disk {
     /// A disk on top of `top`, which from now on nobody else changes.
     pub fn new(top: Rc<dyn Node>, clock: Rc<dyn Clock>, options: DiskOptions) -> Rc<Self> {
         Rc::new(Self {
-            top,
+            name: top.name().into(),
+            top: RefCell::new(top),
             clock,
             lock: RangeLock::new(),
             fetch_lock: RangeLock::new(),
             gate: Gate::new(),
-            options,
+            options: Cell::new(options),
             copy_on_read: RefCell::default(),
             next_id: Cell::new(0),
             poisoned: Cell::new(false),
@@ -114,27 +118,43 @@ impl Disk {
 
     /// The node on top of the chain.
     pub fn top(&self) -> Rc<dyn Node> {
-        self.top.clone()
+        self.top.borrow().clone()
+    }
+
+    /// Puts another node in the place of the top one: the same image, opened in another way. The guard shows that no request is in
+    /// flight.
+    pub fn replace_top(&self, _drained: &Drained, node: Rc<dyn Node>) {
+        self.top.replace(node);
+    }
+
+    /// How it behaves.
+    pub fn options(&self) -> DiskOptions {
+        self.options.get()
+    }
+
+    /// Changes how it behaves, for requests that come from now on.
+    pub fn set_options(&self, options: DiskOptions) {
+        self.options.set(options);
     }
 
     /// How messages call the disk.
     pub fn name(&self) -> &str {
-        self.top.name()
+        &self.name
     }
 
     /// The size in bytes.
     pub fn size(&self) -> u64 {
-        self.top.size()
+        self.top().size()
     }
 
     /// What the top node asks of requests. Guests need not heed it: any offset and length works.
     pub fn limits(&self) -> Limits {
-        self.top.limits()
+        self.top().limits()
     }
 
     /// True if changes are refused.
     pub fn is_read_only(&self) -> bool {
-        self.options.read_only || self.top.is_read_only()
+        self.options.get().read_only || self.top().is_read_only()
     }
 
     /// The clock that jobs on this disk use.
@@ -157,9 +177,9 @@ impl Disk {
 
     /// `range` widened to whole allocation units of the top node, within what it takes.
     pub(crate) fn whole_units(&self, range: Range<u64>) -> Range<u64> {
-        let limits = self.top.limits();
+        let limits = self.top().limits();
         let unit = u64::from(limits.allocation_unit);
-        let end = self.top.size().next_multiple_of(u64::from(limits.write_alignment));
+        let end = self.top().size().next_multiple_of(u64::from(limits.write_alignment));
         let start = range.start - range.start % unit;
         start..range.end.checked_next_multiple_of(unit).map_or(end, |e| e.min(end))
     }
@@ -176,7 +196,7 @@ impl Disk {
             ));
         }
         match offset.checked_add(len) {
-            Some(end) if end <= self.size() => Ok(offset..end),
+            Some(end) if end <= self.size() || self.options.get().growable => Ok(offset..end),
             _ => Err(Error::new(
                 ErrorKind::OutOfRange,
                 format!("{}: {len} bytes at {offset} reach past the end, {}", self.name(), self.size()),
@@ -216,7 +236,7 @@ impl Disk {
         if self.is_read_only() {
             return Ok(());
         }
-        self.top.flush().await
+        self.top().flush().await
     }
 
     /// The status of `range`, in order and without gaps, in at most `max` extents (which may then end before the range does).
@@ -230,7 +250,7 @@ impl Disk {
         let mut extents: Vec<Extent> = Vec::new();
         let mut pos = range.start;
         while pos < range.end {
-            let next = chain::status(&self.top, pos..range.end, None).await?;
+            let next = chain::status(&self.top(), pos..range.end, None).await?;
             pos = next.end();
             if let Some(last) = extents.last_mut().filter(|last| continues(last, &next)) {
                 last.len += next.len;
@@ -252,7 +272,7 @@ impl Disk {
         range: Range<u64>,
         base: Option<&Rc<dyn Node>>,
     ) -> Result<Option<chain::Missing>> {
-        chain::next_missing(&self.top, self.whole_units(range), base).await
+        chain::next_missing(&self.top(), self.whole_units(range), base).await
     }
 
     /// Copies up; see [`copy_up::copy_up`].
@@ -278,15 +298,16 @@ impl Disk {
 
     /// True while what guests fetch from the backing is kept.
     pub fn copies_on_read(&self) -> bool {
-        (self.options.copy_on_read || !self.copy_on_read.borrow().is_empty()) && !self.is_read_only()
+        (self.options.get().copy_on_read || !self.copy_on_read.borrow().is_empty()) && !self.is_read_only()
     }
 
     /// What copy-on-read copies nothing of: only if all who want it agree to leave it out.
     fn copy_on_read_base(&self) -> Option<Rc<dyn Node>> {
         let wants = self.copy_on_read.borrow();
-        let (_, base) = wants.last().filter(|_| !self.options.copy_on_read)?;
+        let (_, base) = wants.last().filter(|_| !self.options.get().copy_on_read)?;
         let base = base.as_ref()?;
-        let same = |(_, other): &Wanted| other.as_ref().is_some_and(|other| Rc::ptr_eq(other, base));
+        let same =
+            |(_, other): &Wanted| other.as_ref().is_some_and(|other| chain::is_same_layer(other, base));
         wants.iter().all(same).then(|| base.clone())
     }
 
@@ -305,7 +326,7 @@ impl Disk {
         node: Option<Rc<dyn Node>>,
     ) -> Result<()> {
         let unfinished = self.must_finish()?;
-        let result = self.top.change_backing(link, node).await;
+        let result = self.top().change_backing(link, node).await;
         unfinished.finished();
         result
     }
@@ -321,9 +342,9 @@ impl Disk {
         let unfinished = self.must_finish()?;
         let old = self.size();
         let result = async {
-            self.top.resize(size).await?;
+            self.top().resize(size).await?;
             // A backing that is larger than the disk was must not show in the new part.
-            let hidden = self.top.backing().map_or(0, |backing| backing.size()).min(size);
+            let hidden = self.top().backing().map_or(0, |backing| backing.size()).min(size);
             if hidden > old {
                 self.zero_within(old..hidden, ZeroFlags { unmap: true, ..ZeroFlags::default() }).await?;
             }
@@ -340,7 +361,7 @@ impl Disk {
     /// Those of the storage.
     pub async fn close(&self) -> Result<()> {
         let _drained = self.drain().await;
-        self.top.close().await
+        self.top().close().await
     }
 }
 

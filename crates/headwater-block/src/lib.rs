@@ -5,6 +5,7 @@
 //! - [`disk`]: the top of a chain of nodes. Checks bounds, aligns, locks, copies on read; what exports and jobs call.
 //! - [`copy_up`]: the only way in which data moves from a backing node into the overlay.
 //! - [`range_lock`]: the one serialisation primitive, and [`drain`], which holds all requests back.
+//! - [`edge`]: how exports and filters hold a disk, such that it can be exchanged.
 //! - [`node`]: the trait that image formats and storage implement; [`extent`]: what they say about ranges.
 //! - [`buffer`]: pooled, aligned memory that requests carry. [`error`]: what every failure looks like.
 //! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control.
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod copy_up;
 pub mod disk;
 pub mod drain;
+pub mod edge;
 pub mod error;
 pub mod extent;
 pub mod memory;
@@ -32,6 +34,7 @@ pub use buffer::{Buffer, BufferMut};
 pub use clock::{Clock, TokioClock};
 
 pub use disk::{DetectZeroes, Disk, DiskOptions};
+pub use edge::Edge;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, Resolved};
 pub use node::{Limits, LocalFuture, Node, WriteFlags, ZeroFlags};

@@ -155,6 +155,22 @@ pub trait Node {
         None
     }
 
+    /// The node that a filter passes its requests to. A filter has the contents, the size and the backing of that node, and adds one
+    /// behaviour.
+    fn filtered(&self) -> Option<Rc<dyn Node>> {
+        None
+    }
+
+    /// Reads from another backing from now on, without changing what the header says: for a graph that changes while it is in use.
+    /// The caller has made sure that both supply the same bytes, or that nobody has read through the old one yet.
+    ///
+    /// # Errors
+    /// `Unsupported` if it can't have a backing.
+    fn set_backing(&self, _node: Option<Rc<dyn Node>>) -> Result<()> {
+        let message = format!("{}: {} takes no backing", self.name(), self.driver());
+        Err(Error::new(ErrorKind::Unsupported, message))
+    }
+
     /// Asks storage to take writes of any offset and length from now on ([`Limits::write_alignment`] 1), at the price of going through
     /// the page cache. An image calls it before its first write, if what it must write is smaller than its file's alignment (clusters
     /// of 512 bytes on a disk with blocks of 4 KiB, a raw image whose size is no multiple of it). Nodes without an alignment of their own

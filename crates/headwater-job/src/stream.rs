@@ -16,6 +16,7 @@ use crate::copy_engine::{Engine, OnError, Pass, Stopped, Work};
 use crate::handle::JobHandle;
 use crate::state::Status;
 use crate::window::Bounds;
+use headwater_block::chain::is_same_layer;
 use headwater_block::node::BackingLink;
 use headwater_block::{Disk, Error, ErrorKind, Node, Result};
 use std::rc::Rc;
@@ -129,7 +130,7 @@ fn check(disk: &Disk, options: &StreamOptions) -> Result<Bounds> {
     let mut most = u64::from(disk.limits().max_transfer);
     let mut at = disk.top().backing();
     while let Some(node) = at {
-        if base.is_some_and(|base| Rc::ptr_eq(base, &node)) {
+        if base.is_some_and(|base| is_same_layer(base, &node)) {
             let bounds = if remote { Bounds::REMOTE } else { Bounds::LOCAL };
             return Ok(bounds.with_copies_up_to(most));
         }

@@ -5,9 +5,22 @@ use crate::buffer::{Buffer, BufferMut};
 use crate::copy_up::{self, CopyUpOptions};
 use crate::error::Result;
 use crate::extent::Resolved;
-use crate::range_lock::{Mode, Token};
+use crate::node::Node;
+use crate::range_lock::{Guard, Mode, Token};
 use std::ops::Range;
 use std::rc::Rc;
+
+/// How a read gets its data.
+enum Way {
+    /// From one place of a node below, usually a file.
+    At(Rc<dyn Node>, u64),
+    /// They are zeroes, as memory tells.
+    Zero,
+    /// Through the layers.
+    Layers(Rc<dyn Node>),
+    /// Through a copy-up, which keeps them.
+    Keep,
+}
 
 impl Disk {
     /// Reads `len` bytes at `offset`; any alignment. Must be driven to its end while
@@ -34,25 +47,68 @@ impl Disk {
         let _admitted = self.admit().await;
         add(&self.stats.reads, 1);
         add(&self.stats.read_bytes, len);
-        // The lock keeps the mapping that is looked up here true until the data are in memory.
-        let guard = self.lock.acquire(Token::for_request(), range.clone(), Mode::Shared).await;
-        match self.top.resolve(range.clone()) {
-            Resolved::At { node, offset, len: run, depth } if run >= len && self.may_pass(depth) => {
-                self.count_backing_read(depth);
-                Ok(Some(node.read(offset, BufferMut::new(len as usize)).await?.freeze()))
-            }
-            Resolved::Zero { len: run, .. } if run >= len => Ok(None),
-            first if !self.copies_on_read() => {
-                if let Resolved::At { depth, .. } = first {
-                    self.count_backing_read(depth);
-                }
-                Ok(Some(self.top.read(offset, BufferMut::new(len as usize)).await?.freeze()))
-            }
-            _ => {
+        let (guard, way) = self.way(&range).await;
+        let buf = || BufferMut::new(len as usize);
+        match way {
+            Way::At(node, offset) => Ok(Some(node.read(offset, buf()).await?.freeze())),
+            Way::Zero => Ok(None),
+            Way::Layers(top) => Ok(Some(top.read(offset, buf()).await?.freeze())),
+            Way::Keep => {
                 drop(guard);
                 self.read_and_keep(range).await.map(Some)
             }
         }
+    }
+
+    /// As [`Disk::read`], but fills the whole of `buf` and gives it back: for a node on top of this disk.
+    ///
+    /// # Errors
+    /// As for [`Disk::read`]. The buffer is gone then.
+    pub async fn read_into(self: &Rc<Self>, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+        let len = buf.len() as u64;
+        let range = self.check(offset, len)?;
+        if len == 0 {
+            return Ok(buf);
+        }
+        let _admitted = self.admit().await;
+        add(&self.stats.reads, 1);
+        add(&self.stats.read_bytes, len);
+        let (guard, way) = self.way(&range).await;
+        match way {
+            Way::At(node, offset) => node.read(offset, buf).await,
+            Way::Zero => {
+                buf.fill(0);
+                Ok(buf)
+            }
+            Way::Layers(top) => top.read(offset, buf).await,
+            Way::Keep => {
+                drop(guard);
+                buf.copy_from_slice(&self.read_and_keep(range).await?);
+                Ok(buf)
+            }
+        }
+    }
+
+    /// Locks `range` and finds out how it is read. The lock keeps the mapping that is looked up here true until the data are in memory.
+    async fn way(&self, range: &Range<u64>) -> (Guard, Way) {
+        let guard = self.lock.acquire(Token::for_request(), range.clone(), Mode::Shared).await;
+        let len = range.end - range.start;
+        let top = self.top();
+        let way = match top.resolve(range.clone()) {
+            Resolved::At { node, offset, len: run, depth } if run >= len && self.may_pass(depth) => {
+                self.count_backing_read(depth);
+                Way::At(node, offset)
+            }
+            Resolved::Zero { len: run, .. } if run >= len => Way::Zero,
+            first if !self.copies_on_read() => {
+                if let Resolved::At { depth, .. } = first {
+                    self.count_backing_read(depth);
+                }
+                Way::Layers(top)
+            }
+            _ => Way::Keep,
+        };
+        (guard, way)
     }
 
     /// True if data at `depth` need not be copied up when they are read.
@@ -86,6 +142,6 @@ impl Disk {
         drop(fetch);
         let _guard = self.lock.acquire(Token::for_request(), range.clone(), Mode::Shared).await;
         let buf = BufferMut::new((range.end - range.start) as usize);
-        Ok(self.top.read(range.start, buf).await?.freeze())
+        Ok(self.top().read(range.start, buf).await?.freeze())
     }
 }

@@ -19,8 +19,9 @@ impl Disk {
         if data.is_empty() {
             return Ok(());
         }
-        if self.options.detect_zeroes != DetectZeroes::Off && is_zero(&data) {
-            let unmap = self.options.detect_zeroes == DetectZeroes::Unmap;
+        let detect = self.options.get().detect_zeroes;
+        if detect != DetectZeroes::Off && is_zero(&data) {
+            let unmap = detect == DetectZeroes::Unmap;
             return self
                 .write_zeroes(
                     offset,
@@ -68,7 +69,7 @@ impl Disk {
         let range = self.check(offset, len)?;
         self.check_writable()?;
         // Advisory: only whole aligned blocks are passed on.
-        let alignment = u64::from(self.top.limits().write_alignment);
+        let alignment = u64::from(self.top().limits().write_alignment);
         let at_end = range.end == self.size();
         let start = range.start.next_multiple_of(alignment);
         let end =
@@ -81,14 +82,14 @@ impl Disk {
         let inner = start..end;
         let _guard = self.lock_for(&inner, &inner, Change::Discard).await;
         let unfinished = self.must_finish()?;
-        let result = self.top.discard(start, end - start).await;
+        let result = self.top().discard(start, end - start).await;
         unfinished.finished();
         result
     }
 
     /// `range` widened to the alignment that the top node needs of writes.
     fn aligned(&self, range: &Range<u64>) -> Range<u64> {
-        let alignment = u64::from(self.top.limits().write_alignment);
+        let alignment = u64::from(self.top().limits().write_alignment);
         range.start - range.start % alignment..range.end.next_multiple_of(alignment)
     }
 
@@ -126,7 +127,7 @@ impl Disk {
         let needed = || {
             let changes = [Change::Write, Change::Zero { unmap: true }];
             changes.into_iter().fold(range.clone(), |all, change| {
-                match self.top.access(range.clone(), change) {
+                match self.top().access(range.clone(), change) {
                     Access::Shared => all,
                     Access::Exclusive(wide) => all.start.min(wide.start)..all.end.max(wide.end),
                 }
@@ -152,10 +153,10 @@ impl Disk {
                 wide = Some(one.start.min(more.start)..one.end.max(more.end));
             }
         };
-        add(self.top.access(aligned.clone(), change));
+        add(self.top().access(aligned.clone(), change));
         if range != aligned && change != Change::Write {
             // What of the first and last block lies outside the range is written back as data.
-            add(self.top.access(aligned.clone(), Change::Write));
+            add(self.top().access(aligned.clone(), Change::Write));
         }
         wide
     }
@@ -164,32 +165,32 @@ impl Disk {
     async fn write_within(&self, range: Range<u64>, data: Buffer, flags: WriteFlags) -> Result<()> {
         let aligned = self.aligned(&range);
         if aligned == range {
-            return self.top.write(range.start, data, flags).await;
+            return self.top().write(range.start, data, flags).await;
         }
         let mut block = BufferMut::new((aligned.end - aligned.start) as usize);
-        let alignment = u64::from(self.top.limits().write_alignment) as usize;
+        let alignment = u64::from(self.top().limits().write_alignment) as usize;
         let (head, tail) = ((range.start - aligned.start) as usize, (aligned.end - range.end) as usize);
         if block.len() <= 2 * alignment {
-            block = self.top.read(aligned.start, block).await?;
+            block = self.top().read(aligned.start, block).await?;
         } else {
             // Only the blocks at the ends hold bytes that must be kept.
             if head > 0 {
-                let edge = self.top.read(aligned.start, BufferMut::new(alignment)).await?;
+                let edge = self.top().read(aligned.start, BufferMut::new(alignment)).await?;
                 block[..alignment].copy_from_slice(&edge);
             }
             if tail > 0 {
                 let at = block.len() - alignment;
-                let edge = self.top.read(aligned.end - alignment as u64, BufferMut::new(alignment)).await?;
+                let edge = self.top().read(aligned.end - alignment as u64, BufferMut::new(alignment)).await?;
                 block[at..].copy_from_slice(&edge);
             }
         }
         block[head..head + data.len()].copy_from_slice(&data);
-        self.top.write(aligned.start, block.freeze(), flags).await
+        self.top().write(aligned.start, block.freeze(), flags).await
     }
 
     /// Zeroes under the lock: whole aligned blocks as zeroes, the rest as data.
     pub(super) async fn zero_within(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
-        let alignment = u64::from(self.top.limits().write_alignment);
+        let alignment = u64::from(self.top().limits().write_alignment);
         let start = range.start.next_multiple_of(alignment);
         let end = if range.end == self.size() {
             range.end.next_multiple_of(alignment)
@@ -206,7 +207,7 @@ impl Disk {
         if range.start < start {
             as_data(range.start..start).await?;
         }
-        self.top.write_zeroes(start, end - start, flags).await?;
+        self.top().write_zeroes(start, end - start, flags).await?;
         if end < range.end {
             as_data(end..range.end).await?;
         }

@@ -189,6 +189,11 @@ impl Node for Qcow2Node {
         Some(self.image.file.clone())
     }
 
+    fn set_backing(&self, node: Option<Rc<dyn Node>>) -> Result<()> {
+        *self.image.backing.borrow_mut() = node;
+        Ok(())
+    }
+
     fn change_backing<'a>(
         &'a self,
         new: Option<BackingLink<'a>>,
