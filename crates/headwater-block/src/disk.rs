@@ -49,6 +49,8 @@ pub struct DiskOptions {
     pub read_only: bool,
     /// Writes past the end make it longer, and reads there give zeroes: for a file that an image lies in, where a disk would refuse.
     pub growable: bool,
+    /// Discards do nothing, and zeroes that may give storage back don't.
+    pub ignore_discards: bool,
 }
 
 /// Counters of a disk since it was opened. Bytes are guest bytes.

@@ -24,5 +24,6 @@ mod threads;
 mod zeroes;
 
 pub use engine::{Engine, EngineKind, IoMode};
+pub use lock::Use;
 pub use node::FileNode;
 pub use open::{Cache, FileOptions, Locking};

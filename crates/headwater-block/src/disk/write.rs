@@ -53,6 +53,7 @@ impl Disk {
         }
         let _admitted = self.admit().await;
         add(&self.stats.zeroes_and_discards, 1);
+        let flags = ZeroFlags { unmap: flags.unmap && !self.options.get().ignore_discards, ..flags };
         let aligned = self.aligned(&range);
         let _guard = self.lock_for(&range, &aligned, Change::Zero { unmap: flags.unmap }).await;
         let unfinished = self.must_finish()?;
@@ -74,7 +75,7 @@ impl Disk {
         let start = range.start.next_multiple_of(alignment);
         let end =
             if at_end { range.end.next_multiple_of(alignment) } else { range.end - range.end % alignment };
-        if start >= end {
+        if start >= end || self.options.get().ignore_discards {
             return Ok(());
         }
         let _admitted = self.admit().await;

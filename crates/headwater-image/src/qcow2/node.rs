@@ -75,7 +75,12 @@ impl Qcow2Node {
         if fua { self.image.commit().await } else { Ok(()) }
     }
 
-    async fn close_image(&self) -> Result<()> {
+    /// Writes everything that is only in memory, refcounts included: what [`Node::close`] does before it closes the files, for those whose
+    /// files are somebody else's.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub async fn finish(&self) -> Result<()> {
         if self.image.read_only {
             return Ok(());
         }
@@ -173,7 +178,7 @@ impl Node for Qcow2Node {
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
-            let mut result = self.close_image().await;
+            let mut result = self.finish().await;
             for node in [Some(&self.image.file), self.image.data_file.as_ref()].into_iter().flatten() {
                 result = result.and(node.close().await);
             }

@@ -37,7 +37,7 @@ impl fmt::Display for Permission {
 
 /// How an image is going to be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
+pub enum Use {
     /// Read and written; nobody else may write or resize.
     Write,
     /// Read; nobody else may write or resize.
@@ -91,6 +91,31 @@ fn try_acquire(fd: BorrowedFd<'_>, name: &str, usage: Use) -> Result<bool> {
         release(fd);
     }
     result
+}
+
+/// Changes the locks of `fd` from what `old` takes to what `new` takes, without waiting for others. When that fails, those for `old` are
+/// held again; `Ok(false)`: the file system has no such locks.
+pub(super) fn change(fd: BorrowedFd<'_>, name: &str, old: Option<Use>, new: Option<Use>) -> Result<bool> {
+    let Some(usage) = new else {
+        release(fd);
+        return Ok(true);
+    };
+    let changed = try_acquire(fd, name, usage);
+    if matches!(changed, Ok(true)) {
+        for permission in ALL {
+            for (row, wanted) in [(DOES, usage.does()), (FORBIDS, usage.forbids())] {
+                if !wanted.contains(&permission) {
+                    let mut byte = lock_range(libc::F_UNLCK, row + permission as i64, 1);
+                    // An unlock fails only where there are no locks.
+                    let _ = fcntl(fd, libc::F_OFD_SETLK, &mut byte);
+                }
+            }
+        }
+    } else if let Some(old) = old {
+        // We held these until just now. If somebody was quicker, the next change will meet him.
+        let _ = try_acquire(fd, name, old);
+    }
+    changed
 }
 
 /// Gives all locks of `fd` back.

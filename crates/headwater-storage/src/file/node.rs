@@ -9,6 +9,7 @@
 use super::engine::Engine;
 use super::flush::Durability;
 use super::holes::{Holes, Run};
+use super::lock::{self, Use};
 use super::op::{OpenFile, Request};
 use super::open::{self, FileOptions, Kind, Opened};
 use super::zeroes::Abilities;
@@ -39,6 +40,8 @@ pub struct FileNode {
     pub(super) kind: Kind,
     read_only: bool,
     locked: Cell<bool>,
+    /// What the locks were last changed to; none if they are those of the opening.
+    usage: Cell<Option<Use>>,
     closed: Cell<bool>,
     /// In bytes, with everything that was written so far.
     pub(super) size: Cell<u64>,
@@ -86,6 +89,7 @@ impl FileNode {
             kind: opened.kind,
             read_only,
             locked: Cell::new(opened.locked),
+            usage: Cell::new(None),
             closed: Cell::new(false),
             size: Cell::new(opened.size),
             block: opened.block,
@@ -105,6 +109,22 @@ impl FileNode {
     /// True if image locks keep other processes away.
     pub fn is_locked(&self) -> bool {
         self.locked.get()
+    }
+
+    /// Changes what the image locks say that this file is used for; `None` takes them off. For a file that was opened with
+    /// [`Locking::Off`](super::Locking::Off) by someone who knows better what becomes of it. Doesn't wait for other processes. A file system without
+    /// locks is no error.
+    ///
+    /// # Errors
+    /// `InUse` if another process, or another descriptor of this one, is in the way; the locks are as before then.
+    pub fn change_locks(&self, usage: Option<Use>) -> Result<()> {
+        if self.usage.get() == usage {
+            return Ok(());
+        }
+        let held = lock::change(self.file.fd.as_fd(), &self.name, self.usage.get(), usage)?;
+        self.locked.set(held && usage.is_some());
+        self.usage.set(usage);
+        Ok(())
     }
 
     /// What is behind the file.
