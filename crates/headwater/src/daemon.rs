@@ -1,0 +1,155 @@
+//! The storage daemon: QEMU's `qemu-storage-daemon`, spoken by headwater. Same command line, same QMP.
+//!
+//! - [`options`]: the command line, in order. [`chardev`], [`monitor`]: where QMP is spoken. [`commands`]: what is done about it.
+//! - [`graph`]: nodes and who may do what to them; [`filters`], [`sources`]: nodes of some kinds; [`objects`]: what they refer to.
+//! - [`jobs`]: stream, commit, create. [`snapshot`]: overlays that take a node's place. [`exports`]: the NBD server.
+//! - [`events`]: what is told to all monitors. [`trace`]: what is told to people who look for faults. [`background`]: leaving the terminal.
+//!
+//! Everything runs on one thread, commands and data. A command may wait for I/O, and requests of clients go on meanwhile.
+
+mod background;
+mod chardev;
+mod commands;
+mod events;
+mod exports;
+mod failure;
+mod filters;
+mod graph;
+mod jobs;
+mod monitor;
+mod objects;
+mod options;
+mod snapshot;
+mod sources;
+mod trace;
+
+use self::chardev::Chardev;
+use self::commands::Commands;
+use self::events::Events;
+use self::failure::{Refusal, generic};
+use self::graph::Graph;
+use self::graph::open::{Options, Read};
+use self::objects::Objects;
+use self::options::{CommandLine, Setting};
+use crate::failure::{Failure, Outcome};
+use crate::runtime;
+use headwater_image::open_gate::Trust;
+use headwater_storage::file::{Engine, IoMode};
+use std::ffi::OsString;
+use std::rc::Rc;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The name under which the program is the daemon, whatever its arguments.
+pub const PROGRAM: &str = "headwater-storage-daemon";
+
+/// Runs the daemon on a command line without the program's name.
+///
+/// # Errors
+/// What is wrong with the command line, or can't be had.
+pub fn run(arguments: Vec<OsString>) -> Outcome {
+    let line = match options::parse(&arguments)? {
+        CommandLine::Run(line) => line,
+        CommandLine::Print(text) => return crate::output::print(text.as_bytes()),
+    };
+    trace::start(&line.trace)?;
+    let background = background::enter(line.daemonize, &arguments)?;
+    let Some(started) = background else { return Ok(()) };
+    runtime::run(async move {
+        let events = Rc::<Events>::default();
+        let engine = Engine::new(IoMode::Auto)?;
+        let objects = Rc::<Objects>::default();
+        objects.set_trust(trust(&line.allow_backing));
+        let graph = Graph::new(engine, objects);
+        let commands = Commands::new(graph, events);
+        let pidfile = line.pidfile.as_deref().map(background::PidFile::write).transpose()?;
+        let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
+            .map(signal)
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|err| Failure::new(format!("cannot catch signals: {err}")))?;
+        let mut ended = Box::pin(std::future::poll_fn(move |cx| {
+            let ready = signals.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
+            if ready { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        }));
+        let setting_up = set_up(&commands, &line.settings);
+        let set_up = tokio::select! {
+            biased;
+            () = &mut ended => Ok(false),
+            done = setting_up => done.map(|()| true),
+        };
+        match set_up {
+            Ok(true) => {
+                started.tell();
+                tokio::select! {
+                    () = ended => {}
+                    () = commands.quit() => {}
+                }
+                commands.shut_down().await;
+                // What monitors have yet to send leaves now.
+                tokio::task::yield_now().await;
+            }
+            Ok(false) => commands.shut_down().await,
+            Err(failure) => {
+                commands.shut_down().await;
+                return Err(failure);
+            }
+        }
+        drop(pidfile);
+        Ok(())
+    })
+}
+
+/// What names inside images may lead to, beyond their own directories.
+fn trust(allowed: &[String]) -> Trust {
+    let mut trust = Trust::default();
+    for name in allowed {
+        trust.allow_source(name);
+    }
+    trust
+}
+
+/// Does what the command line says, in its order.
+async fn set_up(commands: &Rc<Commands>, settings: &[Setting]) -> Outcome {
+    let mut chardevs: Vec<Rc<Chardev>> = Vec::new();
+    for setting in settings {
+        let done = apply(commands, &mut chardevs, setting).await;
+        done.map_err(|refusal| Failure::new(format!("{}: {}", setting.shown(), refusal.desc)))?;
+    }
+    Ok(())
+}
+
+async fn apply(commands: &Rc<Commands>, chardevs: &mut Vec<Rc<Chardev>>, setting: &Setting) -> Result<(), Refusal> {
+    match setting {
+        Setting::Blockdev(options, _) => {
+            if !options.contains_key("node-name") {
+                return Err(generic("'node-name' must be specified for the root node"));
+            }
+            commands.graph.add(options.clone(), true).await.map(drop)
+        }
+        Setting::Object(options, _) => commands.graph.objects.add(options),
+        Setting::NbdServer(options, _) => commands.exports.start_server(options),
+        Setting::Export(options, _) => commands.exports.add(options).await,
+        Setting::Chardev(options, _) => {
+            let chardev = Chardev::open(options).await?;
+            if chardevs.iter().any(|other| other.id == chardev.id) {
+                return Err(generic(format!("Duplicate ID '{}' for chardev", chardev.id)));
+            }
+            commands.chardevs.borrow_mut().push((chardev.id.clone(), chardev.filename()));
+            chardevs.push(chardev);
+            Ok(())
+        }
+        Setting::Monitor(options, _) => monitor(commands, chardevs, options),
+    }
+}
+
+fn monitor(commands: &Rc<Commands>, chardevs: &[Rc<Chardev>], options: &Options) -> Result<(), Refusal> {
+    let id = options.text("chardev").unwrap_or_default();
+    let found = chardevs.iter().find(|chardev| chardev.id == id).cloned();
+    let chardev = found.ok_or_else(|| generic(format!("chardev \"{id}\" not found")))?;
+    if options.text("mode").is_some_and(|mode| mode != "control") {
+        return Err(generic("only QMP is supported"));
+    }
+    let pretty = options.flag("pretty").unwrap_or(false);
+    tokio::task::spawn_local(monitor::serve(chardev, commands.clone(), pretty));
+    Ok(())
+}

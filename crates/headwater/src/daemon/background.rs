@@ -1,0 +1,93 @@
+//! Leaving the terminal: `--daemonize` and `--pidfile`.
+//!
+//! A process with threads can't fork safely, so the program starts itself again: the child sets everything up and says so through a
+//! pipe, its standard output, and only then does the command that the user typed end. Errors of the setup are still the user's to see.
+
+use crate::failure::{Failure, Outcome};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Tells a child that it is one.
+const MARK: &str = "HEADWATER_IN_BACKGROUND";
+
+/// How the one who started us learns that we are ready.
+pub(super) struct Started(bool);
+
+impl Started {
+    /// Everything is set up.
+    pub(super) fn tell(self) {
+        if !self.0 {
+            return;
+        }
+        let told = std::io::stdout().write_all(b"r").and_then(|()| std::io::stdout().flush());
+        if told.is_err() {
+            tracing::debug!("nobody waits for the start");
+        }
+        if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+            // The terminal may go. If these fail, we keep it.
+            let _ = rustix::stdio::dup2_stdin(&null);
+            let _ = rustix::stdio::dup2_stdout(&null);
+            let _ = rustix::stdio::dup2_stderr(&null);
+        }
+    }
+}
+
+/// Goes to the background if asked to. None in the process that stays in front, when the other is ready.
+///
+/// # Errors
+/// If no process can be started, or it failed, having said why.
+pub(super) fn enter(daemonize: bool, arguments: &[OsString]) -> Outcome<Option<Started>> {
+    if !daemonize {
+        return Ok(Some(Started(false)));
+    }
+    if std::env::var_os(MARK).is_some() {
+        // A session of its own, without a terminal. It fails only if we lead one already.
+        let _ = rustix::process::setsid();
+        return Ok(Some(Started(true)));
+    }
+    let cannot = |err| Failure::new(format!("cannot start in the background: {err}"));
+    let program = std::env::current_exe().map_err(cannot)?;
+    let mut child = Command::new(program)
+        .arg("daemon")
+        .args(arguments)
+        .env(MARK, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(cannot)?;
+    let mut word = [0];
+    let told = child.stdout.take().map(|mut pipe| pipe.read(&mut word));
+    match told {
+        Some(Ok(1)) => Ok(None),
+        _ => {
+            let ended = child.wait().map_err(cannot)?;
+            let code = ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(crate::failure::code::FAILED);
+            Err(Failure::silent(code.max(1)))
+        }
+    }
+}
+
+/// A file with the number of this process, for as long as it runs.
+pub(super) struct PidFile(PathBuf);
+
+impl PidFile {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub(super) fn write(path: &str) -> Outcome<Self> {
+        let cannot = |err| Failure::new(format!("cannot create PID file: {path}: {err}"));
+        std::fs::write(path, format!("{}\n", std::process::id())).map_err(cannot)?;
+        Ok(Self(std::path::absolute(Path::new(path)).map_err(cannot)?))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // If it is gone already, so much the better.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

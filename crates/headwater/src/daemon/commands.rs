@@ -1,0 +1,296 @@
+//! QMP's commands: from a name and checked arguments to what is done.
+//!
+//! Commands that change or read the graph take their [`Turn`], one at a time and in the order in which they came, whichever monitor they came
+//! from; so do jobs when they change the graph at their end. Verbs of jobs don't, because they may wait for a job that does.
+
+use super::events::Events;
+use super::exports::Exports;
+use super::failure::{Refusal, generic, of_error};
+use super::graph::Graph;
+use super::graph::open::{Options, Read};
+use super::graph::rights::{Doing, Rights};
+use super::jobs::{self, Jobs, refused};
+use super::snapshot;
+use headwater_block::range_lock::{Guard, Mode, RangeLock, Token};
+use headwater_job::Status;
+use headwater_qmp::{ErrorClass, schema};
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use tokio::sync::watch;
+
+/// Lets one at a time change the graph. In the order of arrival.
+pub(super) struct Turn(Rc<RangeLock>);
+
+impl Turn {
+    /// Nobody has it.
+    pub(super) fn new() -> Rc<Self> {
+        Rc::new(Self(RangeLock::new()))
+    }
+
+    /// Waits for it.
+    pub(super) async fn take(&self) -> Guard {
+        self.0.acquire(Token::for_request(), 0..1, Mode::Exclusive).await
+    }
+}
+
+/// What commands work on.
+pub(super) struct Commands {
+    pub(super) graph: Rc<Graph>,
+    pub(super) jobs: Rc<Jobs>,
+    pub(super) exports: Rc<Exports>,
+    events: Rc<Events>,
+    pub(super) turn: Rc<Turn>,
+    quit: watch::Sender<bool>,
+    quitting: Cell<bool>,
+    /// The character devices: their ids, and what they are.
+    pub(super) chardevs: RefCell<Vec<(String, String)>>,
+}
+
+impl Commands {
+    pub(super) fn new(graph: Rc<Graph>, events: Rc<Events>) -> Rc<Self> {
+        let turn = Turn::new();
+        Rc::new(Self {
+            jobs: Jobs::new(events.clone(), turn.clone()),
+            exports: Exports::new(graph.clone(), events.clone()),
+            graph,
+            events,
+            turn,
+            quit: watch::Sender::new(false),
+            quitting: Cell::new(false),
+            chardevs: RefCell::default(),
+        })
+    }
+
+    pub(super) fn events(&self) -> &Rc<Events> {
+        &self.events
+    }
+
+    /// The command `quit` was given.
+    pub(super) fn is_quitting(&self) -> bool {
+        self.quitting.get()
+    }
+
+    /// Completes when the command `quit` was given and answered.
+    pub(super) async fn quit(&self) {
+        let mut quit = self.quit.subscribe();
+        // The sender lives as long as this does.
+        let _ = quit.wait_for(|quit| *quit).await;
+    }
+
+    /// The version that is told: the QEMU whose language this is, and in `package` who speaks it.
+    pub(super) fn version(&self) -> Value {
+        json!({
+            "qemu": {"micro": 2, "minor": 0, "major": 10},
+            "package": concat!("headwater ", env!("CARGO_PKG_VERSION")),
+        })
+    }
+
+    /// Ends jobs, exports and nodes in this order: everything is consistent and flushed afterwards.
+    pub(super) async fn shut_down(self: &Rc<Self>) {
+        self.jobs.cancel_all().await;
+        // If there is no server, there is none to stop.
+        let _ = self.exports.stop_server().await;
+        let _turn = self.turn.take().await;
+        self.graph.close_all().await;
+    }
+
+    /// Carries a command out.
+    ///
+    /// # Errors
+    /// Why it wasn't.
+    pub(super) async fn execute(self: &Rc<Self>, name: &str, arguments: Value) -> Result<Value, Refusal> {
+        let args = match arguments {
+            Value::Object(args) => args,
+            _ => Options::new(),
+        };
+        if let Some(done) = self.job_verb(name, &args).await {
+            return done.map(|()| json!({}));
+        }
+        if let Some(answer) = self.query(name, &args) {
+            return answer;
+        }
+        if name == "quit" {
+            self.quitting.set(true);
+            self.quit.send_replace(true);
+            return Ok(json!({}));
+        }
+        let _turn = self.turn.take().await;
+        self.change(name, &args).await.map(|()| json!({}))
+    }
+
+    /// Questions, which wait for nothing.
+    fn query(&self, name: &str, args: &Options) -> Option<Result<Value, Refusal>> {
+        Some(Ok(match name {
+            "query-version" => self.version(),
+            "query-commands" => schema::query_commands(),
+            "query-qmp-schema" => schema::query_qmp_schema(),
+            "query-jobs" => self.jobs.query(),
+            "query-block-jobs" => self.jobs.query_block_jobs(),
+            "query-named-block-nodes" => self.graph.describe_nodes(args.flag("flat").unwrap_or(false)),
+            "query-block-exports" => self.exports.query(),
+            // Devices are what a machine has.
+            "query-block" => json!([]),
+            "query-blockstats" => {
+                if args.flag("query-nodes").unwrap_or(false) { self.graph.describe_stats() } else { json!([]) }
+            }
+            "query-chardev" => {
+                let chardevs = self.chardevs.borrow();
+                chardevs
+                    .iter()
+                    .map(|(id, name)| json!({"label": id, "filename": name, "frontend-open": true}))
+                    .collect()
+            }
+            "x-debug-query-block-graph" => self.graph.describe_graph(&self.exports.nodes()),
+            "qom-list" => return Some(self.graph.objects.list(args.text("path").unwrap_or_default())),
+            "qom-get" => {
+                let property = args.text("property").unwrap_or_default();
+                return Some(self.graph.objects.get(args.text("path").unwrap_or_default(), property));
+            }
+            "qom-list-types" => json!(
+                ["throttle-group", "secret", "iothread", "tls-creds-x509", "tls-creds-psk"]
+                    .map(|name| json!({"name": name, "parent": "object"}))
+            ),
+            _ => return None,
+        }))
+    }
+
+    /// Verbs of jobs; none if the command isn't one.
+    async fn job_verb(&self, name: &str, args: &Options) -> Option<Result<(), Refusal>> {
+        let (family, verb) = match name.strip_prefix("block-job-") {
+            Some(verb) => ("block-job", verb),
+            None => ("job", name.strip_prefix("job-")?),
+        };
+        let id = args.text("device").or_else(|| args.text("id")).unwrap_or_default();
+        let found = if family == "job" { self.jobs.find(id) } else { self.jobs.find_block_job(id) };
+        let job = match found {
+            Ok(job) => job,
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        let force = family == "job" || args.flag("force").unwrap_or(false);
+        let asked = match verb {
+            "pause" => job.handle.pause(),
+            "resume" => job.handle.resume(),
+            "cancel" if force => job.handle.request_cancel(),
+            "cancel" => job.handle.request_soft_cancel(),
+            "complete" => job.handle.complete(),
+            "finalize" => job.handle.finalize(),
+            "dismiss" => job.handle.dismiss(),
+            "set-speed" => match args.get("speed").and_then(Value::as_i64) {
+                Some(speed) if speed < 0 => {
+                    return Some(Err(generic("Parameter 'speed' expects a non-negative value")));
+                }
+                _ => job.handle.set_speed(args.number("speed").unwrap_or(0)),
+            },
+            "change" => return Some(Err(generic("Job type doesn't support change"))),
+            _ => return None,
+        };
+        if let Err(illegal) = asked {
+            return Some(Err(refused(&job, &illegal)));
+        }
+        match verb {
+            // What these bring about has happened when they are answered, so that the answer and the events agree.
+            "finalize" => job.wait_for_rest().await,
+            "dismiss" => job.wait_for_end_of_dismissed().await,
+            "cancel" if job.handle.status() == Status::Pending => job.wait_for_rest().await,
+            _ => {}
+        }
+        Some(Ok(()))
+    }
+
+    /// Everything that changes the graph. The caller has the turn.
+    async fn change(self: &Rc<Self>, name: &str, args: &Options) -> Result<(), Refusal> {
+        let text = |key: &str| args.text(key).unwrap_or_default();
+        match name {
+            "blockdev-add" => {
+                if !args.contains_key("node-name") {
+                    return Err(generic("'node-name' must be specified for the root node"));
+                }
+                self.graph.add(args.clone(), true).await.map(drop)
+            }
+            "blockdev-del" => self.graph.remove(text("node-name")).await,
+            "blockdev-reopen" => {
+                for options in args.get("options").and_then(Value::as_array).into_iter().flatten() {
+                    if let Value::Object(options) = options {
+                        self.graph.reopen(options.clone()).await?;
+                    }
+                }
+                Ok(())
+            }
+            "blockdev-set-active" => self.set_active(args).await,
+            "blockdev-create" => jobs::create::start(&self.graph, &self.jobs, args).await,
+            "blockdev-snapshot" | "blockdev-snapshot-sync" => snapshot::single(&self.graph, name, args).await,
+            "transaction" => snapshot::transaction(&self.graph, args).await,
+            "change-backing-file" => snapshot::change_backing_file(&self.graph, args).await,
+            "block_resize" => self.resize(args).await,
+            "block-stream" => jobs::stream::start(&self.graph, &self.jobs, &self.turn, args).await,
+            "block-commit" => jobs::commit::start(&self.graph, &self.jobs, &self.turn, args).await,
+            "block-set-write-threshold" => {
+                let node = self.graph.node(text("node-name"))?;
+                self.graph.watch_writes(&node, args.number("write-threshold").unwrap_or(0), &self.events);
+                Ok(())
+            }
+            "block-export-add" => self.exports.add(args).await,
+            "block-export-del" => self.exports.remove(text("id"), text("mode") == "hard").await,
+            "nbd-server-start" => self.exports.start_server(args),
+            "nbd-server-stop" => self.exports.stop_server().await,
+            "nbd-server-add" => {
+                let mut export = args.clone();
+                let device = export.remove("device").unwrap_or_default();
+                let id = args.get("name").cloned().unwrap_or_else(|| device.clone());
+                export.insert("node-name".into(), device);
+                export.insert("id".into(), id);
+                export.insert("type".into(), "nbd".into());
+                self.exports.add(&export).await
+            }
+            "nbd-server-remove" => {
+                let id = self.exports.id_of(text("name"))?;
+                self.exports.remove(&id, text("mode") == "hard").await
+            }
+            "object-add" => self.graph.objects.add(args),
+            "object-del" => self.graph.objects.remove(text("id")),
+            "qom-set" => {
+                let value = args.get("value").cloned().unwrap_or_default();
+                self.graph.objects.set(text("path"), text("property"), &value)
+            }
+            _ if name.starts_with("block-dirty-bitmap-") => Err(generic("Dirty bitmaps are not supported")),
+            _ => Err(Refusal::new(ErrorClass::GenericError, format!("The command {name} is not supported by headwater"))),
+        }
+    }
+
+    async fn resize(&self, args: &Options) -> Result<(), Refusal> {
+        let (device, name) = (args.text("device").unwrap_or_default(), args.text("node-name").unwrap_or_default());
+        let node = self.graph.device_or_node(device, name)?;
+        let size = match args.get("size").and_then(Value::as_i64) {
+            Some(size) if size < 0 => return Err(generic("Parameter 'size' expects a >0 size")),
+            _ => args.number("size").unwrap_or(0),
+        };
+        node.check_idle()?;
+        let rights = Rights { does: Doing::RESIZE, bears: Doing::ALL };
+        let root = self.graph.attach(&node, "an unnamed block device", rights, false).await;
+        let resized = match &root {
+            Ok(_) => node.skip_filters().disk.resize(size).await.map_err(|err| of_error(&err)),
+            Err(refusal) => Err(refusal.clone()),
+        };
+        drop(root);
+        self.graph.collect().await;
+        resized
+    }
+
+    async fn set_active(&self, args: &Options) -> Result<(), Refusal> {
+        let active = args.flag("active").unwrap_or(true);
+        let nodes = match args.text("node-name") {
+            Some(name) => vec![self.graph.node(name)?],
+            None => self.graph.nodes(),
+        };
+        for node in &nodes {
+            if !active && self.graph.is_used(node) && args.contains_key("node-name") {
+                return Err(generic(format!("Node '{}' is in use, so it can't be made inactive", node.name)));
+            }
+        }
+        for node in nodes {
+            node.active.set(active);
+        }
+        self.graph.settle_rights().await
+    }
+}

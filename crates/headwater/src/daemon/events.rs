@@ -1,0 +1,38 @@
+//! Events: what happens, told to every monitor in the order in which it happened.
+
+use super::monitor::Outbox;
+use headwater_qmp::message;
+use serde_json::Value;
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, SystemTime};
+
+/// Where events go: the monitors that are connected and have negotiated.
+#[derive(Default)]
+pub(super) struct Events {
+    listeners: RefCell<Vec<Weak<Outbox>>>,
+}
+
+impl Events {
+    /// Events go to `outbox` too, for as long as it lives.
+    pub(super) fn listen(&self, outbox: &Rc<Outbox>) {
+        let mut listeners = self.listeners.borrow_mut();
+        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.push(Rc::downgrade(outbox));
+    }
+
+    /// Tells everyone.
+    pub(super) fn emit(&self, name: &str, data: Value) {
+        tracing::debug!(event = name, %data, "event");
+        let event = message::event(name, data, now());
+        for listener in self.listeners.borrow().iter().filter_map(Weak::upgrade) {
+            listener.push_event(&event);
+        }
+    }
+}
+
+/// The time since 1970.
+#[allow(clippy::disallowed_methods, reason = "events carry the time of the day, which no decision depends on")]
+fn now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}

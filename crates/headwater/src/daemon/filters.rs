@@ -1,0 +1,148 @@
+//! Filter nodes from options: throttle, copy-on-read, blkdebug, blkverify.
+
+use super::failure::{Refusal, generic, of_error};
+use super::graph::open::{Built, Options, Read, filter_link};
+use super::graph::{Graph, GraphNode, Inside, Link, Role, Settings, layer};
+use headwater_block::debug_event::DebugEvent;
+use headwater_block::filter::blkdebug::{BlkdebugNode, BlkdebugOptions, InjectError, SetState};
+use headwater_block::filter::blkverify::BlkverifyNode;
+use headwater_block::filter::copy_on_read::CopyOnReadNode;
+use headwater_block::filter::throttle::ThrottleNode;
+use headwater_block::{Edge, Node};
+use serde_json::Value;
+use std::rc::Rc;
+
+/// Opens a filter and what it is on.
+///
+/// # Errors
+/// Those of the nodes below, and options that don't go together.
+pub(super) async fn open(
+    graph: &Rc<Graph>,
+    driver: &str,
+    settings: &mut Settings,
+    level: u32,
+) -> Result<Built, Refusal> {
+    let key = match driver {
+        "blkdebug" => "image",
+        "blkverify" => "test",
+        _ => "file",
+    };
+    let child = graph.need_child(settings, key, Role::Filtered, level).await?;
+    if child.is_read_only() {
+        if !settings.read_only && !settings.auto_read_only && settings.options.contains_key("read-only") {
+            return Err(generic("Block node is read-only"));
+        }
+        settings.read_only = true;
+    }
+    let filename = child.filename.clone();
+    let link = filter_link(key, Role::Filtered, child.clone());
+    let edge = edge_of(&link)?;
+    let built = |top: Rc<dyn Node>, links| Built::new(top, links, filename.clone());
+    match driver {
+        "throttle" => {
+            let name = settings.options.text("throttle-group").unwrap_or_default().to_owned();
+            let group = graph.objects.throttle_group(&name)?;
+            let throttle = ThrottleNode::new(edge, group);
+            let inside = Inside { group: Some(name), throttle: Some(throttle.clone()), ..Inside::default() };
+            Ok(Built { inside, ..built(throttle, vec![link]) })
+        }
+        "copy-on-read" => {
+            let bottom = match settings.options.text("bottom") {
+                Some(name) => {
+                    let bottom = graph.node(name).map_err(|_| generic(format!("Bottom node '{name}' not found")))?;
+                    if bottom.is_filter() {
+                        return Err(generic(format!("Bottom node '{name}' is a filter")));
+                    }
+                    if !Graph::is_in_chain(&child, &bottom) {
+                        return Err(generic(format!("Node '{name}' is not in the chain of '{}'", child.name)));
+                    }
+                    Some(layer(&bottom))
+                }
+                None => None,
+            };
+            let node = CopyOnReadNode::new(edge, bottom).map_err(|err| of_error(&err))?;
+            Ok(built(node, vec![link]))
+        }
+        "blkdebug" => {
+            let node = BlkdebugNode::new(edge, blkdebug_options(&settings.options)?).map_err(|err| of_error(&err))?;
+            Ok(built(node, vec![link]))
+        }
+        _ => {
+            let raw = graph.need_child(settings, "raw", Role::Compared, level).await?;
+            let compared = filter_link("raw", Role::Compared, raw);
+            let node = BlkverifyNode::new(edge, edge_of(&compared)?).map_err(|err| of_error(&err))?;
+            Ok(built(node, vec![link, compared]))
+        }
+    }
+}
+
+fn edge_of(link: &Link) -> Result<Rc<Edge>, Refusal> {
+    link.edge.clone().ok_or_else(|| generic("a filter needs an edge"))
+}
+
+/// Makes a throttle node a member of another group.
+///
+/// # Errors
+/// If there is no such group.
+pub(super) fn change_group(graph: &Graph, node: &GraphNode, group: &str) -> Result<(), Refusal> {
+    let found = graph.objects.throttle_group(group)?;
+    let Some(throttle) = node.inside.borrow().throttle.clone() else { return Ok(()) };
+    throttle.set_group(found);
+    node.inside.borrow_mut().group = Some(group.to_owned());
+    Ok(())
+}
+
+fn blkdebug_options(options: &Options) -> Result<BlkdebugOptions, Refusal> {
+    if options.contains_key("config") {
+        return Err(generic("blkdebug: rules come from 'inject-error' and 'set-state'; a 'config' file is not read"));
+    }
+    let state = |rule: &Options, key: &str| rule.number(key).and_then(|state| u32::try_from(state).ok());
+    let event = |rule: &Options| {
+        let name = rule.text("event").unwrap_or_default();
+        name.parse::<DebugEvent>().map_err(|_| generic(format!("Parameter 'event' does not accept value '{name}'")))
+    };
+    let rules = |key: &str| {
+        let list = options.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+        list.into_iter().filter_map(|rule| match rule {
+            Value::Object(rule) => Some(rule),
+            _ => None,
+        })
+    };
+    let mut inject_error = Vec::new();
+    for rule in rules("inject-error") {
+        let iotype = match rule.text("iotype") {
+            Some(name) => {
+                Some(name.parse().map_err(|_| generic(format!("Parameter 'iotype' does not accept value '{name}'")))?)
+            }
+            None => None,
+        };
+        inject_error.push(InjectError {
+            state: state(&rule, "state").filter(|state| *state > 0),
+            iotype,
+            errno: rule.number("errno").and_then(|errno| u32::try_from(errno).ok()).unwrap_or(libc::EIO as u32),
+            sector: rule.number("sector"),
+            once: rule.flag("once").unwrap_or(false),
+            immediately: rule.flag("immediately").unwrap_or(false),
+            ..InjectError::new(event(&rule)?)
+        });
+    }
+    let mut set_state = Vec::new();
+    for rule in rules("set-state") {
+        set_state.push(SetState {
+            event: event(&rule)?,
+            state: state(&rule, "state").filter(|state| *state > 0),
+            new_state: state(&rule, "new_state").unwrap_or(0),
+        });
+    }
+    let number = |key| options.number(key).unwrap_or(0);
+    Ok(BlkdebugOptions {
+        inject_error,
+        set_state,
+        align: number("align"),
+        max_transfer: number("max-transfer"),
+        opt_write_zero: number("opt-write-zero"),
+        max_write_zero: number("max-write-zero"),
+        opt_discard: number("opt-discard"),
+        max_discard: number("max-discard"),
+    })
+}

@@ -1,0 +1,425 @@
+//! Changes of the graph: a node takes another's place, an image is opened again in another way, nodes go.
+
+use super::open::{self, Options, Read};
+use super::rights::{Doing, Rights};
+use super::{Graph, GraphNode, Link, Role, Settings};
+use crate::daemon::failure::{Refusal, generic, of_error};
+use headwater_block::drain::Drained;
+use headwater_block::{DetectZeroes, DiskOptions};
+use headwater_image::raw::{RawNode, RawOptions};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+impl Graph {
+    /// Lets everything that stands on `from`, but for `to` itself, stand on `to` from now on. Requests that are on their way are waited for, and none
+    /// is let in meanwhile, so that none that is meant for one node goes to the other.
+    ///
+    /// # Errors
+    /// If the users of both don't agree; then nothing has changed.
+    pub(in crate::daemon) async fn replace(&self, from: &Rc<GraphNode>, to: &Rc<GraphNode>) -> Result<(), Refusal> {
+        let parents: Vec<_> = self.parents(from).into_iter().filter(|parent| !Rc::ptr_eq(parent, to)).collect();
+        for parent in &parents {
+            parent.check_not_frozen()?;
+            if parent.links.borrow().iter().any(|link| {
+                Rc::ptr_eq(&link.to, from) && matches!(link.role, Role::File | Role::DataFile)
+            }) {
+                return Err(generic(format!("Node '{}' is the file of node '{}', which keeps it", from.name, parent.name)));
+            }
+        }
+        let roots: Vec<_> = self.roots_of(from).into_iter().filter(|root| root.follows).collect();
+        let relink = |one: &Rc<GraphNode>, other: &Rc<GraphNode>| {
+            for parent in &parents {
+                for link in parent.links.borrow_mut().iter_mut().filter(|link| Rc::ptr_eq(&link.to, one)) {
+                    link.to = other.clone();
+                }
+            }
+            for root in &roots {
+                root.node.replace(other.clone());
+            }
+        };
+        relink(from, to);
+        if let Err(refusal) = self.settle_rights().await {
+            relink(to, from);
+            self.settle_rights().await?;
+            return Err(refusal);
+        }
+        let mut edges: Vec<_> = roots.iter().map(|root| root.edge.clone()).collect();
+        for parent in &parents {
+            let links = parent.links.borrow();
+            edges.extend(links.iter().filter(|link| Rc::ptr_eq(&link.to, to)).filter_map(|link| link.edge.clone()));
+        }
+        // All are held before the first leads elsewhere: no two of them may write to both nodes.
+        let mut held = Vec::new();
+        for edge in &edges {
+            held.push(edge.drain().await);
+        }
+        for (edge, drained) in edges.iter().zip(&held) {
+            edge.replace(drained, to.disk.clone());
+        }
+        for parent in &parents {
+            self.follow_backing(parent)?;
+        }
+        Ok(())
+    }
+
+    /// Tells an image which node its backing is now.
+    fn follow_backing(&self, parent: &Rc<GraphNode>) -> Result<(), Refusal> {
+        match parent.child(Role::Backing) {
+            Some(backing) => parent.top().set_backing(Some(backing.top())).map_err(|err| of_error(&err)),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts `backing` below `over`, in the books and in the image, not in its header.
+    ///
+    /// # Errors
+    /// If their users don't agree; then nothing has changed.
+    pub(in crate::daemon) async fn set_backing(
+        &self,
+        over: &Rc<GraphNode>,
+        backing: Option<&Rc<GraphNode>>,
+    ) -> Result<(), Refusal> {
+        let old = over.child(Role::Backing);
+        let relink = |to: Option<&Rc<GraphNode>>| {
+            let mut links = over.links.borrow_mut();
+            links.retain(|link| link.role != Role::Backing);
+            links.extend(to.map(|to| Link { name: "backing", role: Role::Backing, to: to.clone(), edge: None }));
+        };
+        relink(backing);
+        if let Err(refusal) = self.settle_rights().await {
+            relink(old.as_ref());
+            self.settle_rights().await?;
+            return Err(refusal);
+        }
+        over.top().set_backing(backing.map(|node| node.top())).map_err(|err| of_error(&err))
+    }
+
+    /// Removes a node that a command made.
+    ///
+    /// # Errors
+    /// If there is none, or something uses it.
+    pub(in crate::daemon) async fn remove(&self, name: &str) -> Result<(), Refusal> {
+        let node = self.node(name)?;
+        if !self.roots_of(&node).is_empty() {
+            return Err(generic(format!("Node {name} is in use")));
+        }
+        node.check_idle()?;
+        if !node.owned.get() {
+            return Err(generic(format!("Node {name} is not owned by the monitor")));
+        }
+        if !self.parents(&node).is_empty() {
+            return Err(generic(format!("Block device {name} is in use")));
+        }
+        node.owned.set(false);
+        self.collect().await;
+        Ok(())
+    }
+
+    /// Closes the nodes that nobody needs any more.
+    pub(in crate::daemon) async fn collect(&self) {
+        loop {
+            let unused = self.nodes().into_iter().rev().find(|node| !node.owned.get() && !self.is_used(node));
+            let Some(node) = unused else { break };
+            self.nodes.borrow_mut().retain(|other| !Rc::ptr_eq(other, &node));
+            if let Err(err) = close(&node).await {
+                tracing::error!(node = node.name, "closing failed: {err}");
+            }
+            node.links.borrow_mut().clear();
+        }
+        // Locks that were needed for those who left are not any more; weaker ones are never refused.
+        let _ = self.settle_rights().await;
+    }
+
+    /// Writes back what all nodes hold in memory: the end of the program.
+    pub(in crate::daemon) async fn close_all(&self) {
+        for node in self.nodes() {
+            node.owned.set(false);
+        }
+        self.collect().await;
+    }
+
+    /// Lets `node` be written, with the files below it, if it isn't writable yet. True if that changed something.
+    ///
+    /// # Errors
+    /// If a file can't be opened for writing, or somebody is in the way.
+    pub(in crate::daemon) async fn make_writable(self: &Rc<Self>, node: &Rc<GraphNode>, writable: bool) -> Result<bool, Refusal> {
+        let node = node.skip_filters();
+        if node.is_read_only() != writable {
+            return Ok(false);
+        }
+        let old = node.settings.borrow().clone();
+        self.open_again(&node, Settings { read_only: !writable, ..old }).await?;
+        Ok(true)
+    }
+
+    /// Opens a node again, as `settings` say; an image's file with it, where the two can't differ. Its requests are held back meanwhile.
+    ///
+    /// # Errors
+    /// What opening says. The node is then open as it was, unless even that fails.
+    pub(in crate::daemon) async fn open_again(
+        self: &Rc<Self>,
+        node: &Rc<GraphNode>,
+        settings: Settings,
+    ) -> Result<(), Refusal> {
+        let old = node.settings.borrow().clone();
+        let file = node.child(Role::File);
+        let drained = node.disk.drain().await;
+        // What the old one holds in memory is on the disk before the new one looks there.
+        finish(node).await?;
+        let file_was = file.as_ref().map(|file| file.settings.borrow().clone());
+        let result = async {
+            if let (Some(file), Some(file_was)) = (&file, &file_was)
+                && file_was.read_only
+                && !settings.read_only
+            {
+                Box::pin(self.open_again(file, Settings { read_only: false, ..file_was.clone() })).await?;
+            }
+            node.settings.replace(settings.clone());
+            self.build_again(node, settings.clone(), &drained).await?;
+            self.settle_rights().await
+        }
+        .await;
+        if let Err(refusal) = result {
+            node.settings.replace(old.clone());
+            if let (Some(file), Some(was)) = (&file, file_was)
+                && file.settings.borrow().read_only != was.read_only
+            {
+                Box::pin(self.open_again(file, was)).await?;
+            }
+            self.build_again(node, old, &drained).await?;
+            self.settle_rights().await?;
+            return Err(refusal);
+        }
+        drop(drained);
+        for parent in self.parents(node) {
+            self.follow_backing(&parent)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the inside of a node anew. The caller holds its requests back.
+    async fn build_again(
+        self: &Rc<Self>,
+        node: &Rc<GraphNode>,
+        mut settings: Settings,
+        drained: &Drained,
+    ) -> Result<(), Refusal> {
+        match node.driver {
+            "qcow2" => {
+                let file = node.child(Role::File).ok_or_else(|| generic("an image needs a file"))?;
+                let (backing, data) = (node.child(Role::Backing), node.child(Role::DataFile));
+                let image = open::open_image(&settings, &file, backing.as_ref(), data.as_ref()).await?;
+                node.disk.replace_top(drained, image.clone());
+                node.inside.borrow_mut().image = Some(image);
+            }
+            "raw" => {
+                let file = node.child(Role::File).ok_or_else(|| generic("an image needs a file"))?;
+                let options = RawOptions {
+                    read_only: settings.read_only,
+                    offset: settings.options.number("offset").unwrap_or(0),
+                    size: settings.options.number("size"),
+                };
+                let raw = RawNode::new(file.top(), options).map_err(|err| of_error(&err))?;
+                node.disk.replace_top(drained, raw);
+            }
+            "file" | "host_device" => {
+                let built = self.build(&node.name, node.driver, &mut settings, 0).await?;
+                if let Some(file) = node.inside.replace(built.inside).file {
+                    // The new one asks for locks of its own, which those of the old one would refuse.
+                    let _ = file.change_locks(None);
+                }
+                node.disk.replace_top(drained, built.top);
+            }
+            _ => {}
+        }
+        let options = node.disk.options();
+        node.disk.set_options(DiskOptions { read_only: settings.read_only, ..options });
+        node.settings.replace(settings);
+        Ok(())
+    }
+
+    /// `blockdev-reopen` for one node: `options` are all of its options.
+    ///
+    /// # Errors
+    /// Options that can't be changed, and what opening says.
+    pub(in crate::daemon) async fn reopen(self: &Rc<Self>, options: Options) -> Result<(), Refusal> {
+        let name = options.text("node-name").ok_or_else(|| generic("node-name not specified"))?.to_owned();
+        let node = self.node(&name)?;
+        if options.text("driver").is_some_and(|driver| driver != node.driver) {
+            return Err(generic(format!("Cannot change the option 'driver' of node '{name}'")));
+        }
+        if let Some(file) = options.text("file")
+            && node.child(Role::File).or_else(|| node.child(Role::Filtered)).is_some_and(|child| child.name != file)
+        {
+            return Err(generic(format!("Cannot change the option 'file' of node '{name}' to another node")));
+        }
+        let old = node.settings.borrow().clone();
+        for fixed in ["filename", "offset", "size", "server", "export", "url"] {
+            if options.contains_key(fixed) && options.get(fixed) != old.options.get(fixed) {
+                return Err(generic(format!("Cannot change the option '{fixed}'")));
+            }
+        }
+        if let Some(wanted) = options.get("backing") {
+            let wanted = match wanted {
+                serde_json::Value::String(wanted) if !wanted.is_empty() => Some(self.device_or_node("", wanted)?),
+                _ => None,
+            };
+            self.change_backing_node(&node, wanted).await?;
+        } else if node.driver == "qcow2" && node.child(Role::Backing).is_some() && !old.options.contains_key("backing") {
+            return Err(generic("backing is missing for 'blockdev-reopen': name the node, or null"));
+        }
+        let cache = options.object("cache");
+        let of_cache = |key, default| cache.and_then(|cache| cache.flag(key)).unwrap_or(default);
+        let settings = Settings {
+            read_only: options.flag("read-only").unwrap_or(false),
+            auto_read_only: options.flag("auto-read-only").unwrap_or(false),
+            direct: of_cache("direct", false),
+            no_flush: of_cache("no-flush", false),
+            force_share: options.flag("force-share").unwrap_or(false),
+            options: options.clone(),
+        };
+        let differs = settings.read_only != old.read_only || settings.direct != old.direct || settings.no_flush != old.no_flush;
+        if differs {
+            node.check_idle()?;
+            self.open_again(&node, settings).await?;
+        } else {
+            node.settings.replace(settings);
+        }
+        if let (Some(group), true) = (options.text("throttle-group"), node.driver == "throttle") {
+            crate::daemon::filters::change_group(self, &node, group)?;
+        }
+        let ignore = options.text("discard").is_none_or(|discard| discard != "unmap");
+        let detect_zeroes = match options.text("detect-zeroes") {
+            Some("on") => DetectZeroes::On,
+            Some("unmap") => DetectZeroes::Unmap,
+            _ => DetectZeroes::Off,
+        };
+        let now = node.disk.options();
+        node.disk.set_options(DiskOptions { detect_zeroes, ignore_discards: ignore && !node.is_filter(), ..now });
+        Ok(())
+    }
+
+    /// Another backing for an image, as far as the graph allows it.
+    async fn change_backing_node(&self, node: &Rc<GraphNode>, wanted: Option<Rc<GraphNode>>) -> Result<(), Refusal> {
+        let now = node.child(Role::Backing);
+        let same = match (&now, &wanted) {
+            (Some(now), Some(wanted)) => Rc::ptr_eq(now, wanted),
+            (None, None) => true,
+            _ => false,
+        };
+        if same {
+            return Ok(());
+        }
+        node.check_not_frozen()?;
+        if let Some(wanted) = &wanted
+            && Self::is_in_chain(wanted, node)
+        {
+            return Err(generic(format!("Making '{}' a backing child of '{}' would create a cycle", wanted.name, node.name)));
+        }
+        let drained = node.disk.drain().await;
+        let changed = self.set_backing(node, wanted.as_ref()).await;
+        drop(drained);
+        if changed.is_ok() {
+            self.collect().await;
+        }
+        changed
+    }
+}
+
+/// Makes what a node holds in memory durable.
+async fn finish(node: &Rc<GraphNode>) -> Result<(), Refusal> {
+    let image = node.inside.borrow().image.clone();
+    let top = node.top();
+    let done = match image {
+        Some(image) => image.finish().await,
+        None if top.is_read_only() => Ok(()),
+        None => top.flush().await,
+    };
+    done.map_err(|err| of_error(&err))
+}
+
+/// Closes a node that nobody uses. What it stands on is not its own.
+async fn close(node: &Rc<GraphNode>) -> Result<(), headwater_block::Error> {
+    let _drained = node.disk.drain().await;
+    let image = node.inside.borrow().image.clone();
+    let top = node.top();
+    match image {
+        Some(image) => image.finish().await,
+        None if node.links.borrow().is_empty() => top.close().await,
+        None if top.is_read_only() => Ok(()),
+        None => top.flush().await,
+    }
+}
+
+impl Graph {
+    /// A node that stands for a job on top of `on`, under a name that the user chose. Requests don't pass it.
+    ///
+    /// # Errors
+    /// If the name can't be had.
+    pub(in crate::daemon) fn add_shadow(
+        &self,
+        name: &str,
+        driver: &'static str,
+        on: &Rc<GraphNode>,
+    ) -> Result<Rc<GraphNode>, Refusal> {
+        let node = Rc::new(GraphNode {
+            name: self.check_name(name)?.to_owned(),
+            driver,
+            disk: on.disk.clone(),
+            filename: on.filename.clone(),
+            links: RefCell::new(vec![Link { name: "file", role: Role::Shadow, to: on.clone(), edge: None }]),
+            owned: Cell::new(true),
+            settings: RefCell::new(Settings { read_only: on.is_read_only(), ..Settings::default() }),
+            inside: RefCell::default(),
+            busy: RefCell::default(),
+            frozen: RefCell::default(),
+            write_threshold: Cell::new(0),
+            active: Cell::new(true),
+        });
+        self.enter(&node);
+        Ok(node)
+    }
+
+    /// Takes away what [`Graph::add_shadow`] made.
+    pub(in crate::daemon) fn remove_shadow(&self, node: &Rc<GraphNode>) {
+        self.nodes.borrow_mut().retain(|other| !Rc::ptr_eq(other, node));
+        node.links.borrow_mut().clear();
+    }
+
+    /// Holds back all who use `node` through an edge, until the guards are dropped.
+    pub(in crate::daemon) async fn hold_users(&self, node: &Rc<GraphNode>) -> Vec<Drained> {
+        let mut edges: Vec<_> =
+            self.roots_of(node).iter().filter(|root| root.follows).map(|root| root.edge.clone()).collect();
+        for parent in self.parents(node) {
+            let links = parent.links.borrow();
+            edges.extend(links.iter().filter(|link| Rc::ptr_eq(&link.to, node)).filter_map(|link| link.edge.clone()));
+        }
+        let mut held = Vec::new();
+        for edge in edges {
+            held.push(edge.drain().await);
+        }
+        held
+    }
+
+    /// Puts `base` in the place of `top`, for all who use that, at the end of job `id`, which still holds both.
+    ///
+    /// # Errors
+    /// If the users of both don't agree; then nothing has changed.
+    pub(in crate::daemon) async fn pivot(&self, top: &Rc<GraphNode>, base: &Rc<GraphNode>, id: &str) -> Result<(), Refusal> {
+        let user = format!("block job '{id}'");
+        let own: Vec<_> = self.roots().into_iter().filter(|root| root.user == user).collect();
+        let was: Vec<Rights> = own.iter().map(|root| root.rights.get()).collect();
+        // From here on the job needs nothing of them.
+        for root in &own {
+            root.rights.set(Rights { does: Doing::NOTHING, bears: Doing::ALL });
+        }
+        // The one that becomes the disk stays writable.
+        let replaced = self.replace(top, base).await;
+        if replaced.is_err() {
+            for (root, rights) in own.iter().zip(was) {
+                root.rights.set(rights);
+            }
+        }
+        replaced
+    }
+}

@@ -1,0 +1,159 @@
+//! What is told of nodes: `query-named-block-nodes` and the like.
+
+use super::{Graph, GraphNode, Role};
+use crate::daemon::objects::Objects;
+use headwater_block::DetectZeroes;
+use headwater_image::qcow2::header::{self, Header};
+use serde_json::{Map, Value, json};
+use std::rc::Rc;
+
+impl Graph {
+    /// All nodes, the newest first. Without `flat` each tells of the images below it as well.
+    pub(in crate::daemon) fn describe_nodes(&self, flat: bool) -> Value {
+        let nodes = self.nodes().into_iter().rev();
+        nodes.map(|node| describe(&node, flat, &self.objects)).collect()
+    }
+
+    /// The graph as nodes and edges: `x-debug-query-block-graph`.
+    pub(in crate::daemon) fn describe_graph(&self, exports: &[(String, String)]) -> Value {
+        let nodes = self.nodes();
+        let id = |name: &str| nodes.iter().position(|node| node.name == name).map_or(0, |at| at + 1);
+        let mut all: Vec<Value> = nodes
+            .iter()
+            .map(|node| json!({"id": id(&node.name), "type": "block-driver", "name": node.name}))
+            .collect();
+        let mut edges = Vec::new();
+        for node in &nodes {
+            for link in node.links.borrow().iter() {
+                edges.push(json!({"name": link.name, "parent": id(&node.name), "child": id(&link.to.name), "perm": [], "shared-perm": []}));
+            }
+        }
+        for (at, (export, node)) in exports.iter().enumerate() {
+            let number = nodes.len() + 1 + at;
+            all.push(json!({"id": number, "type": "block-backend", "name": export}));
+            edges.push(json!({"name": "root", "parent": number, "child": id(node), "perm": [], "shared-perm": []}));
+        }
+        json!({"nodes": all, "edges": edges})
+    }
+}
+
+/// One node.
+fn describe(node: &Rc<GraphNode>, flat: bool, objects: &Objects) -> Value {
+    let settings = node.settings.borrow();
+    let group = node.inside.borrow().group.clone();
+    let limits = |key: &str| group.as_ref().map_or(0, |group| objects.limit(group, key));
+    let detect = match node.disk.options().detect_zeroes {
+        DetectZeroes::Off => "off",
+        DetectZeroes::On => "on",
+        DetectZeroes::Unmap => "unmap",
+    };
+    let mut told = json!({
+        "file": node.filename,
+        "node-name": node.name,
+        "ro": settings.read_only,
+        "drv": node.driver,
+        "active": node.active.get(),
+        "encrypted": false,
+        "detect_zeroes": detect,
+        "bps": limits("bps-total"),
+        "bps_rd": limits("bps-read"),
+        "bps_wr": limits("bps-write"),
+        "iops": limits("iops-total"),
+        "iops_rd": limits("iops-read"),
+        "iops_wr": limits("iops-write"),
+        "cache": {"writeback": true, "direct": settings.direct, "no-flush": settings.no_flush},
+        "write_threshold": node.write_threshold.get(),
+        "backing_file_depth": if flat { 0 } else { depth(node) },
+        "image": image(node, flat),
+    });
+    if let (Some(group), Value::Object(told)) = (group, &mut told) {
+        told.insert("group".into(), group.into());
+        for key in ["bps-total-max", "bps-read-max", "bps-write-max", "iops-total-max", "iops-read-max", "iops-write-max"] {
+            let max = objects.limit(&told_group(told), key);
+            if max > 0 {
+                let short = key.replace("-total", "").replace("-read", "_rd").replace("-write", "_wr").replace("-max", "_max");
+                told.insert(short, max.into());
+            }
+        }
+    }
+    if let (Some(backing), Value::Object(told)) = (node.child(Role::Backing), &mut told) {
+        told.insert("backing_file".into(), backing.filename.clone().into());
+    }
+    told
+}
+
+fn told_group(told: &Map<String, Value>) -> String {
+    told.get("group").and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// How many images lie below.
+fn depth(node: &Rc<GraphNode>) -> usize {
+    node.chain().filter(|n| !n.is_filter()).count().saturating_sub(1)
+}
+
+/// What there is to tell of a node as an image.
+fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
+    let size = node.disk.size();
+    let mut told = json!({
+        "filename": node.filename,
+        "format": node.driver,
+        "virtual-size": size,
+        "dirty-flag": false,
+    });
+    let Value::Object(fields) = &mut told else { return told };
+    if let Some(actual) = actual_size(node) {
+        fields.insert("actual-size".into(), actual.into());
+    }
+    let inside = node.inside.borrow();
+    if let Some(image) = &inside.image {
+        let header = image.header();
+        fields.insert("cluster-size".into(), header.cluster_size().into());
+        fields.insert("dirty-flag".into(), (header.incompatible & header::INCOMPAT_DIRTY != 0).into());
+        fields.insert("format-specific".into(), format_specific(&header));
+        if let Some(name) = &header.backing_name {
+            fields.insert("backing-filename".into(), name.clone().into());
+            let full = node.child(Role::Backing).map_or_else(|| name.clone(), |backing| backing.filename.clone());
+            fields.insert("full-backing-filename".into(), full.into());
+            if let Some(format) = header.backing_format() {
+                fields.insert("backing-filename-format".into(), format.into());
+            }
+        }
+    } else if inside.file.is_some() {
+        fields.insert("format-specific".into(), json!({"type": "file", "data": {}}));
+    }
+    if let Some(below) = node.below().filter(|_| !flat) {
+        fields.insert("backing-image".into(), self::image(&below.skip_filters(), false));
+    }
+    told
+}
+
+fn format_specific(header: &Header) -> Value {
+    let mut data = json!({
+        "compat": if header.version == 2 { "0.10" } else { "1.1" },
+        "compression-type": header.compression.as_str(),
+        "refcount-bits": 1u32 << header.refcount_order,
+    });
+    if let (Value::Object(data), true) = (&mut data, header.version >= 3) {
+        data.insert("lazy-refcounts".into(), (header.compatible & header::COMPAT_LAZY_REFCOUNTS != 0).into());
+        data.insert("corrupt".into(), (header.incompatible & header::INCOMPAT_CORRUPT != 0).into());
+        data.insert("extended-l2".into(), header.has_extended_l2().into());
+        if let Some(name) = header.data_file_name() {
+            data.insert("data-file".into(), name.into());
+            data.insert("data-file-raw".into(), header.data_file_is_raw().into());
+        }
+    }
+    json!({"type": "qcow2", "data": data})
+}
+
+/// How many bytes the node's file takes on its storage.
+fn actual_size(node: &Rc<GraphNode>) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut at = node.clone();
+    loop {
+        if at.inside.borrow().file.is_some() {
+            return std::fs::metadata(&at.filename).ok().map(|metadata| metadata.blocks() * 512);
+        }
+        let below = at.child(Role::File).or_else(|| at.child(Role::Filtered))?;
+        at = below;
+    }
+}

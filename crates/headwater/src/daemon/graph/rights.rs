@@ -1,0 +1,219 @@
+//! Rights: what each user of a node does to it, and what it bears that others do.
+//!
+//! As in QEMU each link and each root names the two sets. A node's users agree if nothing that one of them does is something that another
+//! doesn't bear. What a filter does to the node below it is what its own users do; an image holds its file for itself; and a backing
+//! is only read, by everyone, as long as it is one: that is stricter than QEMU, which lets a user that shares everything
+//! write to it, and is what lets copies of its bytes be true (see `headwater_block::copy_up`).
+//!
+//! The locks on files follow: they tell other processes what the users of the file's node do together.
+
+use super::{Graph, GraphNode, Link, Role};
+use crate::daemon::failure::{Refusal, generic};
+use headwater_storage::file::Use;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A set of things that can be done to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::daemon) struct Doing(u8);
+
+impl Doing {
+    pub(in crate::daemon) const NOTHING: Self = Self(0);
+    /// Reading what must be right.
+    pub(in crate::daemon) const READ: Self = Self(1);
+    /// Writing.
+    pub(in crate::daemon) const WRITE: Self = Self(2);
+    /// Writing what nobody sees: where the bytes are changes, not what they are.
+    pub(in crate::daemon) const REARRANGE: Self = Self(4);
+    pub(in crate::daemon) const RESIZE: Self = Self(8);
+    pub(in crate::daemon) const ALL: Self = Self(15);
+
+    pub(in crate::daemon) const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(in crate::daemon) const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    pub(in crate::daemon) const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    fn names(self) -> String {
+        let all = [
+            (Self::READ, "consistent read"),
+            (Self::WRITE, "write"),
+            (Self::REARRANGE, "write unchanged"),
+            (Self::RESIZE, "resize"),
+        ];
+        all.iter().filter(|(one, _)| self.has(*one)).map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// What a user does to a node, and what it bears of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::daemon) struct Rights {
+    pub(in crate::daemon) does: Doing,
+    pub(in crate::daemon) bears: Doing,
+}
+
+impl Rights {
+    /// Of an export, which bears everything.
+    pub(in crate::daemon) fn of_export(writable: bool) -> Self {
+        let does = if writable { Doing::READ.and(Doing::WRITE) } else { Doing::READ };
+        Self { does, bears: Doing::ALL }
+    }
+}
+
+/// A user of a node, for messages.
+struct User {
+    who: String,
+    child: &'static str,
+    rights: Rights,
+}
+
+impl Graph {
+    /// Everybody who uses `node`.
+    fn users(&self, node: &Rc<GraphNode>) -> Vec<User> {
+        let mut users: Vec<User> = self
+            .roots_of(node)
+            .iter()
+            .map(|root| User { who: root.user.clone(), child: "root", rights: root.rights.get() })
+            .collect();
+        for parent in self.parents(node) {
+            for link in parent.links.borrow().iter().filter(|link| Rc::ptr_eq(&link.to, node)) {
+                users.push(User {
+                    who: format!("node '{}'", parent.name),
+                    child: link.name,
+                    rights: self.rights_of(&parent, link),
+                });
+            }
+        }
+        users
+    }
+
+    /// What all users of `node` do, and what all of them bear.
+    pub(in crate::daemon) fn together(&self, node: &Rc<GraphNode>) -> Rights {
+        let none = Rights { does: Doing::NOTHING, bears: Doing::ALL };
+        self.users(node).iter().fold(none, |all, user| Rights {
+            does: all.does.and(user.rights.does),
+            bears: all.bears.common(user.rights.bears),
+        })
+    }
+
+    /// What `parent` does to the node that `link` leads to.
+    fn rights_of(&self, parent: &Rc<GraphNode>, link: &Link) -> Rights {
+        let settings = parent.settings.borrow();
+        match link.role {
+            Role::Filtered | Role::Compared => {
+                let above = self.together(parent);
+                let copies = parent.driver == "copy-on-read" && !settings.read_only;
+                let does = if copies { above.does.and(Doing::REARRANGE) } else { above.does };
+                Rights { does, bears: above.bears.and(Doing::REARRANGE) }
+            }
+            Role::Shadow => Rights { does: Doing::NOTHING, bears: Doing::ALL },
+            // Who isn't used reads nothing.
+            Role::Backing if self.together(parent).does == Doing::NOTHING => {
+                Rights { does: Doing::NOTHING, bears: Doing::ALL }
+            }
+            Role::Backing => Rights { does: Doing::READ, bears: Doing::READ.and(Doing::REARRANGE) },
+            Role::File | Role::DataFile if parent.driver == "raw" => {
+                // The bytes of the file are the disk: what is done to one is done to the other.
+                let above = self.together(parent);
+                Rights { does: above.does, bears: above.bears }
+            }
+            Role::File | Role::DataFile => {
+                let changes = Doing::WRITE.and(Doing::RESIZE);
+                let does = if settings.read_only || !parent.active.get() { Doing::READ } else { Doing::READ.and(changes) };
+                let bears = if settings.force_share { Doing::ALL } else { Doing::ALL.without(changes) };
+                Rights { does, bears }
+            }
+        }
+    }
+
+    fn check_rights(&self) -> Result<(), Refusal> {
+        for node in self.nodes() {
+            let users = self.users(&node);
+            for (at, one) in users.iter().enumerate() {
+                for other in users.iter().enumerate().filter(|(n, _)| *n != at).map(|(_, other)| other) {
+                    let conflict = one.rights.does.without(other.rights.bears);
+                    if conflict != Doing::NOTHING {
+                        return Err(generic(format!(
+                            "Permission conflict on node '{node}': permissions '{}' are both required by {} (uses node '{node}' as '{}' child) \
+                             and unshared by {} (uses node '{node}' as '{}' child).",
+                            conflict.names(),
+                            one.who,
+                            one.child,
+                            other.who,
+                            other.child,
+                            node = node.name,
+                        )));
+                    }
+                }
+            }
+            let together = self.together(&node);
+            if together.does.has(Doing::WRITE.and(Doing::REARRANGE)) && node.is_read_only() {
+                return Err(generic(if node.links.borrow().is_empty() {
+                    format!("Block node '{}' is read-only", node.name)
+                } else {
+                    "Block node is read-only".to_owned()
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether all users of all nodes agree, and lets the locks of files follow. The caller takes back what led to an error.
+    ///
+    /// # Errors
+    /// A conflict, or a file that another process uses.
+    pub(in crate::daemon) async fn settle_rights(&self) -> Result<(), Refusal> {
+        self.check_rights()?;
+        for node in self.nodes() {
+            let Some(file) = node.inside.borrow().file.clone() else { continue };
+            if node.settings.borrow().options.get("locking").is_some_and(|locking| locking == "off") {
+                continue;
+            }
+            let wanted = self.lock_for(&node);
+            let mut attempt = 1;
+            while let Err(err) = file.change_locks(wanted) {
+                // Weaker locks are never refused.
+                if attempt == ATTEMPTS {
+                    return Err(locked(&node, wanted, &err));
+                }
+                attempt += 1;
+                tokio::time::sleep(BETWEEN_ATTEMPTS).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock_for(&self, node: &Rc<GraphNode>) -> Option<Use> {
+        let Rights { does, bears } = self.together(node);
+        if does.has(Doing::WRITE.and(Doing::RESIZE).and(Doing::REARRANGE)) {
+            Some(Use::Write)
+        } else if does.has(Doing::READ) {
+            Some(if bears.has(Doing::WRITE) { Use::ReadShared } else { Use::Read })
+        } else {
+            None
+        }
+    }
+}
+
+/// A process that was killed keeps its locks for some milliseconds: to start again at once must work.
+const ATTEMPTS: u32 = 15;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
+
+fn locked(node: &GraphNode, wanted: Option<Use>, err: &headwater_block::Error) -> Refusal {
+    tracing::debug!(node = node.name, "{err}");
+    let quoted = if wanted == Some(Use::Write) { "\"write\"" } else { "shared \"write\"" };
+    generic(format!(
+        "Failed to get {quoted} lock: {} is used by another process; is it running? (lsof {} names it)",
+        node.filename, node.filename
+    ))
+}

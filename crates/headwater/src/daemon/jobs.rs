@@ -1,0 +1,485 @@
+//! Jobs as QMP shows them: their table, their events, their verbs.
+//!
+//! The work is done by `headwater_job`; here a job gets an id, its hold on the graph, and a voice. Its events leave in the order in which the job
+//! had them. What it held in the graph is given back before its end is told, so that whoever hears of it finds the nodes free.
+//!
+//! - [`stream`], [`commit`]: how each kind starts, and what it changes in the graph when its work is done. [`create`]: the odd one, which makes a file.
+
+pub(super) mod commit;
+pub(super) mod create;
+pub(super) mod stream;
+
+use super::commands::Turn;
+use super::events::Events;
+use super::failure::{Refusal, brief, generic, no_device};
+use super::graph::rights::{Doing, Rights};
+use super::graph::{Graph, GraphNode, Root};
+use headwater_block::LocalFuture;
+use headwater_job::{Action, Event, JobHandle, OnError, Operation, Outcome, Status};
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use tokio::sync::watch;
+
+/// What all commands that start a job take.
+#[derive(Debug, Clone)]
+pub(super) struct JobArgs {
+    pub(super) id: String,
+    pub(super) speed: u64,
+    pub(super) on_error: OnError,
+    pub(super) auto_finalize: bool,
+    pub(super) auto_dismiss: bool,
+}
+
+/// A job with a name.
+pub(super) struct Job {
+    pub(super) id: String,
+    pub(super) kind: &'static str,
+    pub(super) handle: JobHandle,
+    auto_finalize: bool,
+    auto_dismiss: bool,
+    /// The size in bytes of what it works on.
+    len: u64,
+    /// How far it was last seen: what is told never goes back.
+    offset: Cell<u64>,
+    hold: RefCell<Option<Hold>>,
+    /// True once its end was told.
+    ended: watch::Sender<bool>,
+    /// True once it is in the table no more.
+    gone: watch::Sender<bool>,
+    was_ready: Cell<bool>,
+}
+
+/// What a job holds in the graph: given back at its end, by [`Hold::release`].
+pub(super) struct Hold {
+    graph: Rc<Graph>,
+    id: String,
+    roots: Vec<Rc<Root>>,
+    busy: Vec<Rc<GraphNode>>,
+    frozen: Vec<Rc<GraphNode>>,
+    /// Nodes that were made writable for the job.
+    read_only_again: Vec<Rc<GraphNode>>,
+    /// They stay writable: one of them is somebody's disk now.
+    pub(super) keep_writable: Rc<Cell<bool>>,
+    /// The node that stands for the job in the graph, where the user named one.
+    filter: Option<Rc<GraphNode>>,
+}
+
+impl Hold {
+    pub(super) fn new(graph: &Rc<Graph>, id: &str) -> Self {
+        Self {
+            graph: graph.clone(),
+            id: id.to_owned(),
+            roots: Vec::new(),
+            busy: Vec::new(),
+            frozen: Vec::new(),
+            read_only_again: Vec::new(),
+            keep_writable: Rc::default(),
+            filter: None,
+        }
+    }
+
+    /// Lets the job write to `node`.
+    pub(super) async fn make_writable(&mut self, node: &Rc<GraphNode>) -> Result<(), Refusal> {
+        if self.graph.make_writable(node, true).await? {
+            self.read_only_again.push(node.clone());
+        }
+        Ok(())
+    }
+
+    /// Makes the job a user of `node`.
+    pub(super) async fn attach(&mut self, node: &Rc<GraphNode>, does: Doing, bears: Doing) -> Result<Rc<Root>, Refusal> {
+        let user = format!("block job '{}'", self.id);
+        let root = self.graph.attach(node, &user, Rights { does, bears }, false).await?;
+        self.roots.push(root.clone());
+        Ok(root)
+    }
+
+    /// Keeps other jobs and commands away from `nodes`.
+    pub(super) fn occupy(&mut self, nodes: &[Rc<GraphNode>], kind: &str) {
+        let why = format!("block device is in use by block job: {kind}");
+        for node in nodes {
+            node.busy.borrow_mut().push((self.id.clone(), why.clone()));
+            self.busy.push(node.clone());
+        }
+    }
+
+    /// Keeps the links of `nodes` to what is below them as they are.
+    ///
+    /// # Errors
+    /// If another job has done so.
+    pub(super) fn freeze(&mut self, nodes: &[Rc<GraphNode>]) -> Result<(), Refusal> {
+        for node in nodes {
+            if let (false, Some(below)) = (node.frozen.borrow().is_empty(), node.below()) {
+                let link = if node.is_filter() { "file" } else { "backing" };
+                return Err(generic(format!("Cannot freeze '{link}' link to '{}'", below.name)));
+            }
+        }
+        for node in nodes {
+            node.frozen.borrow_mut().push(self.id.clone());
+            self.frozen.push(node.clone());
+        }
+        Ok(())
+    }
+
+    /// Puts the node that the user named into the graph, on top of `on`.
+    ///
+    /// # Errors
+    /// If the name is taken.
+    pub(super) fn insert_filter(&mut self, name: Option<&str>, driver: &'static str, on: &Rc<GraphNode>) -> Result<(), Refusal> {
+        if let Some(name) = name {
+            self.filter = Some(self.graph.add_shadow(name, driver, on)?);
+        }
+        Ok(())
+    }
+
+    /// The links may be changed again: the job is about to do so.
+    pub(super) fn thaw(graph: &Graph, id: &str) {
+        for node in graph.nodes() {
+            node.frozen.borrow_mut().retain(|job| job != id);
+        }
+    }
+
+    /// Gives everything back.
+    pub(super) async fn release(mut self) {
+        self.roots.clear();
+        for node in self.busy.drain(..) {
+            node.busy.borrow_mut().retain(|(job, _)| *job != self.id);
+        }
+        for node in self.frozen.drain(..) {
+            node.frozen.borrow_mut().retain(|job| *job != self.id);
+        }
+        if let Some(filter) = self.filter.take() {
+            self.graph.remove_shadow(&filter);
+        }
+        self.graph.collect().await;
+        if self.keep_writable.get() {
+            return;
+        }
+        for node in self.read_only_again.drain(..) {
+            let there = self.graph.find(&node.name).is_some_and(|found| Rc::ptr_eq(&found, &node));
+            let written = self.graph.together(&node).does.has(Doing::WRITE.and(Doing::REARRANGE));
+            if there && !written && let Err(refusal) = self.graph.make_writable(&node, false).await {
+                tracing::warn!(node = node.name, "cannot be opened read-only again: {}", refusal.desc);
+            }
+        }
+    }
+}
+
+/// What a job is made of, before it is in the table.
+pub(super) struct Plan {
+    pub(super) kind: &'static str,
+    pub(super) args: JobArgs,
+    pub(super) len: u64,
+    pub(super) hold: Hold,
+    pub(super) handle: JobHandle,
+    pub(super) work: LocalFuture<'static, Outcome>,
+}
+
+/// All jobs, in the order in which they were started.
+pub(super) struct Jobs {
+    events: Rc<Events>,
+    turn: Rc<Turn>,
+    jobs: RefCell<Vec<Rc<Job>>>,
+}
+
+impl Jobs {
+    pub(super) fn new(events: Rc<Events>, turn: Rc<Turn>) -> Rc<Self> {
+        Rc::new(Self { events, turn, jobs: RefCell::default() })
+    }
+
+    /// Checks the id of a job that is to be.
+    ///
+    /// # Errors
+    /// If there is none, it is malformed or taken.
+    pub(super) fn check_id<'a>(&self, id: Option<&'a str>) -> Result<&'a str, Refusal> {
+        let id = id.ok_or_else(|| generic("An explicit job ID is required for this node"))?;
+        let sound = id.starts_with(|c: char| c.is_ascii_alphabetic())
+            && id.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+        if !sound {
+            return Err(generic(format!("Invalid job ID '{id}'")));
+        }
+        if self.jobs.borrow().iter().any(|job| job.id == id) {
+            return Err(generic(format!("Job ID '{id}' already in use")));
+        }
+        Ok(id)
+    }
+
+    /// Starts a job. Its first events have been told when this returns.
+    pub(super) async fn start(self: &Rc<Self>, plan: Plan) {
+        let Plan { kind, args, len, hold, handle, mut work } = plan;
+        let job = Rc::new(Job {
+            id: args.id,
+            kind,
+            handle,
+            auto_finalize: args.auto_finalize,
+            auto_dismiss: args.auto_dismiss,
+            len,
+            offset: Cell::new(0),
+            hold: RefCell::new(Some(hold)),
+            ended: watch::Sender::new(false),
+            gone: watch::Sender::new(false),
+            was_ready: Cell::new(false),
+        });
+        self.jobs.borrow_mut().push(job.clone());
+        // It gets as far as it gets at once, so that what it tells of its beginning comes before the command's answer.
+        let ended = std::future::poll_fn(|cx| std::task::Poll::Ready(Pin::as_mut(&mut work).poll(cx).is_ready())).await;
+        while job.handle.status() < Status::Waiting
+            && let Some(event) = job.handle.try_event()
+        {
+            self.tell(&job, &event);
+        }
+        if !ended {
+            tokio::task::spawn_local(work);
+        }
+        tokio::task::spawn_local(self.clone().follow(job));
+    }
+
+    /// Tells what happens to a job until it is no more.
+    async fn follow(self: Rc<Self>, job: Rc<Job>) {
+        loop {
+            let event = job.handle.next_event().await;
+            if let Event::Status(Status::Concluded) = event {
+                // What the job held in the graph is given back when nobody else is changing the graph.
+                let _turn = self.turn.take().await;
+                let hold = job.hold.take();
+                if let Some(hold) = hold {
+                    hold.release().await;
+                }
+                self.tell_end(&job);
+                self.tell(&job, &event);
+                if job.auto_dismiss {
+                    let gone = job.handle.next_event().await;
+                    self.tell(&job, &gone);
+                    self.forget(&job);
+                    return;
+                }
+                job.ended.send_replace(true);
+                continue;
+            }
+            self.tell(&job, &event);
+            if let Event::Status(Status::Null) = event {
+                return self.forget(&job);
+            }
+        }
+    }
+
+    fn forget(&self, job: &Rc<Job>) {
+        self.jobs.borrow_mut().retain(|other| !Rc::ptr_eq(other, job));
+        job.ended.send_replace(true);
+        job.gone.send_replace(true);
+    }
+
+    fn tell(&self, job: &Job, event: &Event) {
+        match event {
+            Event::Status(status) => {
+                self.events.emit("JOB_STATUS_CHANGE", json!({"status": status.to_string(), "id": job.id}));
+                match status {
+                    Status::Pending if !job.auto_finalize && job.is_block_job() => {
+                        self.events.emit("BLOCK_JOB_PENDING", json!({"type": job.kind, "id": job.id}));
+                    }
+                    Status::Ready if !job.was_ready.replace(true) => {
+                        self.events.emit("BLOCK_JOB_READY", job.numbers());
+                    }
+                    _ => {}
+                }
+            }
+            Event::Error { action, operation, .. } => {
+                let operation = if *operation == Operation::Write { "write" } else { "read" };
+                let action = match action {
+                    Action::Report => "report",
+                    Action::Ignore => "ignore",
+                    Action::Stop => "stop",
+                };
+                self.events.emit("BLOCK_JOB_ERROR", json!({"device": job.id, "operation": operation, "action": action}));
+            }
+        }
+    }
+
+    fn tell_end(&self, job: &Job) {
+        if !job.is_block_job() {
+            return;
+        }
+        let mut numbers = job.numbers();
+        let name = match job.handle.outcome() {
+            Some(Outcome::Cancelled) => "BLOCK_JOB_CANCELLED",
+            Some(Outcome::Failed(err)) => {
+                if let Value::Object(numbers) = &mut numbers {
+                    numbers.insert("error".into(), brief(&err).into());
+                }
+                "BLOCK_JOB_COMPLETED"
+            }
+            Some(Outcome::Completed) | None => "BLOCK_JOB_COMPLETED",
+        };
+        self.events.emit(name, numbers);
+    }
+
+    /// The job for a command of the `job-` family.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn find(&self, id: &str) -> Result<Rc<Job>, Refusal> {
+        let found = self.jobs.borrow().iter().find(|job| job.id == id).cloned();
+        found.ok_or_else(|| generic("Job not found"))
+    }
+
+    /// The job for a command of the `block-job-` family.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn find_block_job(&self, device: &str) -> Result<Rc<Job>, Refusal> {
+        let found = self.jobs.borrow().iter().find(|job| job.id == device && job.is_block_job()).cloned();
+        found.ok_or_else(|| {
+            Refusal::new(headwater_qmp::ErrorClass::DeviceNotActive, format!("Block job '{device}' not found"))
+        })
+    }
+
+    pub(super) fn query(&self) -> Value {
+        self.jobs.borrow().iter().map(|job| job.describe()).collect()
+    }
+
+    pub(super) fn query_block_jobs(&self) -> Value {
+        self.jobs.borrow().iter().filter(|job| job.is_block_job()).map(|job| job.describe_block_job()).collect()
+    }
+
+    /// Ends all jobs that can be: the daemon is about to end.
+    pub(super) async fn cancel_all(&self) {
+        let jobs = self.jobs.borrow().clone();
+        for job in jobs {
+            // One that is over, or past its commit point, ends by itself.
+            let _ = job.handle.request_cancel();
+            job.wait_for_end().await;
+        }
+    }
+}
+
+impl Job {
+    fn is_block_job(&self) -> bool {
+        self.kind != "create"
+    }
+
+    /// Waits until its end was told.
+    pub(super) async fn wait_for_end(&self) {
+        let mut ended = self.ended.subscribe();
+        // The sender lives as long as the job.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// Waits until it is over, or waits for something that isn't its own work.
+    pub(super) async fn wait_for_rest(&self) {
+        self.handle.wait_for(|status| !matches!(status, Status::Pending | Status::Waiting | Status::Aborting)).await;
+        if self.handle.status().is_over() {
+            self.wait_for_end().await;
+        }
+    }
+
+    /// Waits until a job that was dismissed is forgotten.
+    pub(super) async fn wait_for_end_of_dismissed(&self) {
+        self.gone.subscribe().wait_for(|gone| *gone).await.map_or((), drop);
+    }
+
+    /// How far it is, in bytes of the disk: what need not be copied counts as done.
+    fn seen_offset(&self) -> u64 {
+        let progress = self.handle.progress();
+        let done = match (self.handle.status(), self.handle.outcome()) {
+            (_, Some(Outcome::Completed)) | (Status::Waiting | Status::Pending, _) => self.len,
+            (Status::Created, _) => 0,
+            _ if progress.total_is_exact => self.len.saturating_sub(progress.total.saturating_sub(progress.done)),
+            _ => progress.done,
+        };
+        self.offset.set(self.offset.get().max(done.min(self.len)));
+        self.offset.get()
+    }
+
+    /// What events tell of it.
+    fn numbers(&self) -> Value {
+        json!({
+            "device": self.id,
+            "len": self.len,
+            "offset": self.seen_offset(),
+            "speed": self.handle.speed(),
+            "type": self.kind,
+        })
+    }
+
+    fn describe(&self) -> Value {
+        let block_job = self.is_block_job();
+        let (current, total) = if block_job {
+            (self.seen_offset(), self.len)
+        } else {
+            (u64::from(self.handle.status().is_over()), 1)
+        };
+        let mut told = json!({
+            "id": self.id,
+            "type": self.kind,
+            "status": self.handle.status().to_string(),
+            "current-progress": current,
+            "total-progress": total,
+        });
+        if let (Value::Object(told), Some(error)) = (&mut told, self.error()) {
+            told.insert("error".into(), error.into());
+        }
+        told
+    }
+
+    fn error(&self) -> Option<String> {
+        match self.handle.outcome()? {
+            Outcome::Failed(err) if self.is_block_job() => Some(brief(&err)),
+            Outcome::Failed(err) => Some(err.to_string()),
+            Outcome::Cancelled | Outcome::Completed => None,
+        }
+    }
+
+    fn describe_block_job(&self) -> Value {
+        let status = self.handle.status();
+        let mut told = json!({
+            "device": self.id,
+            "type": self.kind,
+            "status": status.to_string(),
+            "len": self.len,
+            "offset": self.seen_offset(),
+            "speed": self.handle.speed(),
+            "busy": self.handle.is_busy(),
+            "paused": self.handle.is_paused(),
+            "ready": self.handle.is_ready(),
+            "io-status": self.handle.io_status().to_string(),
+            "auto-finalize": self.auto_finalize,
+            "auto-dismiss": self.auto_dismiss,
+        });
+        if let (Value::Object(told), Some(error)) = (&mut told, self.error()) {
+            told.insert("error".into(), error.into());
+        }
+        told
+    }
+}
+
+/// Refuses a verb in the words of the job's state.
+pub(super) fn refused(job: &Job, illegal: &headwater_job::Illegal) -> Refusal {
+    use headwater_job::Illegal;
+    match illegal {
+        Illegal::State { verb, status } => {
+            generic(format!("Job '{}' in state '{status}' cannot accept command verb '{verb}'", job.id))
+        }
+        Illegal::AlreadyPaused => generic("Job is already paused"),
+        Illegal::NotPaused => generic("Can't resume a job that was not paused"),
+        Illegal::Paused => generic(format!("The block job for device '{}' is currently paused", job.id)),
+        Illegal::Ending => generic(format!("Job '{}' is about to end and can't be completed", job.id)),
+    }
+}
+
+/// A device that isn't there, for commands that say so by class.
+pub(super) fn device_not_found(device: &str) -> Refusal {
+    no_device(format!("Device '{device}' not found"))
+}
+
+/// The policy that `name` means.
+pub(super) fn on_error(name: Option<&str>) -> OnError {
+    match name {
+        Some("ignore") => OnError::Ignore,
+        Some("stop") => OnError::Stop,
+        Some("enospc" | "auto") => OnError::Enospc,
+        _ => OnError::Report,
+    }
+}

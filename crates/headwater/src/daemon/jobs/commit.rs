@@ -1,0 +1,191 @@
+//! `block-commit`: from arguments to a job, and what it changes in the graph when everything was moved.
+//!
+//! A commit of an intermediate layer ends by itself: the layer above gets a new backing. A commit of the active layer becomes ready, and when
+//! it is completed, all who used that layer use the base instead.
+
+use super::stream::{is_called, job_args, relink};
+use super::{Hold, Jobs, Plan, device_not_found};
+use crate::daemon::commands::Turn;
+use crate::daemon::failure::{Refusal, generic};
+use crate::daemon::graph::open::{Options, Read};
+use crate::daemon::graph::rights::Doing;
+use crate::daemon::graph::{Graph, GraphNode, layer};
+use headwater_block::{Error, ErrorKind, LocalFuture};
+use headwater_job::{CommitOptions, MirrorOptions};
+use std::any::Any;
+use std::rc::Rc;
+
+/// What is to be moved where.
+struct Scope {
+    device: Rc<GraphNode>,
+    /// The uppermost layer that is moved.
+    top: Rc<GraphNode>,
+    base: Rc<GraphNode>,
+    active: bool,
+}
+
+/// Starts a commit job as the arguments of `block-commit` say.
+///
+/// # Errors
+/// If they don't fit together or don't fit the graph, or something else is at work there.
+pub(in crate::daemon) async fn start(
+    graph: &Rc<Graph>,
+    jobs: &Rc<Jobs>,
+    turn: &Rc<Turn>,
+    args: &Options,
+) -> Result<(), Refusal> {
+    let scope = scope(graph, args)?;
+    let Scope { device, top, base, active } = &scope;
+    let part = Graph::part(top, None);
+    let mut nodes: Vec<_> =
+        part.iter().take_while(|node| !Rc::ptr_eq(node, base)).cloned().collect();
+    let over = if *active { None } else { Graph::overlay_of(device, top) };
+    for node in over.iter().chain(&nodes).chain([base]) {
+        node.check_idle()?;
+    }
+    if *active && args.contains_key("backing-file") {
+        return Err(generic("'backing-file' specified, but 'top' is the active layer"));
+    }
+    let backing_file = args.text("backing-file").map(str::to_owned);
+    let mask = args.flag("backing-mask-protocol").unwrap_or(false);
+    if backing_file.is_none() && mask {
+        return Err(generic("backing-mask-protocol specified without backing-file"));
+    }
+    let job = job_args(jobs, args)?;
+    let target = base.skip_filters();
+    let mut hold = Hold::new(graph, &job.id);
+    let prepared = async {
+        let frozen: Vec<_> = over.iter().chain(&nodes).cloned().collect();
+        hold.freeze(&frozen)?;
+        hold.make_writable(&target).await?;
+        if let Some(over) = &over {
+            hold.make_writable(over).await?;
+            // Its header will change.
+            let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
+            hold.attach(over, Doing::READ.and(Doing::REARRANGE), shares).await?;
+        }
+        // What is written to the base is not seen by those above, who find the same bytes in a layer that is nearer.
+        hold.attach(&target, Doing::READ.and(Doing::REARRANGE), Doing::READ.and(Doing::REARRANGE)).await?;
+        for node in nodes.iter().filter(|node| !node.is_filter()) {
+            let shares = Doing::READ.and(Doing::REARRANGE);
+            let shares = if *active && Rc::ptr_eq(node, &top.skip_filters()) { shares.and(Doing::WRITE) } else { shares };
+            hold.attach(node, Doing::READ, shares).await?;
+        }
+        nodes.extend(over.iter().cloned());
+        nodes.push(base.clone());
+        hold.occupy(&nodes, "commit");
+        hold.insert_filter(args.text("filter-node-name"), if *active { "mirror_top" } else { "commit_top" }, top)
+    }
+    .await;
+    if let Err(refusal) = prepared {
+        hold.release().await;
+        return Err(refusal);
+    }
+    let len = top.disk.size();
+    let (kind, id) = ("commit", job.id.clone());
+    let (handle, work): (_, LocalFuture<'static, _>) = if *active {
+        let options = MirrorOptions {
+            speed: job.speed,
+            on_error: job.on_error,
+            wait_for_finalize: !job.auto_finalize,
+            wait_for_dismiss: !job.auto_dismiss,
+            hold_guests: Some({
+                let (graph, top) = (graph.clone(), top.clone());
+                Box::new(move || {
+                    let (graph, top) = (graph.clone(), top.clone());
+                    Box::pin(async move { Box::new(graph.hold_users(&top).await) as Box<dyn Any> })
+                })
+            }),
+            finish: Some({
+                let (graph, turn, top, base) = (graph.clone(), turn.clone(), top.clone(), base.clone());
+                let keep_writable = hold.keep_writable.clone();
+                Box::new(move || {
+                    Box::pin(async move {
+                        let _turn = turn.take().await;
+                        Hold::thaw(&graph, &id);
+                        let pivoted = graph.pivot(&top, &base, &id).await;
+                        keep_writable.set(pivoted.is_ok());
+                        pivoted.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))
+                    })
+                })
+            }),
+            ..MirrorOptions::default()
+        };
+        let (handle, work) = headwater_job::commit_active(top.skip_filters().disk.clone(), target.disk.clone(), options);
+        (handle, Box::pin(work))
+    } else {
+        let options = CommitOptions {
+            speed: job.speed,
+            on_error: job.on_error,
+            wait_for_finalize: !job.auto_finalize,
+            wait_for_dismiss: !job.auto_dismiss,
+            finish: Some({
+                let (graph, turn, base) = (graph.clone(), turn.clone(), base.clone());
+                Box::new(move || {
+                    Box::pin(async move {
+                        let _turn = turn.take().await;
+                        Hold::thaw(&graph, &id);
+                        match &over {
+                            Some(over) => relink(&graph, over, Some(&base), backing_file.as_deref(), mask).await,
+                            None => Ok(()),
+                        }
+                    })
+                })
+            }),
+            ..CommitOptions::default()
+        };
+        let (handle, work) = headwater_job::commit(layer(top), target.disk.clone(), options);
+        (handle, Box::pin(work))
+    };
+    jobs.start(Plan { kind, args: job, len, hold, handle, work }).await;
+    Ok(())
+}
+
+fn scope(graph: &Graph, args: &Options) -> Result<Scope, Refusal> {
+    for (one, other) in [("top-node", "top"), ("base-node", "base")] {
+        if args.contains_key(one) && args.contains_key(other) {
+            return Err(generic(format!("'{one}' and '{other}' are mutually exclusive")));
+        }
+    }
+    let name = args.text("device").unwrap_or_default();
+    let device = graph.find(name).ok_or_else(|| device_not_found(name))?;
+    if !graph.parents(&device).is_empty() {
+        return Err(generic("Need a root block node"));
+    }
+    let top = match (args.text("top-node"), args.text("top")) {
+        (Some(name), _) => {
+            let top = graph.device_or_node("", name)?;
+            if !Graph::is_in_chain(&device, &top) {
+                return Err(generic(format!("'{name}' is not in this backing file chain")));
+            }
+            top
+        }
+        (None, Some(name)) => {
+            let found = device.chain().find(|node| is_called(node, name));
+            found.ok_or_else(|| generic(format!("Top image file {name} not found")))?
+        }
+        (None, None) => device.clone(),
+    };
+    let base = match (args.text("base-node"), args.text("base")) {
+        (Some(name), _) => {
+            let base = graph.device_or_node("", name)?;
+            if !Graph::is_in_chain(&top, &base) {
+                return Err(generic(format!("'{name}' is not in this backing file chain")));
+            }
+            base
+        }
+        (None, Some(name)) => {
+            let found = top.chain().find(|node| is_called(node, name));
+            found.ok_or_else(|| generic(format!("Can't find '{name}' in the backing chain")))?
+        }
+        (None, None) => {
+            let bottom = device.chain().filter(|node| !node.is_filter()).last();
+            bottom.ok_or_else(|| generic("There is no backing image"))?
+        }
+    };
+    if Rc::ptr_eq(&top.skip_filters(), &base.skip_filters()) {
+        return Err(generic("cannot commit an image into itself"));
+    }
+    let active = Rc::ptr_eq(&top.skip_filters(), &device.skip_filters());
+    Ok(Scope { device, top, base, active })
+}

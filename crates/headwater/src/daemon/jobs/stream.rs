@@ -1,0 +1,197 @@
+//! `block-stream`: from arguments to a job, and what it changes in the graph when everything was copied.
+
+use super::{Hold, JobArgs, Jobs, Plan, on_error};
+use crate::daemon::commands::Turn;
+use crate::daemon::failure::{Refusal, generic};
+use crate::daemon::graph::open::{Options, Read};
+use crate::daemon::graph::rights::Doing;
+use crate::daemon::graph::{Graph, GraphNode, Role, layer};
+use headwater_block::node::BackingLink;
+use headwater_block::{Error, ErrorKind};
+use headwater_job::{Base, Link, StreamOptions};
+use std::path::Path;
+use std::rc::Rc;
+
+/// Starts a stream job as the arguments of `block-stream` say.
+///
+/// # Errors
+/// If they don't fit together or don't fit the graph, or something else is at work there.
+pub(in crate::daemon) async fn start(
+    graph: &Rc<Graph>,
+    jobs: &Rc<Jobs>,
+    turn: &Rc<Turn>,
+    args: &Options,
+) -> Result<(), Refusal> {
+    for (one, other) in [("base", "base-node"), ("base", "bottom"), ("base-node", "bottom")] {
+        if args.contains_key(one) && args.contains_key(other) {
+            return Err(generic(format!("'{one}' and '{other}' cannot be specified at the same time")));
+        }
+    }
+    let device = args.text("device").unwrap_or_default();
+    let top = graph
+        .find(device)
+        .ok_or_else(|| generic(format!("Cannot find device='{device}' nor node-name='{device}'")))?;
+    // The first node that isn't streamed any more.
+    let end = end(graph, &top, args)?;
+    let part = Graph::part(&top, end.as_ref());
+    for node in &part {
+        node.check_idle()?;
+    }
+    if end.is_none() && args.contains_key("backing-file") {
+        return Err(generic("backing file specified, but streaming the entire chain"));
+    }
+    let backing_file = args.text("backing-file").map(str::to_owned);
+    if backing_file.is_none() && args.flag("backing-mask-protocol") == Some(true) {
+        return Err(generic("backing-mask-protocol specified without backing-file"));
+    }
+    let mask = args.flag("backing-mask-protocol").unwrap_or(false);
+    let job = job_args(jobs, args)?;
+
+    let over = top.skip_filters();
+    let mut hold = Hold::new(graph, &job.id);
+    let prepared = async {
+        // A freeze that another job has is the clearest thing to say.
+        hold.freeze(&part)?;
+        hold.make_writable(&over).await?;
+        let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
+        hold.attach(&over, Doing::READ.and(Doing::REARRANGE), shares).await?;
+        for node in part.iter().filter(|node| !Rc::ptr_eq(node, &over) && !node.is_filter()) {
+            hold.attach(node, Doing::READ, Doing::READ.and(Doing::REARRANGE)).await?;
+        }
+        hold.occupy(&part, "stream");
+        hold.insert_filter(args.text("filter-node-name"), "copy-on-read", &over)
+    }
+    .await;
+    if let Err(refusal) = prepared {
+        hold.release().await;
+        return Err(refusal);
+    }
+    let finish = {
+        let (graph, turn, over, id) = (graph.clone(), turn.clone(), over.clone(), job.id.clone());
+        // What the last node that is streamed stands on decides at the end what remains: the chain below may have changed.
+        let last = part.last().cloned().unwrap_or_else(|| over.clone());
+        let whole = end.is_none();
+        Box::new(move || -> headwater_block::LocalFuture<'static, headwater_block::Result<()>> {
+            Box::pin(async move {
+                let _turn = turn.take().await;
+                Hold::thaw(&graph, &id);
+                let base = if whole { None } else { last.below() };
+                relink(&graph, &over, base.as_ref(), backing_file.as_deref(), mask).await
+            })
+        })
+    };
+    let base = end.as_ref().map(|node| Base { node: layer(node), link: Link { name: String::new(), format: String::new() } });
+    let options = StreamOptions {
+        base,
+        speed: job.speed,
+        on_error: job.on_error,
+        detect_zeroes: true,
+        wait_for_finalize: !job.auto_finalize,
+        wait_for_dismiss: !job.auto_dismiss,
+        finish: Some(finish),
+        ..StreamOptions::default()
+    };
+    let (handle, work) = headwater_job::stream(over.disk.clone(), options);
+    let plan = Plan { kind: "stream", args: job, len: over.disk.size(), hold, handle, work: Box::pin(work) };
+    jobs.start(plan).await;
+    Ok(())
+}
+
+/// What is common to all commands that start a job.
+///
+/// # Errors
+/// If the id can't be.
+pub(super) fn job_args(jobs: &Jobs, args: &Options) -> Result<JobArgs, Refusal> {
+    let speed = match args.get("speed").and_then(serde_json::Value::as_i64) {
+        Some(speed) if speed < 0 => return Err(generic("Parameter 'speed' expects a non-negative value")),
+        _ => args.number("speed").unwrap_or(0),
+    };
+    Ok(JobArgs {
+        id: jobs.check_id(args.text("job-id"))?.to_owned(),
+        speed,
+        on_error: on_error(args.text("on-error")),
+        auto_finalize: args.flag("auto-finalize").unwrap_or(true),
+        auto_dismiss: args.flag("auto-dismiss").unwrap_or(true),
+    })
+}
+
+/// The node in the chain under `top` at which the stream ends: it remains. None if nothing does.
+fn end(graph: &Graph, top: &Rc<GraphNode>, args: &Options) -> Result<Option<Rc<GraphNode>>, Refusal> {
+    if let Some(name) = args.text("base") {
+        let found = top.chain().skip(1).find(|node| is_called(node, name));
+        return found.map(Some).ok_or_else(|| generic(format!("Can't find '{name}' in the backing chain")));
+    }
+    if let Some(name) = args.text("base-node") {
+        let base = graph.device_or_node("", name)?;
+        if Rc::ptr_eq(&base, top) || !Graph::is_in_chain(top, &base) {
+            return Err(generic(format!("Node '{name}' is not a backing image of '{}'", top.name)));
+        }
+        return Ok(Some(base));
+    }
+    if let Some(name) = args.text("bottom") {
+        let bottom = graph.device_or_node("", name)?;
+        if bottom.is_filter() {
+            return Err(generic(format!("Node '{name}' is a filter, use a non-filter node as 'bottom'")));
+        }
+        if !Graph::is_in_chain(top, &bottom) {
+            return Err(generic(format!("Node '{name}' is not in a chain starting from '{}'", top.name)));
+        }
+        return Ok(bottom.below());
+    }
+    Ok(None)
+}
+
+/// True if a command that names a file means this node.
+pub(in crate::daemon) fn is_called(node: &GraphNode, name: &str) -> bool {
+    if node.is_filter() {
+        return false;
+    }
+    let same = || {
+        let (one, other) = (std::fs::canonicalize(&node.filename), std::fs::canonicalize(name));
+        matches!((one, other), (Ok(one), Ok(other)) if one == other)
+    };
+    node.filename == name || same()
+}
+
+/// Makes `base` the backing of `over`, in its header, in memory and in the books.
+///
+/// # Errors
+/// Those of the storage; then all is as it was.
+pub(in crate::daemon) async fn relink(
+    graph: &Rc<Graph>,
+    over: &Rc<GraphNode>,
+    base: Option<&Rc<GraphNode>>,
+    name: Option<&str>,
+    mask: bool,
+) -> headwater_block::Result<()> {
+    let image = base.map(|base| base.skip_filters());
+    let recorded = image.as_ref().map(|image| match name {
+        Some(name) => name.to_owned(),
+        None => recorded_name(&over.filename, &image.filename),
+    });
+    let format = image.as_ref().map(|image| recorded_format(image, mask));
+    let link = recorded.as_ref().zip(format).map(|(name, format)| BackingLink { name, format });
+    over.disk.change_backing(link, base.map(|base| base.top())).await?;
+    graph.set_backing(over, base).await.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))
+}
+
+/// What a header calls the format of a node. A protocol without a format on it is raw, if the user wants it to be called so.
+pub(in crate::daemon) fn recorded_format(image: &GraphNode, mask: bool) -> &'static str {
+    let protocol = image.child(Role::File).is_none();
+    if protocol && mask { "raw" } else { image.driver }
+}
+
+/// What the header of the image at `over` calls the file `name`: names are read from the image's directory.
+pub(in crate::daemon) fn recorded_name(over: &str, name: &str) -> String {
+    if name.starts_with('/') || name.contains("://") {
+        return name.to_owned();
+    }
+    let directory = |path: &str| {
+        let parent = Path::new(path).parent().filter(|parent| !parent.as_os_str().is_empty());
+        parent.unwrap_or(Path::new(".")).to_owned()
+    };
+    if directory(over) == directory(name) {
+        return Path::new(name).file_name().map_or_else(|| name.to_owned(), |name| name.to_string_lossy().into_owned());
+    }
+    std::fs::canonicalize(name).map_or_else(|_| name.to_owned(), |path| path.to_string_lossy().into_owned())
+}

@@ -1,0 +1,270 @@
+//! Objects that nodes and servers refer to by id: throttle groups, secrets, TLS credentials, and I/O threads, which exist by name only,
+//! because all disks of this daemon are on one thread.
+
+use super::failure::{Refusal, generic, of_error};
+use super::graph::open::{Options, Read};
+use headwater_block::filter::throttle::{Directions, Limit, ThrottleGroup, ThrottleLimits};
+use headwater_block::{Clock, TokioClock};
+use headwater_image::open_gate::Trust;
+use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// What an object is.
+enum Kind {
+    ThrottleGroup(Rc<ThrottleGroup>),
+    TlsCredentials(TlsCredentials),
+    Secret,
+    IoThread,
+}
+
+struct Object {
+    id: String,
+    qom_type: String,
+    kind: Kind,
+}
+
+/// All objects, in the order in which they were made.
+#[derive(Default)]
+pub(super) struct Objects {
+    objects: RefCell<Vec<Object>>,
+    trust: RefCell<Trust>,
+}
+
+impl Objects {
+    /// What names found inside images may lead to.
+    pub(super) fn trust(&self) -> Trust {
+        self.trust.borrow().clone()
+    }
+
+    pub(super) fn set_trust(&self, trust: Trust) {
+        self.trust.replace(trust);
+    }
+
+    /// Makes an object.
+    ///
+    /// # Errors
+    /// If the id is taken, or its properties are wrong.
+    pub(super) fn add(&self, options: &Options) -> Result<(), Refusal> {
+        let id = options.text("id").ok_or_else(|| generic("Parameter 'id' is missing"))?;
+        let qom_type = options.text("qom-type").ok_or_else(|| generic("Parameter 'qom-type' is missing"))?;
+        if !is_identifier(id) {
+            return Err(generic("Parameter 'id' expects an identifier"));
+        }
+        if self.objects.borrow().iter().any(|object| object.id == id) {
+            return Err(generic(format!("attempt to add duplicate property '{id}' to object (type 'container')")));
+        }
+        let kind = match qom_type {
+            "throttle-group" => {
+                let limits = throttle_limits(options);
+                let clock: Rc<dyn Clock> = Rc::new(TokioClock::new());
+                Kind::ThrottleGroup(ThrottleGroup::new(id, clock, limits).map_err(|err| of_error(&err))?)
+            }
+            "tls-creds-x509" => Kind::TlsCredentials(credentials(options, CredentialsKind::X509)?),
+            "tls-creds-psk" => Kind::TlsCredentials(credentials(options, CredentialsKind::Psk)?),
+            "secret" => {
+                let file = options.text("file").map(std::fs::read);
+                if let Some(Err(err)) = file {
+                    return Err(generic(format!("Unable to read {}: {err}", options.text("file").unwrap_or_default())));
+                }
+                if options.text("file").is_some() == options.text("data").is_some() {
+                    return Err(generic(if options.contains_key("file") {
+                        "'file' and 'data' are mutually exclusive"
+                    } else {
+                        "Must provide 'file' or 'data'"
+                    }));
+                }
+                Kind::Secret
+            }
+            "iothread" => Kind::IoThread,
+            other => return Err(generic(format!("Parameter 'qom-type' does not accept value '{other}'"))),
+        };
+        self.objects.borrow_mut().push(Object { id: id.to_owned(), qom_type: qom_type.to_owned(), kind });
+        Ok(())
+    }
+
+    /// Removes an object that nobody uses.
+    ///
+    /// # Errors
+    /// If there is none, or it is in use.
+    pub(super) fn remove(&self, id: &str) -> Result<(), Refusal> {
+        let mut objects = self.objects.borrow_mut();
+        let at = objects
+            .iter()
+            .position(|object| object.id == id)
+            .ok_or_else(|| generic(format!("object '{id}' not found")))?;
+        if matches!(&objects[at].kind, Kind::ThrottleGroup(group) if group.members() > 0) {
+            return Err(generic(format!("object '{id}' is in use, can not be deleted")));
+        }
+        objects.remove(at);
+        Ok(())
+    }
+
+    /// The throttle group called `id`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn throttle_group(&self, id: &str) -> Result<Rc<ThrottleGroup>, Refusal> {
+        let found = self.objects.borrow().iter().find(|object| object.id == id).and_then(|object| match &object.kind {
+            Kind::ThrottleGroup(group) => Some(group.clone()),
+            _ => None,
+        });
+        found.ok_or_else(|| generic(format!("Throttle group '{id}' does not exist")))
+    }
+
+    /// The TLS credentials called `id`, for this end of a connection.
+    ///
+    /// # Errors
+    /// If there are none, or they are for the other end.
+    pub(super) fn credentials(&self, id: &str, endpoint: Endpoint) -> Result<TlsCredentials, Refusal> {
+        let objects = self.objects.borrow();
+        let object = objects.iter().find(|object| object.id == id);
+        let object = object.ok_or_else(|| generic(format!("No TLS credentials with id '{id}'")))?;
+        let Kind::TlsCredentials(credentials) = &object.kind else {
+            return Err(generic(format!("Object with id '{id}' is not TLS credentials")));
+        };
+        if credentials.endpoint() != endpoint {
+            let wanted = if endpoint == Endpoint::Server { "server" } else { "client" };
+            return Err(generic(format!("Expecting TLS credentials with a {wanted} endpoint")));
+        }
+        Ok(credentials.clone())
+    }
+
+    /// A limit of a throttle group; 0 if there is none.
+    pub(super) fn limit(&self, group: &str, key: &str) -> u64 {
+        let limits = self.throttle_group(group).map(|group| group.limits()).unwrap_or_default();
+        shown_limits(&limits).get(key).and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    /// `qom-list` of a path.
+    ///
+    /// # Errors
+    /// If there is nothing there.
+    pub(super) fn list(&self, path: &str) -> Result<Value, Refusal> {
+        let objects = self.objects.borrow();
+        if path == "/" || path.is_empty() {
+            return Ok(json!([
+                {"name": "type", "type": "string"},
+                {"name": "objects", "type": "child<container>"},
+            ]));
+        }
+        if path.trim_end_matches('/') == "/objects" {
+            let own = json!({"name": "type", "type": "string"});
+            let children =
+                objects.iter().map(|object| json!({"name": object.id, "type": format!("child<{}>", object.qom_type)}));
+            return Ok(std::iter::once(own).chain(children).collect());
+        }
+        let object = find(&objects, path)?;
+        let mut told = vec![json!({"name": "type", "type": "string"})];
+        if let Kind::ThrottleGroup(group) = &object.kind {
+            told.push(json!({"name": "limits", "type": "ThrottleLimits"}));
+            let limits = shown_limits(&group.limits());
+            let names = limits.as_object().into_iter().flatten().map(|(name, _)| name.clone());
+            told.extend(names.map(|name| json!({"name": format!("x-{name}"), "type": "int"})));
+        }
+        Ok(told.into())
+    }
+
+    /// `qom-get`: one property of an object.
+    ///
+    /// # Errors
+    /// If there is no such object or property.
+    pub(super) fn get(&self, path: &str, property: &str) -> Result<Value, Refusal> {
+        let objects = self.objects.borrow();
+        let object = find(&objects, path)?;
+        let none = || generic(format!("Property '{}.{property}' not found", object.qom_type));
+        match (&object.kind, property) {
+            (_, "type") => Ok(object.qom_type.clone().into()),
+            (Kind::ThrottleGroup(group), "limits") => Ok(shown_limits(&group.limits())),
+            (Kind::ThrottleGroup(group), _) => {
+                let limits = shown_limits(&group.limits());
+                property.strip_prefix("x-").and_then(|name| limits.get(name)).cloned().ok_or_else(none)
+            }
+            _ => Err(none()),
+        }
+    }
+
+    /// `qom-set`: the limits of a throttle group.
+    ///
+    /// # Errors
+    /// If there is no such property, or it can't be so.
+    pub(super) fn set(&self, path: &str, property: &str, value: &Value) -> Result<(), Refusal> {
+        let objects = self.objects.borrow();
+        let object = find(&objects, path)?;
+        let Kind::ThrottleGroup(group) = &object.kind else {
+            return Err(generic(format!("Property '{}.{property}' not found", object.qom_type)));
+        };
+        let mut limits = match shown_limits(&group.limits()) {
+            Value::Object(limits) => limits,
+            _ => Options::new(),
+        };
+        match (property, value) {
+            ("limits", Value::Object(new)) => limits.extend(new.clone()),
+            _ => match property.strip_prefix("x-").filter(|name| limits.contains_key(*name)) {
+                Some(name) if value.is_u64() => drop(limits.insert(name.to_owned(), value.clone())),
+                Some(_) => return Err(generic(format!("Invalid parameter type for '{property}', expected: integer"))),
+                None => return Err(generic(format!("Property 'throttle-group.{property}' not found"))),
+            },
+        }
+        let mut all = Options::new();
+        all.insert("limits".into(), limits.into());
+        group.set_limits(throttle_limits(&all)).map_err(|err| of_error(&err))
+    }
+}
+
+fn find<'a>(objects: &'a [Object], path: &str) -> Result<&'a Object, Refusal> {
+    let id = path.strip_prefix("/objects/").unwrap_or(path);
+    objects.iter().find(|object| object.id == id).ok_or_else(|| {
+        Refusal::new(headwater_qmp::ErrorClass::DeviceNotFound, format!("Device '{path}' not found"))
+    })
+}
+
+fn is_identifier(id: &str) -> bool {
+    id.starts_with(|c: char| c.is_ascii_alphabetic()) && id.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+}
+
+fn credentials(options: &Options, kind: CredentialsKind) -> Result<TlsCredentials, Refusal> {
+    let endpoint = match options.text("endpoint") {
+        Some("server") => Endpoint::Server,
+        _ => Endpoint::Client,
+    };
+    let directory = PathBuf::from(options.text("dir").ok_or_else(|| generic("Missing 'dir' property value"))?);
+    let verify_peer = options.flag("verify-peer").unwrap_or(true);
+    TlsCredentials::load(&TlsOptions { kind, endpoint, directory, verify_peer }).map_err(|err| of_error(&err))
+}
+
+/// The limits among the properties of a throttle group: in `limits`, or one by one as `x-iops-total` and so on.
+fn throttle_limits(options: &Options) -> ThrottleLimits {
+    let nested = options.object("limits");
+    let number = |key: &str| {
+        let nested = nested.and_then(|limits| limits.number(key));
+        nested.or_else(|| options.number(&format!("x-{key}")))
+    };
+    let limit = |name: &str| Limit {
+        rate: number(name).unwrap_or(0),
+        max: number(&format!("{name}-max")).unwrap_or(0),
+        max_length: number(&format!("{name}-max-length")),
+    };
+    let directions = |unit: &str| Directions {
+        total: limit(&format!("{unit}-total")),
+        read: limit(&format!("{unit}-read")),
+        write: limit(&format!("{unit}-write")),
+    };
+    ThrottleLimits { bps: directions("bps"), iops: directions("iops"), iops_size: number("iops-size").unwrap_or(0) }
+}
+
+fn shown_limits(limits: &ThrottleLimits) -> Value {
+    let mut shown = Options::new();
+    for (unit, directions) in [("iops", &limits.iops), ("bps", &limits.bps)] {
+        for (direction, limit) in [("total", &directions.total), ("read", &directions.read), ("write", &directions.write)] {
+            let name = format!("{unit}-{direction}");
+            shown.insert(name.clone(), limit.rate.into());
+            shown.insert(format!("{name}-max"), limit.max.into());
+            shown.insert(format!("{name}-max-length"), limit.max_length.unwrap_or(1).into());
+        }
+    }
+    shown.insert("iops-size".into(), limits.iops_size.into());
+    shown.into()
+}

@@ -1,0 +1,260 @@
+//! Snapshots: an overlay takes the place of a node, and stands on it. Alone, or several at once in a transaction.
+//!
+//! Nobody sees a half of it: all who use the nodes are held back until everything is done, or undone.
+
+use super::failure::{Refusal, generic, of_error};
+use super::graph::open::{Options, Read};
+use super::graph::{Graph, GraphNode, Role};
+use super::jobs::stream::recorded_name;
+use headwater_block::node::BackingLink;
+use headwater_block::{ErrorKind, Node};
+use headwater_image::Format;
+use headwater_image::qcow2::create::{self, CreateOptions};
+use headwater_storage::file::{Cache, FileNode, FileOptions};
+use serde_json::{Value, json};
+use std::rc::Rc;
+
+/// What was done, so that it can be undone.
+struct Done {
+    node: Rc<GraphNode>,
+    overlay: Rc<GraphNode>,
+    /// The overlay was opened for this, and a file made for it.
+    made: bool,
+    file: Option<String>,
+    was_writable: bool,
+}
+
+/// One snapshot.
+///
+/// # Errors
+/// If it can't be taken; then nothing has changed.
+pub(super) async fn single(graph: &Rc<Graph>, name: &str, args: &Options) -> Result<(), Refusal> {
+    let mut done = Vec::new();
+    let taken = take(graph, name, args, &mut done).await;
+    finish(graph, taken, done).await
+}
+
+/// Several at once, or none.
+///
+/// # Errors
+/// Those of the first that fails, and actions that aren't supported.
+pub(super) async fn transaction(graph: &Rc<Graph>, args: &Options) -> Result<(), Refusal> {
+    let actions: Vec<Options> = args
+        .get("actions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|action| action.as_object().cloned())
+        .collect();
+    for action in &actions {
+        let kind = action.text("type").unwrap_or_default();
+        if !matches!(kind, "blockdev-snapshot" | "blockdev-snapshot-sync" | "abort") {
+            return Err(generic(format!("Transaction action '{kind}' is not supported")));
+        }
+    }
+    // From here until all is done or undone.
+    let mut held = Vec::new();
+    for node in graph.nodes() {
+        held.extend(graph.hold_users(&node).await);
+    }
+    let mut done = Vec::new();
+    let mut taken = Ok(());
+    for action in &actions {
+        let data = action.object("data").cloned().unwrap_or_default();
+        taken = match action.text("type").unwrap_or_default() {
+            "abort" => Err(generic("Transaction aborted using Abort action")),
+            kind => take(graph, kind, &data, &mut done).await,
+        };
+        if taken.is_err() {
+            break;
+        }
+    }
+    let result = finish(graph, taken, done).await;
+    drop(held);
+    result
+}
+
+/// Undoes what was done if something failed.
+async fn finish(graph: &Rc<Graph>, taken: Result<(), Refusal>, done: Vec<Done>) -> Result<(), Refusal> {
+    if taken.is_ok() {
+        for one in &done {
+            // What lies below an overlay isn't written; that it can't be is a safety, not a need.
+            if let Err(refusal) = graph.make_writable(&one.node, false).await {
+                tracing::warn!(node = one.node.name, "stays open for writing: {}", refusal.desc);
+            }
+        }
+        return taken;
+    }
+    for one in done.into_iter().rev() {
+        let undo = async {
+            graph.replace(&one.overlay, &one.node).await?;
+            graph.set_backing(&one.overlay, None).await?;
+            if one.was_writable {
+                graph.make_writable(&one.node, true).await?;
+            }
+            Ok::<_, Refusal>(())
+        };
+        if let Err(refusal) = undo.await {
+            tracing::error!(node = one.node.name, "a snapshot could not be undone: {}", refusal.desc);
+            continue;
+        }
+        if one.made {
+            one.overlay.owned.set(false);
+        }
+        graph.collect().await;
+        if let Some(file) = one.file {
+            // Ours, made for this.
+            let _ = std::fs::remove_file(file);
+        }
+    }
+    graph.collect().await;
+    taken
+}
+
+async fn take(graph: &Rc<Graph>, kind: &str, args: &Options, done: &mut Vec<Done>) -> Result<(), Refusal> {
+    let text = |key: &str| args.text(key).unwrap_or_default();
+    let sync = kind == "blockdev-snapshot-sync";
+    let node = if sync { graph.device_or_node(text("device"), text("node-name"))? } else { graph.device_or_node("", text("node"))? };
+    node.check_idle()?;
+    let mut file = None;
+    let overlay = if sync {
+        if args.contains_key("node-name") && !args.contains_key("snapshot-node-name") {
+            return Err(generic("New overlay node-name missing"));
+        }
+        if graph.find(text("snapshot-node-name")).is_some() {
+            return Err(generic("New overlay node-name already in use"));
+        }
+        let existing = args.text("mode") == Some("existing");
+        if !existing {
+            make_overlay(graph, &node, args).await?;
+            file = Some(text("snapshot-file").to_owned());
+        }
+        let opened = open_overlay(graph, args).await;
+        if opened.is_err()
+            && let Some(file) = &file
+        {
+            let _ = std::fs::remove_file(file);
+        }
+        opened?
+    } else {
+        graph.device_or_node("", text("overlay"))?
+    };
+    let checked = check(graph, &node, &overlay);
+    let was_writable = !node.is_read_only();
+    let linked = match checked {
+        Ok(()) => async {
+            node.disk.flush().await.map_err(|err| of_error(&err))?;
+            graph.set_backing(&overlay, Some(&node)).await?;
+            if let Err(refusal) = graph.replace(&node, &overlay).await {
+                graph.set_backing(&overlay, None).await?;
+                return Err(refusal);
+            }
+            Ok(())
+        }
+        .await,
+        Err(refusal) => Err(refusal),
+    };
+    match linked {
+        Ok(()) => {
+            done.push(Done { node, overlay, made: sync, file, was_writable });
+            Ok(())
+        }
+        Err(refusal) => {
+            if sync {
+                overlay.owned.set(false);
+                graph.collect().await;
+            }
+            if let Some(file) = file {
+                let _ = std::fs::remove_file(file);
+            }
+            Err(refusal)
+        }
+    }
+}
+
+fn check(graph: &Graph, node: &Rc<GraphNode>, overlay: &Rc<GraphNode>) -> Result<(), Refusal> {
+    if overlay.child(Role::Backing).is_some() {
+        return Err(generic("The overlay already has a backing image"));
+    }
+    if overlay.driver != "qcow2" {
+        return Err(generic("The overlay does not support backing images"));
+    }
+    if graph.is_used(overlay) {
+        return Err(generic("The overlay is already in use"));
+    }
+    if Rc::ptr_eq(node, overlay) || Graph::is_in_chain(node, overlay) {
+        return Err(generic(format!("Making '{}' a backing child of '{}' would create a cycle", node.name, overlay.name)));
+    }
+    Ok(())
+}
+
+/// Makes the file of an overlay over `node`.
+async fn make_overlay(graph: &Rc<Graph>, node: &Rc<GraphNode>, args: &Options) -> Result<(), Refusal> {
+    let filename = args.text("snapshot-file").unwrap_or_default();
+    let format = args.text("format").unwrap_or("qcow2");
+    if format != "qcow2" {
+        return Err(generic(format!("Format '{format}' can't be made for a snapshot; use qcow2")));
+    }
+    let image = node.skip_filters();
+    let backing = recorded_name(filename, &image.filename);
+    let create = CreateOptions {
+        backing: Some((backing, Format::from_name(image.driver, &image.filename).unwrap_or(Format::Raw))),
+        ..CreateOptions::new(node.disk.size())
+    };
+    let options = FileOptions { cache: Cache::Buffered, ..FileOptions::default() };
+    let make = async {
+        let file = match FileNode::create(&graph.engine, filename, options) {
+            // As `qemu-img create` would: what is there is made empty, if nobody else uses it.
+            Err(err) if err.kind() == ErrorKind::AlreadyExists => {
+                let file = FileNode::open(&graph.engine, filename, options)?;
+                file.resize(0).await?;
+                file
+            }
+            made => made?,
+        };
+        create::create(&*file, &create).await?;
+        file.close().await
+    };
+    make.await.map_err(|err| of_error(&err))
+}
+
+async fn open_overlay(graph: &Rc<Graph>, args: &Options) -> Result<Rc<GraphNode>, Refusal> {
+    let mut options = json!({
+        "driver": args.text("format").unwrap_or("qcow2"),
+        "backing": null,
+        "file": {"driver": "file", "filename": args.text("snapshot-file")},
+    });
+    if let (Value::Object(options), Some(name)) = (&mut options, args.text("snapshot-node-name")) {
+        options.insert("node-name".into(), name.into());
+    }
+    match options {
+        Value::Object(options) => graph.add(options, true).await,
+        _ => Err(generic("no options")),
+    }
+}
+
+/// `change-backing-file`: another name for the backing file in an image's header; the node stays.
+///
+/// # Errors
+/// If there is no such image below the device, or it can't be written.
+pub(super) async fn change_backing_file(graph: &Rc<Graph>, args: &Options) -> Result<(), Refusal> {
+    let text = |key: &str| args.text(key).unwrap_or_default();
+    let device = graph.find(text("device")).ok_or_else(|| super::jobs::device_not_found(text("device")))?;
+    let image = graph.node(text("image-node-name")).map_err(|_| {
+        generic(format!("Cannot find device='' nor node-name='{}'", text("image-node-name")))
+    })?;
+    if !Graph::is_in_chain(&device, &image) {
+        return Err(generic(format!("'{}' and image file are not in the same chain", text("device"))));
+    }
+    let Some(backing) = image.child(Role::Backing) else {
+        return Err(generic("not allowing backing file change on an image without a backing file"));
+    };
+    image.check_idle()?;
+    let changed = graph.make_writable(&image, true).await?;
+    let link = BackingLink { name: text("backing-file"), format: backing.skip_filters().driver };
+    let written = image.disk.change_backing(Some(link), Some(backing.top())).await.map_err(|err| of_error(&err));
+    if changed {
+        graph.make_writable(&image, false).await?;
+    }
+    written
+}

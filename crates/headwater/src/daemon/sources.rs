@@ -1,0 +1,157 @@
+//! Nodes that are reached over a network, from options.
+
+use super::failure::{Refusal, cannot_open, generic};
+use super::graph::Settings;
+use super::graph::open::{Built, Options, Read};
+use super::objects::Objects;
+use headwater_nbd::{NbdAddress, NbdUri};
+use headwater_storage::http::{HttpNode, HttpOptions};
+use headwater_storage::nbd::{NbdNode, NbdOptions, Server};
+use headwater_tls::Endpoint;
+use serde_json::{Value, json};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Opens an export of an NBD server.
+///
+/// # Errors
+/// If it can't be reached, or an option isn't supported.
+pub(super) async fn open_nbd(objects: &Objects, settings: &mut Settings) -> Result<Built, Refusal> {
+    let options = settings.options.clone();
+    if options.contains_key("x-dirty-bitmap") {
+        return Err(generic("Option 'x-dirty-bitmap' is not supported"));
+    }
+    let address = options.object("server").ok_or_else(|| generic("NBD server address missing"))?;
+    let (server, shown) = server(address)?;
+    let export = options.text("export").unwrap_or_default();
+    let reconnect = options.number("reconnect-delay").unwrap_or(0);
+    let tls = match options.text("tls-creds") {
+        Some(id) => Some(objects.credentials(id, Endpoint::Client)?),
+        None => None,
+    };
+    let nbd = NbdOptions {
+        read_only: settings.read_only,
+        retry: Duration::from_secs(reconnect),
+        repeat_changes: reconnect > 0,
+        open_timeout: Duration::from_secs(options.number("open-timeout").unwrap_or(0)),
+        tls,
+        tls_hostname: options.text("tls-hostname").map(str::to_owned),
+        ..NbdOptions::default()
+    };
+    let filename = if export.is_empty() { shown } else { with_export(&shown, export) };
+    let node = NbdNode::open(server, export, nbd).await.map_err(|err| cannot_open(&filename, &err))?;
+    if headwater_block::Node::is_read_only(&*node) && !settings.read_only {
+        if !settings.auto_read_only {
+            return Err(generic("request on write denied without write permission: the server exports it read-only"));
+        }
+        settings.read_only = true;
+    }
+    Ok(Built::new(node, Vec::new(), filename))
+}
+
+fn with_export(address: &str, export: &str) -> String {
+    match address.split_once('?') {
+        Some((start, rest)) => format!("{start}{export}?{rest}"),
+        None => format!("{address}/{export}"),
+    }
+}
+
+/// The address of a server as QMP writes it, and how people write it.
+fn server(address: &Options) -> Result<(Server, String), Refusal> {
+    let text = |key: &str| address.text(key).unwrap_or_default();
+    match text("type") {
+        "unix" if address.flag("abstract").unwrap_or(false) => {
+            let tight = address.flag("tight").unwrap_or(true);
+            Ok((Server::Abstract { name: text("path").into(), tight }, format!("nbd+unix:///?socket=@{}", text("path"))))
+        }
+        "unix" => {
+            Ok((Server::Unix { path: PathBuf::from(text("path")) }, format!("nbd+unix:///?socket={}", text("path"))))
+        }
+        "inet" => {
+            let port = port(text("port"))?;
+            let host = text("host").to_owned();
+            let shown = format!("nbd://{host}:{port}");
+            Ok((Server::Inet { host, port, ipv4: address.flag("ipv4"), ipv6: address.flag("ipv6") }, shown))
+        }
+        "fd" => Ok((Server::Fd(descriptor(text("str"))?), format!("nbd+fd:{}", text("str")))),
+        other => Err(generic(format!("Sockets of type '{other}' are not supported"))),
+    }
+}
+
+/// A port by number; names of services are looked up for those that have one.
+///
+/// # Errors
+/// If it isn't one.
+pub(super) fn port(text: &str) -> Result<u16, Refusal> {
+    match text {
+        "nbd" => Ok(10809),
+        _ => text.parse().map_err(|_| generic(format!("'{text}' is not a port number"))),
+    }
+}
+
+/// A descriptor that this process was started with.
+///
+/// # Errors
+/// If there is none of that number.
+pub(super) fn descriptor(text: &str) -> Result<OwnedFd, Refusal> {
+    let number: i32 = text.parse().map_err(|_| generic(format!("'{text}' is not the number of a file descriptor")))?;
+    // A copy of ours: who gave it to this process may use it for something else as well.
+    let pid = rustix::process::getpid();
+    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+    let copy = process.and_then(|process| {
+        rustix::process::pidfd_getfd(process, number, rustix::process::PidfdGetfdFlags::empty())
+    });
+    copy.map_err(|err| generic(format!("There is no file descriptor {number}: {err}")))
+}
+
+/// Opens an object behind an HTTP server.
+///
+/// # Errors
+/// If it can't be reached, or an option isn't supported.
+pub(super) async fn open_http(settings: &mut Settings) -> Result<Built, Refusal> {
+    let options = settings.options.clone();
+    for unsupported in ["username", "password-secret", "proxy-username", "proxy-password-secret", "cookie", "cookie-secret"] {
+        if options.contains_key(unsupported) {
+            return Err(generic(format!("Option '{unsupported}' is not supported")));
+        }
+    }
+    if options.flag("sslverify") == Some(false) {
+        return Err(generic("Option 'sslverify=off' is not supported: certificates are always checked"));
+    }
+    if !settings.read_only && !settings.auto_read_only {
+        return Err(generic("curl block device does not support writes"));
+    }
+    settings.read_only = true;
+    let url = options.text("url").unwrap_or_default();
+    let mut http = HttpOptions::default();
+    if let Some(timeout) = options.number("timeout") {
+        http.request_timeout = Duration::from_secs(timeout);
+    }
+    let node = HttpNode::open(url, http).await.map_err(|err| cannot_open(url, &err))?;
+    Ok(Built::new(node, Vec::new(), url.to_owned()))
+}
+
+/// The options that open what a URI leads to.
+///
+/// # Errors
+/// If nothing here can.
+pub(super) fn uri_options(uri: &str) -> Result<Options, Refusal> {
+    let scheme = uri.split("://").next().unwrap_or_default();
+    let options = match scheme {
+        "http" | "https" => json!({"driver": scheme, "url": uri}),
+        _ if NbdUri::is_nbd(uri) => {
+            let parsed: NbdUri = uri.parse().map_err(|err| generic(format!("{uri}: {err}")))?;
+            let server = match &parsed.address {
+                NbdAddress::Tcp { host, port } => json!({"type": "inet", "host": host, "port": port.to_string()}),
+                NbdAddress::Unix { path } => json!({"type": "unix", "path": path.to_string_lossy()}),
+            };
+            json!({"driver": "nbd", "server": server, "export": parsed.export})
+        }
+        _ => return Err(generic(format!("Unknown protocol '{scheme}'"))),
+    };
+    match options {
+        Value::Object(options) => Ok(options),
+        _ => Err(generic("no options")),
+    }
+}
