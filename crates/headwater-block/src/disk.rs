@@ -11,7 +11,7 @@
 //!   half-way poisons the disk, loudly, rather than risk a byte.
 
 use crate::clock::Clock;
-use crate::drain::{Drained, Gate, Pass};
+use crate::drain::{Drained, Gate, Hurry, Pass};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::node::{BackingLink, Limits, Node, ZeroFlags};
@@ -313,9 +313,18 @@ impl Disk {
         wants.iter().all(same).then(|| base.clone())
     }
 
-    /// Waits until no request is in flight, and lets none start while the guard lives.
+    /// Waits until no request is in flight, and lets none start while the guard lives. Requests that wait for a rate limit further down pass
+    /// at once.
     pub async fn drain(&self) -> Drained {
+        let _hurry = self.hurry();
         self.gate.drain().await
+    }
+
+    /// Lifts the rate limits of all layers for as long as the answer lives; see [`Node::hurry`].
+    pub(crate) fn hurry(&self) -> Vec<Hurry> {
+        let mut held = Vec::new();
+        self.top().hurry(&mut held);
+        held
     }
 
     /// Changes the backing link of the top node; see [`Node::change_backing`]. Requests go on meanwhile.

@@ -6,11 +6,31 @@
 //! - **Fairness.** Requests that wait are let in all at once, in the order of their polls.
 //! - **Cancellation.** Dropping a waiting `enter` or `drain` has no effect on others; dropping `Drained` opens the gate.
 //! - Whoever holds a pass never drains: it would wait for itself.
+//! - A drain doesn't wait for a rate limit: [`Hurry`] lifts the limits of those inside for as long as it waits.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+
+/// Somebody waits for all requests of a node: while this lives, the node lets those pass at once that it makes wait for a limit.
+/// Nodes hand it out ([`crate::Node::hurry`]); the limits count what passed, so that the rate holds again afterwards.
+#[must_use = "the limits hold again when this is dropped"]
+pub struct Hurry(Rc<Cell<u32>>);
+
+impl Hurry {
+    /// One more that is in a hurry; `count` is how many are.
+    pub fn new(count: &Rc<Cell<u32>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
 
 /// The gate that a disk's requests pass.
 #[derive(Default)]

@@ -4,8 +4,9 @@
 //! over. To exchange the disk, the edge is drained first: so no request that was meant for the new disk goes to the old one, and none
 //! that the old one still carries out is overtaken.
 
-use crate::disk::Disk;
+use crate::disk::{CopyOnRead, Disk};
 use crate::drain::{Drained, Gate, Pass};
+use crate::node::Node;
 use std::cell::RefCell;
 use std::ops::Deref;
 use std::rc::Rc;
@@ -14,12 +15,19 @@ use std::rc::Rc;
 pub struct Edge {
     gate: Rc<Gate>,
     disk: RefCell<Rc<Disk>>,
+    keeps: RefCell<Option<Keeps>>,
+}
+
+/// Copy-on-read that is asked for of the disk, and the base above which.
+struct Keeps {
+    base: Option<Rc<dyn Node>>,
+    _asked: CopyOnRead,
 }
 
 impl Edge {
     /// An edge to `disk`.
     pub fn new(disk: Rc<Disk>) -> Rc<Self> {
-        Rc::new(Self { gate: Gate::new(), disk: RefCell::new(disk) })
+        Rc::new(Self { gate: Gate::new(), disk: RefCell::new(disk), keeps: RefCell::new(None) })
     }
 
     /// Lets a request in, and gives it the disk that it is for.
@@ -33,14 +41,31 @@ impl Edge {
         self.disk.borrow().clone()
     }
 
-    /// Waits until no request is on its way through this edge, and lets none in while the guard lives.
+    /// Waits until no request is on its way through this edge, and lets none in while the guard lives. Requests that wait for a rate limit
+    /// further down pass at once.
     pub async fn drain(&self) -> Drained {
+        let _hurry = self.disk().hurry();
         self.gate.drain().await
     }
 
     /// Leads to `disk` from now on. The guard shows that no request is on its way.
     pub fn replace(&self, _drained: &Drained, disk: Rc<Disk>) {
         self.disk.replace(disk);
+        let keeps = self.keeps.take();
+        if let Some(Keeps { base, .. }) = keeps {
+            self.keep_what_is_read(base);
+        }
+    }
+
+    /// Asks the disk for copy-on-read above `base` ([`Disk::enable_copy_on_read`]) from now on, and every disk that this leads to later.
+    pub fn keep_what_is_read(&self, base: Option<Rc<dyn Node>>) {
+        let asked = self.disk().enable_copy_on_read(base.clone());
+        self.keeps.replace(Some(Keeps { base, _asked: asked }));
+    }
+
+    /// Ends [`Edge::keep_what_is_read`].
+    pub fn forget_what_is_read(&self) {
+        self.keeps.replace(None);
     }
 }
 

@@ -95,6 +95,12 @@ impl Error {
         Self(Arc::new(Inner { message: format!("{context}: {}", inner.message), ..inner.clone() }))
     }
 
+    /// The operating system's number for the failure (errno), if it came from there: for those who must hand it on to a guest.
+    pub fn os_code(&self) -> Option<i32> {
+        let err = self.0.source.as_ref()?.downcast_ref::<std::io::Error>()?;
+        err.raw_os_error()
+    }
+
     /// What went wrong, to match on.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -116,5 +122,17 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_ref().map(|s| &**s as &(dyn std::error::Error + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_systems_number_survives_a_context() {
+        let err = Error::from_io(std::io::Error::from_raw_os_error(28), "write").context("disk");
+        assert_eq!((err.kind(), err.os_code()), (ErrorKind::NoSpace, Some(28)));
+        assert_eq!(Error::new(ErrorKind::Io, "elsewhere").os_code(), None);
     }
 }

@@ -9,7 +9,8 @@
 //! - [`node`]: the trait that image formats and storage implement; [`extent`]: what they say about ranges.
 //! - [`buffer`]: pooled, aligned memory that requests carry. [`error`]: what every failure looks like.
 //! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control.
-//! - [`memory`]: a node that lives in memory, for tests and demonstrations.
+//! - [`filter`]: nodes that pass requests through and add one behaviour. [`debug_event`]: what layers tell the one that injects faults.
+//! - [`null`]: a node without storage. [`memory`]: a node that lives in memory, for tests and demonstrations.
 //!
 //! Everything here belongs to one thread: nodes are `Rc`, futures are not `Send`, and no state needs a mutex.
 
@@ -18,13 +19,16 @@ pub mod buffer;
 pub mod chain;
 pub mod clock;
 pub mod copy_up;
+pub mod debug_event;
 pub mod disk;
 pub mod drain;
 pub mod edge;
 pub mod error;
 pub mod extent;
+pub mod filter;
 pub mod memory;
 pub mod node;
+pub mod null;
 pub mod range_lock;
 pub mod rate_limiter;
 pub mod zero;
@@ -32,7 +36,7 @@ pub mod zero;
 pub use abort::Abort;
 pub use buffer::{Buffer, BufferMut};
 pub use clock::{Clock, TokioClock};
-
+pub use debug_event::DebugEvent;
 pub use disk::{DetectZeroes, Disk, DiskOptions};
 pub use edge::Edge;
 pub use error::{Error, ErrorKind, Result};

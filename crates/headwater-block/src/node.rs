@@ -1,6 +1,8 @@
 //! The trait that every layer of a disk implements: image formats, files, network sources, filters.
 
 use crate::buffer::{Buffer, BufferMut};
+use crate::debug_event::DebugEvent;
+use crate::drain::Hurry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, Resolved};
 use std::future::Future;
@@ -177,6 +179,27 @@ pub trait Node {
     /// pass it on to their file.
     fn use_buffered(&self) -> Result<()> {
         self.file().map_or(Ok(()), |file| file.use_buffered())
+    }
+
+    /// Lets requests pass that wait for a rate limit in this node or below it, for as long as what is pushed to `held` lives: somebody
+    /// waits for them all. Nodes without a limit pass it on to their children.
+    fn hurry(&self, held: &mut Vec<Hurry>) {
+        for child in [self.file(), self.filtered(), self.backing()].into_iter().flatten() {
+            child.hurry(held);
+        }
+    }
+
+    /// A layer above is about to do what `event` says: for fault injection. A node that doesn't inject passes it on to the one below, where
+    /// the bytes are. Costs something, so layers ask [`Node::hears_debug_events`] once, when they are opened.
+    fn debug_event(&self, event: DebugEvent) {
+        if let Some(below) = self.file().or_else(|| self.filtered()) {
+            below.debug_event(event);
+        }
+    }
+
+    /// True if this node, or one below it that it tells of events, injects faults.
+    fn hears_debug_events(&self) -> bool {
+        self.file().or_else(|| self.filtered()).is_some_and(|below| below.hears_debug_events())
     }
 
     /// Makes the backing link durable as `new`: first everything that was written, then one atomic change of the header; it then reads

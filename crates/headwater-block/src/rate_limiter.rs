@@ -2,7 +2,7 @@
 //!
 //! A token bucket without I/O and without a clock of its own: it is told the time and says how long to wait. The bucket
 //! may go into debt, so that a request larger than the bucket passes at once and those behind it wait it off; in the long run the
-//! rate holds exactly.
+//! rate holds exactly. What a pause saves up, the burst, is 100 ms of the rate unless [`RateLimiter::set_burst`] says otherwise.
 //!
 //! # Rules
 //! - **Fairness.** Those who wait are served in the order in which they reserved.
@@ -13,21 +13,23 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// How much may pass at once after a pause, as a time at the given rate.
+/// How much may pass at once after a pause, as a time at the given rate; and how often [`RateLimiter::acquire`] looks for a new rate.
 const BURST: Duration = Duration::from_millis(100);
 
 /// Limits a flow to a number of units (bytes, requests) per second.
 pub struct RateLimiter {
     /// Units per second; 0 is without limit.
     rate: Cell<u64>,
-    /// When everything reserved so far will have passed, at the rate.
-    paid_until: Cell<Duration>,
+    /// How much may pass at once after a pause, as a time at the rate.
+    burst: Cell<Duration>,
+    /// When everything reserved so far is paid for, and the whole burst saved up again.
+    full_at: Cell<Duration>,
 }
 
 impl RateLimiter {
     /// A limiter of `rate` units per second; 0 is without limit.
     pub fn new(rate: u64) -> Rc<Self> {
-        Rc::new(Self { rate: Cell::new(rate), paid_until: Cell::new(Duration::ZERO) })
+        Rc::new(Self { rate: Cell::new(rate), burst: Cell::new(BURST), full_at: Cell::new(Duration::ZERO) })
     }
 
     /// The rate in units per second; 0 is without limit.
@@ -39,20 +41,38 @@ impl RateLimiter {
     /// wait are asked again by [`RateLimiter::acquire`] within 100 ms.
     pub fn set_rate(&self, rate: u64) {
         self.rate.set(rate);
-        self.paid_until.set(Duration::ZERO);
+        self.full_at.set(Duration::ZERO);
+    }
+
+    /// Changes how much may pass at once after a pause: `units` more than the rate allows. What was used of the old burst is forgotten.
+    pub fn set_burst(&self, units: u64) {
+        self.burst.set(self.cost(units));
+        self.full_at.set(Duration::ZERO);
+    }
+
+    /// When the next units may pass, however many, if they are reserved at `now` (at or before `now` is at once).
+    pub fn ready(&self, now: Duration) -> Duration {
+        if self.rate.get() == 0 { now } else { self.full_at.get().max(now).saturating_sub(self.burst.get()) }
+    }
+
+    /// The time that `units` take at the rate.
+    fn cost(&self, units: u64) -> Duration {
+        let nanos = u128::from(units) * 1_000_000_000;
+        nanos.checked_div(u128::from(self.rate.get())).map_or(Duration::ZERO, |nanos| {
+            Duration::new(
+                u64::try_from(nanos / 1_000_000_000).unwrap_or(u64::MAX),
+                (nanos % 1_000_000_000) as u32,
+            )
+        })
     }
 
     /// Reserves `units` at time `now` and returns when they may pass (at or before `now` is at once).
     pub fn reserve(&self, units: u64, now: Duration) -> Duration {
-        let rate = self.rate.get();
-        if rate == 0 {
-            return now;
+        let ready = self.ready(now);
+        if self.rate.get() > 0 {
+            self.full_at.set(self.full_at.get().max(now).saturating_add(self.cost(units)));
         }
-        let start = self.paid_until.get().max(now.saturating_sub(BURST));
-        let nanos = u128::from(units) * 1_000_000_000 / u128::from(rate);
-        let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        self.paid_until.set(start.saturating_add(cost));
-        start
+        ready
     }
 
     /// Waits until `units` may pass.
@@ -95,6 +115,21 @@ mod tests {
         let later = SECOND * 100;
         assert!(limiter.reserve(10, later) <= later);
         assert!(limiter.reserve(10, later) > later, "an idle hour is not a credit");
+    }
+
+    #[test]
+    fn a_burst_of_its_own_is_there_from_the_start_and_comes_back_at_the_rate() {
+        let limiter = RateLimiter::new(10);
+        limiter.set_burst(50);
+        let passes = |now| {
+            (0..1000).take_while(|_| limiter.ready(now) <= now && limiter.reserve(1, now) <= now).count()
+        };
+        // The one that empties the bucket still passes.
+        assert_eq!(passes(Duration::ZERO), 51);
+        assert_eq!(passes(SECOND), 10);
+        assert_eq!(passes(SECOND * 100), 51);
+        limiter.set_rate(0);
+        assert_eq!(passes(SECOND * 100), 1000);
     }
 
     #[test]

@@ -1,0 +1,26 @@
+//! Filters: nodes that have the contents of another one, pass requests through to it, and add one behaviour.
+//!
+//! - [`throttle`]: limits of rates, shared by the members of a group.
+//! - [`copy_on_read`]: what is read from a backing is kept.
+//! - [`blkdebug`]: faults, injected by rules.
+//! - [`blkverify`]: two images of one content, compared at every read.
+//!
+//! # Rules
+//! - A filter reaches its child through an [`Edge`](crate::Edge) to the child's disk, never around it: so its requests meet the same locks as those of
+//!   jobs and of other users of the child, and the graph can put another child in its place.
+//! - Its [`resolve`](crate::Node::resolve) says `Ask`, because it must see the requests, and because what memory says of the child is true only under the
+//!   child's lock. Its [`access`](crate::Node::access) is `Shared`: the child's disk locks for itself.
+//! - **Jobs run on the disk below the filters**, whose locks all users share. A copy-up on the filter's own disk would make its second look
+//!   under a lock that users of the child don't take.
+//! - Closing a filter flushes, and no more: the child belongs to whoever made its disk.
+
+pub mod blkdebug;
+pub mod blkverify;
+mod child;
+pub mod copy_on_read;
+pub mod throttle;
+
+pub use blkdebug::BlkdebugNode;
+pub use blkverify::BlkverifyNode;
+pub use copy_on_read::CopyOnReadNode;
+pub use throttle::{ThrottleGroup, ThrottleNode};

@@ -1,0 +1,172 @@
+//! How a filter reaches the disk that it filters: from the contract of a node to that of a disk.
+//!
+//! A node gives zeroes past its end, and takes changes that end at its size rounded up to its alignment; a disk refuses both. What lies past the
+//! child's end is cut off here, unless the child may grow.
+
+use crate::buffer::{Buffer, BufferMut};
+use crate::disk::Disk;
+use crate::edge::{Edge, Entered};
+use crate::error::Result;
+use crate::extent::Extent;
+use crate::node::{Node, WriteFlags, ZeroFlags};
+use std::ops::Range;
+use std::rc::Rc;
+
+/// The child of a filter.
+pub(super) struct Child {
+    edge: Rc<Edge>,
+    name: Box<str>,
+}
+
+impl Child {
+    pub(super) fn new(edge: Rc<Edge>) -> Self {
+        let name = edge.disk().name().into();
+        Self { edge, name }
+    }
+
+    /// What messages call the filter: as the child was called when it was made.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The child's node.
+    pub(super) fn top(&self) -> Rc<dyn Node> {
+        self.disk().top()
+    }
+
+    /// To ask what it is, not for requests.
+    pub(super) fn disk(&self) -> Rc<Disk> {
+        self.edge.disk()
+    }
+
+    pub(super) fn edge(&self) -> &Rc<Edge> {
+        &self.edge
+    }
+
+    /// Lets a request in.
+    pub(super) async fn enter(&self) -> Entered {
+        self.edge.enter().await
+    }
+
+    pub(super) async fn read(&self, offset: u64, buf: BufferMut) -> Result<BufferMut> {
+        read(&*self.enter().await, offset, buf).await
+    }
+
+    pub(super) async fn status(&self, range: Range<u64>) -> Result<Extent> {
+        self.enter().await.top().status(range).await
+    }
+
+    pub(super) async fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> Result<()> {
+        write(&**self.enter().await, offset, data, flags).await
+    }
+
+    pub(super) async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        write_zeroes(&**self.enter().await, offset, len, flags).await
+    }
+
+    pub(super) async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        discard(&**self.enter().await, offset, len).await
+    }
+
+    pub(super) async fn flush(&self) -> Result<()> {
+        self.enter().await.flush().await
+    }
+
+    pub(super) async fn resize(&self, size: u64) -> Result<()> {
+        self.enter().await.resize(size).await
+    }
+}
+
+/// How many of `len` bytes at `offset` exist on `disk`, where they are padding if they don't.
+fn within(disk: &Disk, offset: u64, len: u64) -> u64 {
+    let size = disk.size();
+    let limit = size.checked_next_multiple_of(u64::from(disk.limits().write_alignment)).unwrap_or(size);
+    let end = offset.saturating_add(len);
+    // What lies further out is no padding: the disk says what is wrong with it.
+    if disk.options().growable || end > limit { len } else { len.min(size.saturating_sub(offset)) }
+}
+
+pub(super) async fn read(disk: &Rc<Disk>, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+    let there = disk.size().saturating_sub(offset);
+    let there = usize::try_from(there).map_or(buf.len(), |there| there.min(buf.len()));
+    if disk.options().growable || there == buf.len() {
+        return disk.read_into(offset, buf).await;
+    }
+    let mut past_end = buf.split_off(there);
+    past_end.fill(0);
+    if there == 0 {
+        return Ok(buf.join(past_end));
+    }
+    Ok(disk.read_into(offset, buf).await?.join(past_end))
+}
+
+pub(super) async fn write(disk: &Disk, offset: u64, data: Buffer, flags: WriteFlags) -> Result<()> {
+    let len = within(disk, offset, data.len() as u64) as usize;
+    let data = if len < data.len() { data.slice(0..len) } else { data };
+    disk.write(offset, data, flags).await
+}
+
+pub(super) async fn write_zeroes(disk: &Disk, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+    disk.write_zeroes(offset, within(disk, offset, len), flags).await
+}
+
+pub(super) async fn discard(disk: &Disk, offset: u64, len: u64) -> Result<()> {
+    disk.discard(offset, within(disk, offset, len)).await
+}
+
+/// What of [`Node`] is the same for every filter with one child, which is `self.child`: the answers of the child's node.
+macro_rules! as_the_child {
+    () => {
+        fn name(&self) -> &str {
+            self.child.name()
+        }
+
+        fn size(&self) -> u64 {
+            self.child.disk().size()
+        }
+
+        fn is_read_only(&self) -> bool {
+            self.child.disk().is_read_only()
+        }
+
+        /// The requests must be seen.
+        fn resolve(&self, _range: std::ops::Range<u64>) -> $crate::Resolved {
+            $crate::Resolved::Ask
+        }
+
+        /// The child's disk locks for itself.
+        fn access(
+            &self,
+            _range: std::ops::Range<u64>,
+            _change: $crate::node::Change,
+        ) -> $crate::node::Access {
+            $crate::node::Access::Shared
+        }
+
+        fn backing(&self) -> Option<std::rc::Rc<dyn $crate::Node>> {
+            self.child.top().backing()
+        }
+
+        fn filtered(&self) -> Option<std::rc::Rc<dyn $crate::Node>> {
+            Some(self.child.top())
+        }
+
+        fn set_backing(&self, node: Option<std::rc::Rc<dyn $crate::Node>>) -> $crate::Result<()> {
+            self.child.top().set_backing(node)
+        }
+
+        fn use_buffered(&self) -> $crate::Result<()> {
+            self.child.top().use_buffered()
+        }
+
+        fn change_backing<'a>(
+            &'a self,
+            new: Option<$crate::node::BackingLink<'a>>,
+            node: Option<std::rc::Rc<dyn $crate::Node>>,
+        ) -> $crate::LocalFuture<'a, $crate::Result<()>> {
+            Box::pin(async move { self.child.enter().await.change_backing(new, node).await })
+        }
+    };
+}
+
+pub(super) use as_the_child;
