@@ -49,7 +49,7 @@ impl Shape {
             options: DiskOptions {
                 copy_on_read: rng.one_in(2),
                 detect_zeroes: *rng.pick(&[DetectZeroes::Off, DetectZeroes::On, DetectZeroes::Unmap]),
-                read_only: false,
+                ..DiskOptions::default()
             },
         }
     }
