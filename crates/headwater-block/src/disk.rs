@@ -2,7 +2,7 @@
 //!
 //! A request passes here in one direction: bounds are checked ([`Disk::check`]), the gate lets it in ([`crate::drain`]), the range lock
 //! admits it ([`crate::range_lock`]), and the top node carries it out. [`read`] holds the way of a read and copy-on-read,
-//! [`mod@write`] that of changes, with the read-modify-write that alignment may need.
+//! [`mod@write`] that of changes, with the read-modify-write that alignment may need; [`changes`] tells jobs what was changed.
 //!
 //! # Rules that this module enforces
 //! - All nodes of a chain share the guest's offsets, so that one range lock, here, serves guests and jobs. (Two instances of the one type:
@@ -11,6 +11,7 @@
 //!   half-way poisons the disk, loudly, rather than risk a byte.
 
 use crate::clock::Clock;
+use crate::dirty_map::DirtyMap;
 use crate::drain::{Drained, Gate, Hurry, Pass};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind};
@@ -19,8 +20,9 @@ use crate::range_lock::RangeLock;
 use crate::{chain, copy_up};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
+mod changes;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -96,6 +98,8 @@ pub struct Disk {
     /// Who wants copy-on-read besides the user.
     copy_on_read: RefCell<Vec<Wanted>>,
     next_id: Cell<u64>,
+    /// Who follows the changes.
+    trackers: RefCell<Vec<Weak<DirtyMap>>>,
     poisoned: Cell<bool>,
     stats: Stats,
 }
@@ -113,6 +117,7 @@ impl Disk {
             options: Cell::new(options),
             copy_on_read: RefCell::default(),
             next_id: Cell::new(0),
+            trackers: RefCell::default(),
             poisoned: Cell::new(false),
             stats: Stats::default(),
         })
@@ -345,11 +350,12 @@ impl Disk {
     /// Changes the size in bytes, with all requests held back. New bytes read as zeroes, whatever a backing holds there.
     ///
     /// # Errors
-    /// `ReadOnly`, and those of the top node.
+    /// `ReadOnly`; `InUse` while somebody tracks its changes; and those of the top node.
     pub async fn resize(&self, size: u64) -> Result<()> {
         self.check(0, 0)?;
         self.check_writable()?;
         let _drained = self.drain().await;
+        self.check_not_tracked()?;
         let unfinished = self.must_finish()?;
         let old = self.size();
         let result = async {

@@ -16,7 +16,7 @@ pub enum ErrorKind {
     AlreadyExists,
     /// The operating system or the other side refuses access.
     PermissionDenied,
-    /// Another process uses the image.
+    /// Another process uses the image, or a job needs it as it is.
     InUse,
     /// No room is left where data must be written (ENOSPC, EDQUOT, EFBIG).
     NoSpace,

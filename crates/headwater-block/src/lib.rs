@@ -4,6 +4,7 @@
 //!
 //! - [`disk`]: the top of a chain of nodes. Checks bounds, aligns, locks, copies on read; what exports and jobs call.
 //! - [`copy_up`]: the only way in which data moves from a backing node into the overlay.
+//! - [`dirty_map`]: what has changed, for jobs that copy a disk in use.
 //! - [`range_lock`]: the one serialisation primitive, and [`drain`], which holds all requests back.
 //! - [`edge`]: how exports and filters hold a disk, such that it can be exchanged.
 //! - [`node`]: the trait that image formats and storage implement; [`extent`]: what they say about ranges.
@@ -20,6 +21,7 @@ pub mod chain;
 pub mod clock;
 pub mod copy_up;
 pub mod debug_event;
+pub mod dirty_map;
 pub mod disk;
 pub mod drain;
 pub mod edge;
@@ -37,6 +39,7 @@ pub use abort::Abort;
 pub use buffer::{Buffer, BufferMut};
 pub use clock::{Clock, TokioClock};
 pub use debug_event::DebugEvent;
+pub use dirty_map::DirtyMap;
 pub use disk::{DetectZeroes, Disk, DiskOptions};
 pub use edge::Edge;
 pub use error::{Error, ErrorKind, Result};

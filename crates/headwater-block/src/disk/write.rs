@@ -14,8 +14,7 @@ impl Disk {
     /// # Errors
     /// `OutOfRange`, `ReadOnly`, `NoSpace`, and those of the storage. The range then holds old and new bytes in any mixture.
     pub async fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> Result<()> {
-        let range = self.check(offset, data.len() as u64)?;
-        self.check_writable()?;
+        let range = self.check_change(offset, data.len() as u64)?;
         if data.is_empty() {
             return Ok(());
         }
@@ -36,6 +35,7 @@ impl Disk {
         let aligned = self.aligned(&range);
         let _guard = self.lock_for(&range, &aligned, Change::Write).await;
         let unfinished = self.must_finish()?;
+        let _change = self.changing(&range);
         let result = self.write_within(range, data, flags).await;
         unfinished.finished();
         result
@@ -46,8 +46,7 @@ impl Disk {
     /// # Errors
     /// As for [`Disk::write`]; `Unsupported` if `fast_only` was asked for and the storage can only write zeroes as data.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        let range = self.check(offset, len)?;
-        self.check_writable()?;
+        let range = self.check_change(offset, len)?;
         if len == 0 {
             return Ok(());
         }
@@ -57,6 +56,7 @@ impl Disk {
         let aligned = self.aligned(&range);
         let _guard = self.lock_for(&range, &aligned, Change::Zero { unmap: flags.unmap }).await;
         let unfinished = self.must_finish()?;
+        let _change = self.changing(&range);
         let result = self.zero_within(range, flags).await;
         unfinished.finished();
         result
@@ -67,8 +67,7 @@ impl Disk {
     /// # Errors
     /// As for [`Disk::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        let range = self.check(offset, len)?;
-        self.check_writable()?;
+        let range = self.check_change(offset, len)?;
         // Advisory: only whole aligned blocks are passed on.
         let alignment = u64::from(self.top().limits().write_alignment);
         let at_end = range.end == self.size();
@@ -83,6 +82,7 @@ impl Disk {
         let inner = start..end;
         let _guard = self.lock_for(&inner, &inner, Change::Discard).await;
         let unfinished = self.must_finish()?;
+        let _change = self.changing(&inner);
         let result = self.top().discard(start, end - start).await;
         unfinished.finished();
         result

@@ -1,0 +1,66 @@
+//! Telling jobs which parts of a disk were changed.
+
+use super::Disk;
+use crate::dirty_map::DirtyMap;
+use crate::error::{Error, ErrorKind, Result};
+use std::ops::Range;
+use std::rc::Rc;
+
+impl Disk {
+    /// Marks in a map, clean at first, what is changed from now on, until the map is dropped. A change that is under way marks as well.
+    /// Meanwhile the disk's size stays as it is.
+    pub async fn track_changes(&self, granularity: u64) -> Rc<DirtyMap> {
+        // Nobody who changes the size is in the middle of it when the gate lets others in.
+        let _pass = self.gate.enter().await;
+        let map = Rc::new(DirtyMap::new(self.size(), granularity));
+        self.trackers.borrow_mut().push(Rc::downgrade(&map));
+        map
+    }
+
+    fn is_tracked(&self) -> bool {
+        self.trackers.borrow().iter().any(|map| map.strong_count() > 0)
+    }
+
+    /// Checks that nobody counts on the size.
+    pub(super) fn check_not_tracked(&self) -> Result<()> {
+        if self.is_tracked() {
+            let message =
+                format!("{} is being copied by a job; its size can change when that is over", self.name());
+            return Err(Error::new(ErrorKind::InUse, message));
+        }
+        Ok(())
+    }
+
+    /// Checks a change against the disk's bounds, and that it may be changed at all.
+    pub(super) fn check_change(&self, offset: u64, len: u64) -> Result<Range<u64>> {
+        let range = self.check(offset, len)?;
+        self.check_writable()?;
+        if range.end > self.size() {
+            self.check_not_tracked()?;
+        }
+        Ok(range)
+    }
+
+    /// A change of `range` starts; when the guard goes, it is marked.
+    pub(super) fn changing(&self, range: &Range<u64>) -> Changing<'_> {
+        Changing { disk: self, range: range.clone() }
+    }
+}
+
+/// A change that runs. Its end is marked whatever became of it: one that failed may have changed something as well.
+#[must_use = "dropping it tells that the change is over"]
+pub(super) struct Changing<'a> {
+    disk: &'a Disk,
+    range: Range<u64>,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let mut trackers = self.disk.trackers.borrow_mut();
+        trackers.retain(|map| {
+            let map = map.upgrade();
+            map.iter().for_each(|map| map.mark(self.range.clone()));
+            map.is_some()
+        });
+    }
+}
