@@ -55,6 +55,31 @@ pub struct CopyUpOptions {
     pub known: Option<Supply>,
 }
 
+/// What a part of a copy does: to tell which half of it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// It reads from the source, or asks what is there.
+    Read,
+    /// It writes to the target.
+    Write,
+}
+
+/// A copy that failed.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    /// Which half of it did.
+    pub operation: Operation,
+    /// Why.
+    pub error: Error,
+}
+
+impl Operation {
+    /// A failure of this half.
+    pub fn failed(self, error: Error) -> Failed {
+        Failed { operation: self, error }
+    }
+}
+
 /// What a copy-up did, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Copied {
@@ -106,8 +131,8 @@ impl Fetch {
 /// # Errors
 /// Those of the source and of the overlay; `Cancelled` by `options.abort`. A failed copy-up leaves each unit either copied
 /// or as it was.
-pub async fn copy_up(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOptions) -> Result<Copied> {
-    let mut fetch = fetch(disk, range, options).await?;
+pub async fn copy_up(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOptions) -> Result<Copied, Failed> {
+    let mut fetch = fetch(disk, range, options).await.map_err(|error| Operation::Read.failed(error))?;
     if fetch.is_empty() {
         return Ok(Copied::default());
     }
@@ -118,11 +143,14 @@ pub async fn copy_up(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOptions
         fetch.fetching = None;
     }
     // Only the overlay's half counts as a request in flight: a drain need not wait for a slow source.
-    let _pass = match &options.abort {
-        Some(abort) => abort.guard(disk.gate().enter()).await?,
-        None => disk.gate().enter().await,
+    let stored = async {
+        let _pass = match &options.abort {
+            Some(abort) => abort.guard(disk.gate().enter()).await?,
+            None => disk.gate().enter().await,
+        };
+        store(disk, &fetch, options).await
     };
-    store(disk, &fetch, options).await
+    stored.await.map_err(|error| Operation::Write.failed(error))
 }
 
 /// The source half: steps 1 and 2. Safe to drop.

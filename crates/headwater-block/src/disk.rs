@@ -290,7 +290,7 @@ impl Disk {
         self: &Rc<Self>,
         range: Range<u64>,
         options: &copy_up::CopyUpOptions,
-    ) -> Result<copy_up::Copied> {
+    ) -> Result<copy_up::Copied, copy_up::Failed> {
         copy_up::copy_up(self, range, options).await
     }
 

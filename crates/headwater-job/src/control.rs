@@ -5,10 +5,16 @@
 //! # The commit point
 //! [`Control::commit`] decides, in one step without an await, whether the job may make its result final. A cancel that was asked for
 //! before it wins; one that comes later has lost and is told what became of the job. So the reply to a cancel is always true.
+//!
+//! # Pausing
+//! One flag, which a user sets and an error that stops the job. To set it twice is refused, and so is to clear it when it isn't set; it
+//! is seen at once, while the state says `paused` when nothing is in flight any more.
 
+use crate::copy_engine::OnError;
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
-use headwater_block::{Error, RateLimiter};
+use headwater_block::copy_up::{Failed, Operation};
+use headwater_block::{Error, ErrorKind, RateLimiter};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -51,7 +57,29 @@ pub enum Event {
         error: Error,
         /// What is done about it.
         action: Action,
+        /// Whether the source failed or the target.
+        operation: Operation,
     },
+}
+
+/// Whether an error holds the job up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoStatus {
+    /// None does.
+    Ok,
+    /// It has paused at an error.
+    Failed,
+    /// It has paused because no space is left.
+    NoSpace,
+}
+
+/// How a job that is ready was told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The target takes the source's place.
+    Pivot,
+    /// The target is left as a copy.
+    Leave,
 }
 
 /// What a job is to do now.
@@ -69,6 +97,10 @@ pub(crate) struct Control {
     cancelled: Cell<bool>,
     finalized: Cell<bool>,
     committed: Cell<bool>,
+    ending: Cell<Option<Ending>>,
+    on_error: Cell<OnError>,
+    /// A ready job has nothing to do.
+    idle: Cell<bool>,
     limiter: Rc<RateLimiter>,
     progress: Cell<Progress>,
     /// The error that made the job pause.
@@ -81,18 +113,21 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn new(speed: u64) -> Rc<Self> {
+    pub(crate) fn new(speed: u64, on_error: OnError) -> Rc<Self> {
         Rc::new(Self {
             status: Cell::new(Status::Created),
             paused: Cell::new(false),
             cancelled: Cell::new(false),
             finalized: Cell::new(false),
             committed: Cell::new(false),
+            ending: Cell::new(None),
+            on_error: Cell::new(on_error),
+            idle: Cell::new(false),
             limiter: RateLimiter::new(speed),
             progress: Cell::default(),
             trouble: RefCell::default(),
             outcome: RefCell::default(),
-            events: RefCell::default(),
+            events: RefCell::new(VecDeque::from([Event::Status(Status::Created)])),
             version: Cell::new(0),
             waiting: RefCell::default(),
         })
@@ -114,6 +149,39 @@ impl Control {
         self.progress.set(progress);
     }
 
+    pub(crate) fn set_on_error(&self, on_error: OnError) {
+        self.on_error.set(on_error);
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.get()
+    }
+
+    /// How it is to end, if it was told.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        self.ending.get()
+    }
+
+    pub(crate) fn set_idle(&self, idle: bool) {
+        self.idle.set(idle);
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        match self.status.get() {
+            Status::Running | Status::Aborting => true,
+            Status::Ready => !self.idle.get(),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn io_status(&self) -> IoStatus {
+        match self.trouble.borrow().as_ref().map(Error::kind) {
+            None => IoStatus::Ok,
+            Some(ErrorKind::NoSpace) => IoStatus::NoSpace,
+            Some(_) => IoStatus::Failed,
+        }
+    }
+
     pub(crate) fn trouble(&self) -> Option<Error> {
         self.trouble.borrow().clone()
     }
@@ -128,20 +196,48 @@ impl Control {
 
     /// Asks for a verb.
     pub(crate) fn ask(&self, verb: Verb) -> Result<(), Illegal> {
+        if verb == Verb::Resume && !self.paused.get() {
+            return Err(Illegal::NotPaused);
+        }
         verb.check(self.status.get())?;
         match verb {
             Verb::Cancel => self.cancelled.set(true),
+            Verb::Pause if self.paused.get() => return Err(Illegal::AlreadyPaused),
             Verb::Pause => self.paused.set(true),
             Verb::Resume => {
                 self.paused.set(false);
                 self.trouble.replace(None);
             }
+            Verb::Complete => self.end(Ending::Pivot)?,
             Verb::Finalize => self.finalized.set(true),
             Verb::Dismiss => self.go(Status::Null),
-            Verb::SetSpeed | Verb::Complete => {}
+            Verb::SetSpeed => {}
         }
         self.changed();
         Ok(())
+    }
+
+    /// Asks a job that is ready to leave its target as a copy, and any other to give up.
+    pub(crate) fn ask_softly(&self) -> Result<(), Illegal> {
+        Verb::Cancel.check(self.status.get())?;
+        if self.paused.get() {
+            return Err(Illegal::Paused);
+        }
+        // Standby is still told while a job that was resumed has not seen it yet.
+        if !matches!(self.status.get(), Status::Ready | Status::Standby) {
+            return self.ask(Verb::Cancel);
+        }
+        // One that was told to complete does that: it ends well either way.
+        let _completes = self.end(Ending::Leave);
+        self.changed();
+        Ok(())
+    }
+
+    /// Whoever says first how the job ends is heard.
+    fn end(&self, ending: Ending) -> Result<(), Illegal> {
+        let first = self.ending.get().unwrap_or(ending);
+        self.ending.set(Some(first));
+        if first == ending { Ok(()) } else { Err(Illegal::Ending) }
     }
 
     /// What the job is to do now.
@@ -174,23 +270,34 @@ impl Control {
         self.changed();
     }
 
+    /// What is done about an error of this kind now.
+    pub(crate) fn action(&self, kind: ErrorKind) -> Action {
+        match self.on_error.get().action(kind) {
+            // A job that is pending can't pause any more.
+            Action::Stop if Verb::Pause.check(self.status.get()).is_err() => Action::Report,
+            action => action,
+        }
+    }
+
     /// Reports an error, and pauses the job if that is what is done about it.
-    pub(crate) fn report(&self, error: &Error, action: Action) {
+    pub(crate) fn report(&self, failed: &Failed, action: Action) {
+        let Failed { operation, error } = failed.clone();
         if action == Action::Stop {
             self.trouble.replace(Some(error.clone()));
             self.paused.set(true);
         }
-        self.tell(Event::Error { error: error.clone(), action });
+        self.tell(Event::Error { error, action, operation });
     }
 
-    /// Stays in state paused until the job is resumed or cancelled.
+    /// Stays in state paused (or standby, if it was ready) until the job is resumed or cancelled.
     pub(crate) async fn stay_paused(&self) {
         if self.wish() != Wish::Pause {
             return;
         }
-        self.go(Status::Paused);
+        let worked = self.status.get();
+        self.go(if worked == Status::Ready { Status::Standby } else { Status::Paused });
         self.wait_until(|control| control.wish() != Wish::Pause).await;
-        self.go(Status::Running);
+        self.go(worked);
     }
 
     /// Waits to be finalised. False if the job was cancelled instead.
@@ -201,7 +308,7 @@ impl Control {
 
     /// The commit point. True if the job may make its result final, which from now on no cancel prevents.
     pub(crate) fn commit(&self) -> bool {
-        // race-mark: stream-commit-point
+        // race-mark: commit-point
         if !self.cancelled.get() {
             self.committed.set(true);
         }

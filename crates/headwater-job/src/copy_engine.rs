@@ -1,4 +1,4 @@
-//! The copy engine: keeps a window of copies in flight over everything that a disk lacks.
+//! The copy engine: keeps a window of copies in flight over everything that a [`Copier`] finds to copy. All jobs that copy share it.
 //!
 //! One loop. It does what the job's [`Control`] wishes, starts looks ([`crate::scan`]) and copies until the [`Window`] is full, and waits for
 //! whatever happens next: a copy or a look that completes, a command, or leave from the rate limiter.
@@ -7,19 +7,23 @@
 //!   that have begun to write are driven to their ends, because half a cluster must never be left. What was given up is
 //!   copied again later.
 //! - **Guests first**: while a guest's request is in flight, only half of the window is filled.
+//! - **Held guests**: a job that holds all guests back to copy the rest gives the engine what holds them. Then no speed limit counts; and a pause
+//!   lets them go first.
 //! - **Failures** are kept apart and tried once more when everything else is done, if the policy says to go on.
 //!
 //! The engine's future must be polled to its end, like everything that changes a disk.
 
 use crate::control::{Action, Control, Wish};
+use crate::copier::Copier;
 use crate::progress::{Progress, RateMeter, eta};
 use crate::scan::{Scanned, Scanner};
 use crate::window::{Bounds, Window};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use headwater_block::chain::Missing;
-use headwater_block::copy_up::{Copied, CopyUpOptions, Supply};
-use headwater_block::{Abort, Disk, Error, ErrorKind, LocalFuture, Node, Result};
+use headwater_block::copy_up::{Copied, Failed, Operation};
+use headwater_block::{Abort, Error, ErrorKind, LocalFuture};
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::ops::Range;
@@ -65,16 +69,6 @@ impl OnError {
     }
 }
 
-/// What the engine copies, and how.
-#[derive(Clone)]
-pub(crate) struct Work {
-    /// Only what lies above this node.
-    pub(crate) base: Option<Rc<dyn Node>>,
-    pub(crate) detect_zeroes: bool,
-    pub(crate) on_error: OnError,
-    pub(crate) bounds: Bounds,
-}
-
 /// Why the engine stopped before its work was done.
 #[derive(Debug)]
 pub(crate) enum Stopped {
@@ -95,7 +89,7 @@ pub(crate) struct Pass {
 struct Done {
     what: Missing,
     began: Duration,
-    result: Result<Copied>,
+    result: Result<Copied, Failed>,
 }
 
 enum Happened {
@@ -122,34 +116,55 @@ impl Failures {
 
 /// The engine for one job; see the module.
 pub(crate) struct Engine {
-    disk: Rc<Disk>,
+    copier: Rc<dyn Copier>,
     control: Rc<Control>,
-    work: Work,
     unit: u64,
     window: Window,
     meter: RateMeter,
     /// What is done in passes before this one.
     progress: Progress,
+    /// Holds all guests back while it lives.
+    held: Option<Box<dyn Any>>,
 }
 
 impl Engine {
-    pub(crate) fn new(disk: &Rc<Disk>, control: &Rc<Control>, work: Work) -> Self {
+    pub(crate) fn new(copier: Rc<dyn Copier>, control: &Rc<Control>, bounds: Bounds) -> Self {
         Self {
-            disk: disk.clone(),
+            unit: copier.unit(),
+            copier,
             control: control.clone(),
-            unit: u64::from(disk.limits().allocation_unit),
-            window: Window::new(work.bounds),
+            window: Window::new(bounds),
             meter: RateMeter::default(),
             progress: Progress::default(),
-            work,
+            held: None,
         }
     }
 
-    /// Goes over the whole disk once and copies what it lacks.
+    /// How many bytes are in flight at once.
+    pub(crate) fn window(&self) -> u64 {
+        self.window.target()
+    }
+
+    /// Copies with the guests held back from now on, until [`Engine::let_go`] or a pause.
+    pub(crate) fn hold(&mut self, held: Box<dyn Any>) {
+        self.held = Some(held);
+    }
+
+    /// Lets the guests go.
+    pub(crate) fn let_go(&mut self) {
+        self.held = None;
+    }
+
+    /// True while the guests are held back.
+    pub(crate) fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Goes once, upwards, over everything that there is to do, and copies it.
     pub(crate) async fn pass(&mut self) -> Result<Pass, Stopped> {
-        let scanner = Scanner::new(&self.disk, self.work.base.clone(), 0..self.disk.size());
         let run = Run {
-            scanner,
+            scanner: Scanner::new(&self.copier),
+            taken: 0,
             found: BTreeMap::new(),
             found_data: 0,
             scanned: 0,
@@ -174,6 +189,8 @@ impl Engine {
 struct Run<'a> {
     engine: &'a mut Engine,
     scanner: Scanner,
+    /// Up to here what is to be looked through was taken.
+    taken: u64,
     /// Known and not begun, by offset.
     found: BTreeMap<u64, Missing>,
     found_data: u64,
@@ -208,14 +225,15 @@ impl Run<'_> {
                 }
                 Wish::Pause => {
                     self.withdraw().await;
+                    self.engine.let_go();
                     self.engine.control.stay_paused().await;
                     self.engine.window.restart();
-                    self.engine.meter.restart(self.engine.disk.clock().now());
+                    self.engine.meter.restart(self.engine.copier.clock().now());
                     continue;
                 }
             }
             if self.found.len() < MOST_FOUND {
-                self.scanner.start();
+                self.look_ahead();
             }
             self.fill();
             self.show();
@@ -243,6 +261,18 @@ impl Run<'_> {
         }
     }
 
+    /// Starts as many looks as may run at once.
+    fn look_ahead(&mut self) {
+        self.scanner.start();
+        while self.scanner.wants_more()
+            && let Some(range) = self.engine.copier.take(self.taken)
+        {
+            self.taken = range.end;
+            self.scanner.add(range);
+            self.scanner.start();
+        }
+    }
+
     /// Waits for what happens next.
     async fn next(&mut self) -> Happened {
         poll_fn(|cx| {
@@ -267,7 +297,7 @@ impl Run<'_> {
 
     /// Starts copies until the window is full.
     fn fill(&mut self) {
-        let guests = self.engine.disk.stats().in_flight.get() > 0;
+        let guests = self.engine.copier.guests_are_busy();
         let target = self.engine.window.target() / if guests { 2 } else { 1 };
         if self.found.is_empty() && !self.scanner.is_over() {
             self.engine.window.held_back();
@@ -309,6 +339,7 @@ impl Run<'_> {
     fn copy_size(&self) -> u64 {
         let size = self.granted.unwrap_or_else(|| self.engine.window.copy());
         match self.engine.control.limiter().rate() {
+            _ if self.engine.holds() => size,
             0 => size,
             // Small enough that a limited job moves several times a second.
             rate => size.min((rate / 8).next_power_of_two()),
@@ -319,7 +350,7 @@ impl Run<'_> {
     fn has_leave(&mut self, bytes: u64) -> bool {
         let limiter = self.engine.control.limiter();
         let rate = limiter.rate();
-        if rate == 0 {
+        if rate == 0 || self.engine.holds() {
             (self.leave, self.granted) = (None, None);
             return true;
         }
@@ -328,7 +359,7 @@ impl Run<'_> {
         }
         // A change of the rate cancels what was reserved at the old one.
         if self.leave.as_ref().is_none_or(|(_, at_rate, _)| *at_rate != rate) {
-            let (limiter, clock) = (limiter.clone(), self.engine.disk.clock().clone());
+            let (limiter, clock) = (limiter.clone(), self.engine.copier.clock().clone());
             let leave = Box::pin(async move { limiter.acquire(bytes, &*clock).await });
             self.leave = Some((bytes, rate, leave));
         }
@@ -341,18 +372,10 @@ impl Run<'_> {
             self.found_data -= len(&what.range);
             self.in_flight_data += len(&what.range);
         }
-        let disk = self.engine.disk.clone();
-        let options = CopyUpOptions {
-            base: self.engine.work.base.clone(),
-            detect_zeroes: self.engine.work.detect_zeroes,
-            abort: Some(self.abort.clone()),
-            known: Some(if what.zero { Supply::Zeroes } else { Supply::Data }),
-        };
-        let began = disk.clock().now();
-        self.copies.push(Box::pin(async move {
-            let result = disk.copy_up(what.range.clone(), &options).await;
-            Done { what, began, result }
-        }));
+        let copier = self.engine.copier.clone();
+        let began = copier.clock().now();
+        let copy = copier.copy(what.clone(), self.abort.clone());
+        self.copies.push(Box::pin(async move { Done { what, began, result: copy.await } }));
     }
 
     /// Adds a run to what is to be done.
@@ -366,8 +389,7 @@ impl Run<'_> {
     fn take_scanned(&mut self, scanned: Scanned) -> Option<Error> {
         self.scanned += len(&scanned.range);
         for missing in scanned.found {
-            // When no backing remains, what nobody holds reads as zeroes: it need not be written, and takes no metadata.
-            if missing.zero && self.engine.work.base.is_none() {
+            if !self.engine.copier.needs(&missing) {
                 continue;
             }
             self.found_any = true;
@@ -377,12 +399,9 @@ impl Run<'_> {
             self.put(missing);
         }
         let (error, rest) = scanned.error?;
-        self.failed(
-            error,
-            |run, ignored| {
-                if ignored { run.failures.looks.push(rest) } else { run.scanner.again(rest) }
-            },
-        )
+        self.failed(Operation::Read.failed(error), |run, ignored| {
+            if ignored { run.failures.looks.push(rest) } else { run.scanner.again(rest) }
+        })
     }
 
     /// Takes note of a copy that is over. An error that ends the job is returned.
@@ -401,19 +420,19 @@ impl Run<'_> {
                 progress.skipped += bytes.saturating_sub(copied.data + copied.zero);
                 if !what.zero {
                     progress.done += bytes;
-                    let now = self.engine.disk.clock().now();
+                    let now = self.engine.copier.clock().now();
                     self.engine.window.completed(bytes, now.saturating_sub(began), now);
                 }
                 None
             }
             // It was given up, and nothing was changed.
-            Err(error) if error.kind() == ErrorKind::Cancelled && self.abort.is_aborted() => {
+            Err(failed) if failed.error.kind() == ErrorKind::Cancelled && self.abort.is_aborted() => {
                 self.put(what);
                 None
             }
-            Err(error) => {
+            Err(failed) => {
                 self.failed(
-                    error,
+                    failed,
                     |run, ignored| {
                         if ignored { run.failures.copies.push(what) } else { run.put(what) }
                     },
@@ -423,19 +442,19 @@ impl Run<'_> {
     }
 
     /// Decides what is done about an error; `keep` puts the work where it is found again, told whether that is at the end.
-    fn failed(&mut self, error: Error, keep: impl FnOnce(&mut Self, bool)) -> Option<Error> {
+    fn failed(&mut self, failed: Failed, keep: impl FnOnce(&mut Self, bool)) -> Option<Error> {
         // While everything is being given up, an error changes nothing: that part is tried again, or the job ends anyway.
         if self.abort.is_aborted() {
             keep(self, false);
             return None;
         }
-        let action = self.engine.work.on_error.action(error.kind());
+        let action = self.engine.control.action(failed.error.kind());
         keep(self, action == Action::Ignore);
-        self.engine.control.report(&error, action);
+        self.engine.control.report(&failed, action);
         match action {
-            Action::Report => return Some(error),
+            Action::Report => return Some(failed.error),
             Action::Ignore => {
-                self.failures.first.get_or_insert(error);
+                self.failures.first.get_or_insert(failed.error);
             }
             Action::Stop => {}
         }
@@ -465,7 +484,7 @@ impl Run<'_> {
 
     /// Shows how far the job is.
     fn show(&mut self) {
-        let rest = self.scanner.rest();
+        let rest = self.scanner.rest() + self.engine.copier.untaken();
         // Where nothing was looked at yet, there is as much as where something was.
         let guess = match self.scanned {
             0 => rest,
@@ -480,7 +499,7 @@ impl Run<'_> {
         progress.total = progress.done + self.found_data + self.in_flight_data + failed + guess;
         progress.total_is_exact = rest == 0 && self.failures.looks.is_empty();
         progress.failed = self.failures.bytes();
-        progress.rate = engine.meter.observe(engine.disk.clock().now(), progress.done);
+        progress.rate = engine.meter.observe(engine.copier.clock().now(), progress.done);
         progress.eta = eta(progress.total, progress.done, progress.rate);
         engine.control.set_progress(*progress);
     }

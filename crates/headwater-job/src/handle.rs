@@ -1,6 +1,7 @@
 //! The handle by which a job is commanded and watched, from the job's own thread.
 
-use crate::control::{Control, Event, Outcome};
+use crate::control::{Control, Event, IoStatus, Outcome};
+use crate::copy_engine::OnError;
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
 use headwater_block::Error;
@@ -31,6 +32,26 @@ impl JobHandle {
         self.0.trouble()
     }
 
+    /// Whether an error holds it up, until it is resumed.
+    pub fn io_status(&self) -> IoStatus {
+        self.0.io_status()
+    }
+
+    /// True if it was told to pause, or paused at an error: at once, while the status follows when nothing is in flight any more.
+    pub fn is_paused(&self) -> bool {
+        self.0.is_paused()
+    }
+
+    /// True if it could be completed.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.status(), Status::Ready | Status::Standby)
+    }
+
+    /// True while it has something to do.
+    pub fn is_busy(&self) -> bool {
+        self.0.is_busy()
+    }
+
     /// How it ended, once it has.
     pub fn outcome(&self) -> Option<Outcome> {
         self.0.outcome()
@@ -42,10 +63,10 @@ impl JobHandle {
     }
 
     /// Stops the work until [`JobHandle::resume`]. Reads of the source that are in flight are given up; writes to the overlay are
-    /// completed. The job is paused when its status says so.
+    /// completed. The job is paused when its status says so: [`Status::Standby`] if it was ready.
     ///
     /// # Errors
-    /// If the job's state doesn't allow it.
+    /// If the job's state doesn't allow it, or it is paused.
     pub fn pause(&self) -> Result<(), Illegal> {
         self.0.ask(Verb::Pause)
     }
@@ -53,7 +74,7 @@ impl JobHandle {
     /// Goes on; after an error, tries again.
     ///
     /// # Errors
-    /// If the job's state doesn't allow it.
+    /// If it isn't paused.
     pub fn resume(&self) -> Result<(), Illegal> {
         self.0.ask(Verb::Resume)
     }
@@ -66,6 +87,19 @@ impl JobHandle {
         Verb::SetSpeed.check(self.0.status())?;
         self.0.limiter().set_rate(bytes_per_second);
         self.0.ask(Verb::SetSpeed)
+    }
+
+    /// Changes what is done about errors from now on.
+    pub fn set_on_error(&self, on_error: OnError) {
+        self.0.set_on_error(on_error);
+    }
+
+    /// Ends a job that is ready, with the target in the source's place. One that is paused does so when it is resumed.
+    ///
+    /// # Errors
+    /// If it isn't ready, or was told to end without that.
+    pub fn complete(&self) -> Result<(), Illegal> {
+        self.0.ask(Verb::Complete)
     }
 
     /// Lets a pending job make its result final.
@@ -82,6 +116,15 @@ impl JobHandle {
     /// If it isn't.
     pub fn dismiss(&self) -> Result<(), Illegal> {
         self.0.ask(Verb::Dismiss)
+    }
+
+    /// Ends a job that is ready as completed, with the target left as a copy of the source at that moment; any other gives up. (This is
+    /// what QMP's `block-job-cancel` does without `force`.)
+    ///
+    /// # Errors
+    /// If it is paused, over, or about to be.
+    pub fn request_soft_cancel(&self) -> Result<(), Illegal> {
+        self.0.ask_softly()
     }
 
     /// Asks the job to give up, without waiting for the answer; see [`JobHandle::cancel`].

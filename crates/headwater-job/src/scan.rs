@@ -4,10 +4,11 @@
 //! there is little to find and shrink where there is much. The scan stops when enough has been found to keep the copies busy, so
 //! that its memory is bounded whatever the image.
 
+use crate::copier::Copier;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use headwater_block::chain::Missing;
-use headwater_block::{Disk, Error, LocalFuture, Node};
+use headwater_block::{Error, LocalFuture};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
@@ -41,8 +42,7 @@ struct Looked {
 
 /// The scan of a disk; see the module.
 pub(crate) struct Scanner {
-    disk: Rc<Disk>,
-    base: Option<Rc<dyn Node>>,
+    copier: Rc<dyn Copier>,
     todo: VecDeque<Range<u64>>,
     running: Vec<Range<u64>>,
     looks: FuturesUnordered<LocalFuture<'static, Looked>>,
@@ -52,14 +52,13 @@ pub(crate) struct Scanner {
 }
 
 impl Scanner {
-    /// A scan of `range` for what lies above `base`.
-    pub(crate) fn new(disk: &Rc<Disk>, base: Option<Rc<dyn Node>>, range: Range<u64>) -> Self {
-        let unit = u64::from(disk.limits().allocation_unit);
-        let least = (disk.size() / 16).next_power_of_two().clamp(unit, SEGMENT.start.max(unit));
+    /// A scan of nothing yet.
+    pub(crate) fn new(copier: &Rc<dyn Copier>) -> Self {
+        let unit = copier.unit();
+        let least = (copier.size() / 16).next_power_of_two().clamp(unit, SEGMENT.start.max(unit));
         Self {
-            disk: disk.clone(),
-            base,
-            todo: VecDeque::from_iter((!range.is_empty()).then_some(range)),
+            copier: copier.clone(),
+            todo: VecDeque::new(),
             running: Vec::new(),
             looks: FuturesUnordered::new(),
             least,
@@ -77,6 +76,16 @@ impl Scanner {
         self.todo.is_empty() && self.running.is_empty()
     }
 
+    /// True if more could be looked through at once than is known.
+    pub(crate) fn wants_more(&self) -> bool {
+        self.todo.is_empty() && self.running.len() < AT_ONCE
+    }
+
+    /// Looks through a range, behind the others.
+    pub(crate) fn add(&mut self, range: Range<u64>) {
+        self.todo.push_back(range);
+    }
+
     /// Looks through a range again.
     pub(crate) fn again(&mut self, range: Range<u64>) {
         self.todo.push_front(range);
@@ -92,7 +101,7 @@ impl Scanner {
                 segment.end = cut;
             }
             self.running.push(segment.clone());
-            self.looks.push(Box::pin(look(self.disk.clone(), self.base.clone(), segment)));
+            self.looks.push(Box::pin(look(self.copier.clone(), segment)));
         }
     }
 
@@ -124,10 +133,10 @@ impl Scanner {
     }
 }
 
-async fn look(disk: Rc<Disk>, base: Option<Rc<dyn Node>>, segment: Range<u64>) -> Looked {
+async fn look(copier: Rc<dyn Copier>, segment: Range<u64>) -> Looked {
     let mut looked = Looked { until: segment.start, segment, found: Vec::new(), error: None };
     while looked.until < looked.segment.end && looked.found.len() < MOST_RUNS {
-        match disk.next_missing(looked.until..looked.segment.end, base.as_ref()).await {
+        match copier.clone().look(looked.until..looked.segment.end).await {
             Ok(Some(missing)) => {
                 // Runs end with whole units, the last one perhaps past the disk's end.
                 looked.until = missing.range.end.min(looked.segment.end);

@@ -77,7 +77,7 @@ const LEGAL: [(Verb, &str); 7] = [
     (Verb::Pause,    "x x x x x . . . . ."),
     (Verb::Resume,   "x x x x x . . . . ."),
     (Verb::SetSpeed, "x x x x x . . . . ."),
-    (Verb::Complete, ". . . x . . . . . ."),
+    (Verb::Complete, ". . . x x . . . . ."),
     (Verb::Finalize, ". . . . . . x . . ."),
     (Verb::Dismiss,  ". . . . . . . . x ."),
 ];
@@ -98,18 +98,35 @@ const FOLLOWS: [(Status, &str); 10] = [
     (Status::Null,      ". . . . . . . . . ."),
 ];
 
-/// A request that the job's state doesn't allow.
+/// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Illegal {
-    /// What was asked.
-    pub verb: Verb,
-    /// The state in which it was asked.
-    pub status: Status,
+pub enum Illegal {
+    /// The job's state doesn't allow it.
+    State {
+        /// What was asked.
+        verb: Verb,
+        /// The state in which it was asked.
+        status: Status,
+    },
+    /// It was told to pause before, or has paused at an error.
+    AlreadyPaused,
+    /// There is nothing to resume.
+    NotPaused,
+    /// It must be resumed before it can end well.
+    Paused,
+    /// It was told to end in another way before.
+    Ending,
 }
 
 impl fmt::Display for Illegal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a job that is {} doesn't take `{}`", self.status, self.verb)
+        match self {
+            Illegal::State { verb, status } => write!(f, "a job that is {status} doesn't take `{verb}`"),
+            Illegal::AlreadyPaused => f.write_str("the job is already paused"),
+            Illegal::NotPaused => f.write_str("the job isn't paused"),
+            Illegal::Paused => f.write_str("the job is paused; resume it first"),
+            Illegal::Ending => f.write_str("the job was told to end in another way"),
+        }
     }
 }
 
@@ -128,7 +145,7 @@ impl Verb {
     pub fn check(self, status: Status) -> Result<(), Illegal> {
         let (verb, row) = LEGAL[self as usize];
         debug_assert_eq!(verb, self);
-        if marked(row, status as usize) { Ok(()) } else { Err(Illegal { verb: self, status }) }
+        if marked(row, status as usize) { Ok(()) } else { Err(Illegal::State { verb: self, status }) }
     }
 }
 

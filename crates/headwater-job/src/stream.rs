@@ -11,14 +11,18 @@
 //! Then the overlay changes its header, in one atomic, durable step. An error there leaves the old link, and the job failed.
 //! Errors that were ignored leave something missing, and so end the job with an error, as does every other.
 
-use crate::control::{Action, Control, Outcome, Wish};
-use crate::copy_engine::{Engine, OnError, Pass, Stopped, Work};
+use crate::control::{Control, Outcome};
+use crate::copier::Copier;
+use crate::copy_engine::{Engine, OnError, Pass, Stopped};
 use crate::handle::JobHandle;
-use crate::state::Status;
+use crate::lifecycle::{self, Finish};
+use crate::path::Path;
 use crate::window::Bounds;
-use headwater_block::chain::is_same_layer;
+use headwater_block::chain::Missing;
+use headwater_block::copy_up::{Copied, CopyUpOptions, Failed, Supply};
 use headwater_block::node::BackingLink;
-use headwater_block::{Disk, Error, ErrorKind, Node, Result};
+use headwater_block::{Abort, Clock, Disk, Error, ErrorKind, LocalFuture, Node, Result};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// Passes over the disk before it counts as one that can't be completed. The first copies, the second proves.
@@ -43,7 +47,7 @@ pub struct Base {
 }
 
 /// How a stream job works.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct StreamOptions {
     /// Streams only what lies above this, which remains the backing. None streams everything.
     pub base: Option<Base>,
@@ -59,95 +63,104 @@ pub struct StreamOptions {
     pub wait_for_dismiss: bool,
     /// How much may be in flight, instead of what fits the source.
     pub bounds: Option<Bounds>,
+    /// Drops the link in the caller's way. Without it the job tells the disk to ([`Disk::change_backing`]).
+    pub finish: Option<Finish>,
 }
 
 /// Makes a stream job for `disk`. It is created with the call, and works while the future is polled, which must be to its end.
 pub fn stream(disk: Rc<Disk>, options: StreamOptions) -> (JobHandle, impl Future<Output = Outcome>) {
-    let control = Control::new(options.speed);
+    let control = Control::new(options.speed, options.on_error);
     let handle = JobHandle::new(control.clone());
-    (handle, run(disk, options, control))
+    let run = async move {
+        let dismiss = options.wait_for_dismiss;
+        lifecycle::run(&control, dismiss, work(disk, options, &control)).await
+    };
+    (handle, run)
 }
 
-async fn run(disk: Rc<Disk>, options: StreamOptions, control: Rc<Control>) -> Outcome {
-    let dismiss = !options.wait_for_dismiss;
-    let result = match control.wish() {
-        Wish::Cancel => Err(Stopped::Cancelled),
-        Wish::Go | Wish::Pause => {
-            control.go(Status::Running);
-            // What guests fetch need not be fetched again. What the job switched on ends with it.
-            let _copy_on_read = disk.enable_copy_on_read(options.base.as_ref().map(|base| base.node.clone()));
-            work(&disk, &options, &control).await
-        }
-    };
-    let outcome = match result {
-        Ok(()) => Outcome::Completed,
-        Err(stopped) => {
-            control.go(Status::Aborting);
-            match stopped {
-                Stopped::Cancelled => Outcome::Cancelled,
-                Stopped::Failed(error) => Outcome::Failed(error),
-            }
-        }
-    };
-    control.conclude(outcome.clone(), dismiss);
-    outcome
-}
-
-async fn work(disk: &Rc<Disk>, options: &StreamOptions, control: &Rc<Control>) -> Result<(), Stopped> {
-    let bounds = check(disk, options).map_err(Stopped::Failed)?;
+async fn work(disk: Rc<Disk>, options: StreamOptions, control: &Rc<Control>) -> Result<(), Stopped> {
     let base = options.base.as_ref().map(|base| base.node.clone());
-    let work = Work {
-        base: base.clone(),
-        detect_zeroes: options.detect_zeroes,
-        on_error: options.on_error,
-        bounds: options.bounds.unwrap_or(bounds),
+    // What guests fetch need not be fetched again. What the job switched on ends with it.
+    let _copy_on_read = disk.enable_copy_on_read(base.clone());
+    let bounds = check(&disk, base.as_ref()).map_err(Stopped::Failed)?;
+    let from_below =
+        FromBelow { disk: disk.clone(), base: base.clone(), detect_zeroes: options.detect_zeroes };
+    let mut engine = Engine::new(Rc::new(from_below), control, options.bounds.unwrap_or(bounds));
+    copy_everything(&disk, &mut engine).await?;
+    lifecycle::flush(&disk, control).await?;
+    lifecycle::wait_for_finalize(control, options.wait_for_finalize).await?;
+    let drop_link = async {
+        if let Some(finish) = options.finish {
+            return finish().await;
+        }
+        let link = options
+            .base
+            .as_ref()
+            .map(|base| BackingLink { name: &base.link.name, format: &base.link.format });
+        disk.change_backing(link, base).await
     };
-    let mut engine = Engine::new(disk, control, work);
-    copy_everything(disk, &mut engine).await?;
-    flush(disk, options, control).await?;
-    control.go(Status::Waiting);
-    control.go(Status::Pending);
-    if options.wait_for_finalize && !control.wait_for_finalize().await {
-        return Err(Stopped::Cancelled);
-    }
-    if !control.commit() {
-        return Err(Stopped::Cancelled);
-    }
-    let link =
-        options.base.as_ref().map(|base| BackingLink { name: &base.link.name, format: &base.link.format });
-    disk.change_backing(link, base).await.map_err(Stopped::Failed)
+    lifecycle::commit(control, drop_link).await
 }
 
 /// Checks what was asked, and says how much should be in flight for this chain.
-fn check(disk: &Disk, options: &StreamOptions) -> Result<Bounds> {
+fn check(disk: &Disk, base: Option<&Rc<dyn Node>>) -> Result<Bounds> {
     if disk.is_read_only() {
         let message =
             format!("{} is open for reading only; open it for writing to stream into it", disk.name());
         return Err(Error::new(ErrorKind::ReadOnly, message));
     }
-    let base = options.base.as_ref().map(|base| &base.node);
-    let mut remote = false;
-    let mut most = u64::from(disk.limits().max_transfer);
-    let mut at = disk.top().backing();
-    while let Some(node) = at {
-        if base.is_some_and(|base| is_same_layer(base, &node)) {
-            let bounds = if remote { Bounds::REMOTE } else { Bounds::LOCAL };
-            return Ok(bounds.with_copies_up_to(most));
-        }
-        let mut layer = Some(node.clone());
-        while let Some(part) = layer {
-            remote |= part.limits().remote;
-            most = most.min(u64::from(part.limits().max_transfer));
-            layer = part.file();
-        }
-        at = node.backing();
+    Ok(Path::above(&disk.top(), base)?.bounds())
+}
+
+/// What a disk lacks, copied up from the layers below it and above `base`.
+struct FromBelow {
+    disk: Rc<Disk>,
+    base: Option<Rc<dyn Node>>,
+    detect_zeroes: bool,
+}
+
+impl Copier for FromBelow {
+    fn clock(&self) -> &Rc<dyn Clock> {
+        self.disk.clock()
     }
-    match base {
-        Some(base) => {
-            let message = format!("{} isn't in the backing chain of {}", base.name(), disk.name());
-            Err(Error::new(ErrorKind::InvalidInput, message))
-        }
-        None => Ok(if remote { Bounds::REMOTE } else { Bounds::LOCAL }.with_copies_up_to(most)),
+
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn unit(&self) -> u64 {
+        u64::from(self.disk.limits().allocation_unit)
+    }
+
+    fn guests_are_busy(&self) -> bool {
+        self.disk.stats().in_flight.get() > 0
+    }
+
+    fn take(&self, from: u64) -> Option<Range<u64>> {
+        (from < self.size()).then(|| from..self.size())
+    }
+
+    fn untaken(&self) -> u64 {
+        0
+    }
+
+    fn look(self: Rc<Self>, range: Range<u64>) -> LocalFuture<'static, Result<Option<Missing>>> {
+        Box::pin(async move { self.disk.next_missing(range, self.base.as_ref()).await })
+    }
+
+    fn needs(&self, run: &Missing) -> bool {
+        // When no backing remains, what nobody holds reads as zeroes: it need not be written, and takes no metadata.
+        !run.zero || self.base.is_some()
+    }
+
+    fn copy(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<Copied, Failed>> {
+        let options = CopyUpOptions {
+            base: self.base.clone(),
+            detect_zeroes: self.detect_zeroes,
+            abort: Some(abort),
+            known: Some(if run.zero { Supply::Zeroes } else { Supply::Data }),
+        };
+        Box::pin(async move { self.disk.copy_up(run.range, &options).await })
     }
 }
 
@@ -165,27 +178,4 @@ async fn copy_everything(disk: &Rc<Disk>, engine: &mut Engine) -> Result<(), Sto
         disk.name()
     );
     Err(Stopped::Failed(Error::new(ErrorKind::Corrupt, message)))
-}
-
-/// Makes everything durable, as often as the policy allows.
-async fn flush(disk: &Disk, options: &StreamOptions, control: &Control) -> Result<(), Stopped> {
-    loop {
-        control.stay_paused().await;
-        if control.wish() == Wish::Cancel {
-            return Err(Stopped::Cancelled);
-        }
-        let Err(error) = disk.flush().await else { break };
-        // There is nothing to go on with, so ignoring it is no choice.
-        let action = match options.on_error.action(error.kind()) {
-            Action::Ignore => Action::Report,
-            action => action,
-        };
-        control.report(&error, action);
-        if action == Action::Report {
-            return Err(Stopped::Failed(error));
-        }
-    }
-    // Commands that came while it was flushed still count: the next state knows no pause.
-    control.stay_paused().await;
-    if control.wish() == Wish::Cancel { Err(Stopped::Cancelled) } else { Ok(()) }
 }

@@ -69,7 +69,7 @@ async fn in_sim(sim: Sim, faults: bool) {
     create(&*image.file, &image.create).await.expect("the image is created");
     let top = image.open(Some(below)).await;
     let disk = Disk::new(top.clone(), sim.clock(), shape.options);
-    let guest = Guest { sim: sim.clone(), disk: disk.clone(), model: Model::new(&content) };
+    let guest = Guest::new(&sim, disk.clone(), Model::new(&content));
 
     let mut sick = false;
     if faults {
@@ -132,7 +132,7 @@ async fn in_sim(sim: Sim, faults: bool) {
         let top = image.open(top.backing()).await;
         assert_eq!(top.header().backing_name.is_none(), expected.is_none(), "{outcome:?}");
         let disk = Disk::new(top, sim.clock(), shape.options);
-        Guest { disk, ..guest }.check_all().await;
+        Guest::new(&sim, disk, guest.model).check_all().await;
     }
 }
 

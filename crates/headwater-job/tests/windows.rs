@@ -208,7 +208,7 @@ fn a_drain_gets_past_a_read_that_waits_for_a_copy() {
     });
 }
 
-// race-test: stream-commit-point
+// race-test: commit-point
 #[test]
 fn a_cancel_before_the_commit_point_wins_and_one_after_it_has_lost() {
     with_world(false, |sim, world| async move {

@@ -3,7 +3,7 @@
 //! - [`Sim`] is the executor: at every step a seeded choice among the tasks that can go on, so that over many seeds everything
 //!   interleaves at every await. [`SimClock`] is its clock: time passes when nothing else can happen.
 //! - [`SimFile`] is storage with latency, bandwidth, faults and a stall switch; [`SimOverlay`] is a small image format with a backing
-//!   on top of it, which checks the contract that [`headwater_block::Node`] makes with its caller.
+//!   on top of it, which checks the contract that [`headwater_block::Node`] makes with its caller; [`SimFilter`] adds nothing.
 //! - [`Model`] says which bytes a guest may see.
 //! - [`for_seeds`] runs a test for many seeds; a failing one is printed and replays with `HEADWATER_SEED`.
 //!
@@ -26,6 +26,7 @@ mod device;
 mod executor;
 mod faults;
 mod file;
+mod filter;
 mod model;
 mod overlay;
 mod pages;
@@ -36,6 +37,7 @@ pub use device::{Device, Pace};
 pub use executor::{Sim, SimClock, Task};
 pub use faults::{Fault, Faults, Op};
 pub use file::{Event, SimFile};
+pub use filter::SimFilter;
 pub use model::{Fill, Model, Mutation, Reading};
 pub use overlay::{Defect, SimOverlay};
 pub use pages::Pages;

@@ -184,7 +184,7 @@ impl Session {
 /// Tells what went wrong since the last time, and what is done about it.
 fn tell_errors(job: &JobHandle, display: &Display, go_on: &str, told: &mut u32) {
     while let Some(event) = job.try_event() {
-        let Event::Error { error, action } = event else { continue };
+        let Event::Error { error, action, .. } = event else { continue };
         match action {
             // The job's end tells of it.
             Action::Report => {}

@@ -2,11 +2,11 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
-use headwater_block::{Buffer, DetectZeroes, Disk, DiskOptions, Node, WriteFlags, ZeroFlags};
+use headwater_block::{Buffer, DetectZeroes, Disk, DiskOptions, Edge, Node, WriteFlags, ZeroFlags};
 use headwater_job::JobHandle;
 use headwater_job::window::Bounds;
 use headwater_job::{Base, Link, StreamOptions};
-use headwater_sim::{Fill, Model, Pages, Sim, SimFile, SimOverlay};
+use headwater_sim::{Fill, Model, Pages, Sim, SimFile, SimFilter, SimOverlay};
 use std::ops::{Deref, Range};
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,6 +20,8 @@ pub struct Shape {
     pub middles: usize,
     pub source_size: u64,
     pub options: DiskOptions,
+    /// Filters lie between the layers.
+    pub filters: bool,
 }
 
 impl Shape {
@@ -32,6 +34,7 @@ impl Shape {
             middles: 0,
             source_size: size,
             options: DiskOptions::default(),
+            filters: false,
         }
     }
 
@@ -51,6 +54,7 @@ impl Shape {
                 detect_zeroes: *rng.pick(&[DetectZeroes::Off, DetectZeroes::On, DetectZeroes::Unmap]),
                 ..DiskOptions::default()
             },
+            filters: rng.one_in(3),
         }
     }
 }
@@ -59,7 +63,10 @@ impl Shape {
 #[derive(Clone)]
 pub struct Guest {
     pub sim: Sim,
+    /// The disk that they use in the beginning.
     pub disk: Rc<Disk>,
+    /// How they reach it.
+    pub edge: Rc<Edge>,
     pub model: Rc<Model>,
 }
 
@@ -92,7 +99,8 @@ impl World {
 
     fn build(sim: &Sim, shape: &Shape, random: bool) -> Self {
         let (source, mut content) = source(sim, shape, random);
-        let mut below: Rc<dyn Node> = source.clone();
+        let mut below: Rc<dyn Node> =
+            if shape.filters { filter(sim, source.clone()) } else { source.clone() };
         let mut middles = Vec::new();
         for n in 0..=shape.middles {
             let is_top = n == shape.middles;
@@ -103,13 +111,13 @@ impl World {
             if random {
                 preset(sim, &layer, shape.size, u64::from(unit), n as u8 + 2, &mut content);
             }
-            below = layer.clone();
+            below = if shape.filters && !is_top { filter(sim, layer.clone()) } else { layer.clone() };
             middles.push(layer);
         }
         let top = middles.pop().expect("at least the top");
         let disk = Disk::new(top.clone(), sim.clock(), shape.options);
         let model = Model::new(&content);
-        Self { guest: Guest { sim: sim.clone(), disk, model }, source, middles, top }
+        Self { guest: Guest::new(sim, disk, model), source, middles, top }
     }
 
     /// The layers below the top, from the source upwards.
@@ -121,10 +129,14 @@ impl World {
 }
 
 impl Guest {
+    pub fn new(sim: &Sim, disk: Rc<Disk>, model: Rc<Model>) -> Self {
+        Self { sim: sim.clone(), edge: Edge::new(disk.clone()), disk, model }
+    }
+
     /// A guest's read, checked.
     pub async fn read(&self, range: Range<u64>) -> headwater_block::Result<()> {
         let reading = self.model.begin_read(range.clone());
-        let data = self.disk.read(range.start, range.end - range.start).await?;
+        let data = self.edge.enter().await.read(range.start, range.end - range.start).await?;
         reading.check(&data);
         Ok(())
     }
@@ -135,7 +147,7 @@ impl Guest {
         let mutation = self.model.begin(range.clone(), fill);
         let data = Buffer::copy_of(&fill.bytes(range.clone()));
         let fua = self.sim.rng().one_in(8);
-        self.disk.write(range.start, data, WriteFlags { fua }).await?;
+        self.edge.enter().await.write(range.start, data, WriteFlags { fua }).await?;
         mutation.done();
         Ok(())
     }
@@ -144,7 +156,7 @@ impl Guest {
     pub async fn zero(&self, range: Range<u64>, unmap: bool) -> headwater_block::Result<()> {
         let mutation = self.model.begin(range.clone(), Fill::Zero);
         let flags = ZeroFlags { unmap, ..ZeroFlags::default() };
-        self.disk.write_zeroes(range.start, range.end - range.start, flags).await?;
+        self.edge.enter().await.write_zeroes(range.start, range.end - range.start, flags).await?;
         mutation.done();
         Ok(())
     }
@@ -152,7 +164,7 @@ impl Guest {
     /// A guest's discard.
     pub async fn discard(&self, range: Range<u64>) -> headwater_block::Result<()> {
         let mutation = self.model.begin_discard(range.clone());
-        self.disk.discard(range.start, range.end - range.start).await?;
+        self.edge.enter().await.discard(range.start, range.end - range.start).await?;
         mutation.done();
         Ok(())
     }
@@ -163,6 +175,12 @@ impl Guest {
             self.read(0..self.disk.size()).await.expect("the disk can be read");
         }
     }
+}
+
+/// A filter on top of a layer, which it reaches through a disk.
+pub fn filter(sim: &Sim, layer: Rc<dyn Node>) -> Rc<dyn Node> {
+    let name = format!("filter of {}", layer.name());
+    SimFilter::new(sim, &name, Disk::new(layer, sim.clock(), DiskOptions::default()))
 }
 
 /// The source, and what the disk reads as while nothing lies above it.
@@ -232,7 +250,7 @@ pub async fn busy(guest: Guest, ops: u64) {
             4..6 => guest.write(range.clone(), 10 + rng.range(0..100) as u8).await,
             6 => guest.zero(range.clone(), rng.one_in(2)).await,
             7..9 => guest.discard(range.clone()).await,
-            _ => guest.disk.flush().await,
+            _ => guest.edge.enter().await.flush().await,
         };
         if done.is_err() {
             let _failed_again = guest.read(range).await;

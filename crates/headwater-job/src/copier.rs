@@ -1,0 +1,38 @@
+//! What a job copies: the part of a copying job that isn't the same for all of them. The copy engine does the rest.
+
+use headwater_block::chain::Missing;
+use headwater_block::copy_up::{Copied, Failed};
+use headwater_block::{Abort, Clock, LocalFuture, Result};
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Knows what is to be copied, and copies a run of it.
+pub(crate) trait Copier {
+    /// The clock of the disk that is copied.
+    fn clock(&self) -> &Rc<dyn Clock>;
+
+    /// How many bytes there are to look through at most.
+    fn size(&self) -> u64;
+
+    /// Copies are best made of whole units of so many bytes, a power of two.
+    fn unit(&self) -> u64;
+
+    /// True while guests use the disk that is copied: they go first.
+    fn guests_are_busy(&self) -> bool;
+
+    /// The next range, at or after `from`, that is to be looked through. It is the engine's from now on: it gives nothing back.
+    fn take(&self, from: u64) -> Option<Range<u64>>;
+
+    /// How many bytes could be taken and were not.
+    fn untaken(&self) -> u64;
+
+    /// The first run in `range` (not empty) that is to be copied. May be dropped.
+    fn look(self: Rc<Self>, range: Range<u64>) -> LocalFuture<'static, Result<Option<Missing>>>;
+
+    /// Whether a run that was found need be copied at all.
+    fn needs(&self, run: &Missing) -> bool;
+
+    /// Copies a run, or a part of one. Gives up with `Cancelled` when `abort` is thrown before anything was changed. Is polled to its end.
+    /// Never runs twice at once for the same bytes.
+    fn copy(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<Copied, Failed>>;
+}
