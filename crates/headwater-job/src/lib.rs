@@ -1,31 +1,38 @@
 //! Jobs: long work on a disk's graph while guests use it. They know nodes and disks, and no image format.
 //!
 //! - [`stream`](mod@stream): the stream job, from its first look to the commit point. Begin here.
+//! - [`commit`](mod@commit): into a layer below, where nobody writes; [`mirror`](mod@mirror): to another disk or into a layer below, while
+//!   guests write.
 //! - `copy_engine`: keeps copies in flight; `scan` finds what to copy; [`window`] says how much to keep in flight. They do so for
-//!   all jobs: a `copier` says what is to be copied, and copies it.
+//!   all jobs: a `copier` says what is to be copied, and copies it. `transfer` is the one of commit and mirror.
 //! - `lifecycle`: how all jobs begin and end. `path`: what the layers on the way say about it.
 //! - [`state`]: the states of a job and what is legal in each; `control`: what a job shares with those who command it through a
 //!   [`JobHandle`]; `progress`: how far it is.
 //!
 //! A job is a future. It is polled on its disk's thread, to its end; nothing here spawns, sleeps or reads a clock of its own.
 
+pub mod commit;
 mod control;
 mod copier;
 mod copy_engine;
 mod handle;
 mod lifecycle;
+pub mod mirror;
 mod path;
 mod progress;
 mod scan;
 pub mod state;
 pub mod stream;
+mod transfer;
 pub mod window;
 
+pub use commit::{CommitOptions, commit};
 pub use control::{Action, Event, IoStatus, Outcome};
 pub use copy_engine::OnError;
 pub use handle::JobHandle;
 pub use headwater_block::copy_up::Operation;
 pub use lifecycle::Finish;
+pub use mirror::{HoldGuests, MirrorOptions, SyncMode, commit_active, mirror};
 pub use progress::Progress;
 pub use state::{Illegal, Status, Verb};
 pub use stream::{Base, Link, StreamOptions, stream};
