@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod layers;
+
 use headwater_block::{Buffer, DetectZeroes, Disk, DiskOptions, Edge, Node, WriteFlags, ZeroFlags};
 use headwater_job::JobHandle;
 use headwater_job::window::Bounds;
