@@ -8,9 +8,10 @@
 //! the chain as it was.
 
 use crate::control::{Control, Outcome};
-use crate::copy_engine::{Engine, OnError, Pass, Stopped};
+use crate::copy_engine::{Engine, Pass, Stopped};
 use crate::handle::JobHandle;
 use crate::lifecycle::{self, Finish};
+use crate::on_error::OnError;
 use crate::path::Path;
 use crate::transfer::{Source, Transfer};
 use crate::window::Bounds;

@@ -10,7 +10,7 @@
 //! One flag, which a user sets and an error that stops the job. To set it twice is refused, and so is to clear it when it isn't set; it
 //! is seen at once, while the state says `paused` when nothing is in flight any more.
 
-use crate::copy_engine::OnError;
+use crate::on_error::OnError;
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
 use headwater_block::copy_up::{Failed, Operation};

@@ -43,32 +43,6 @@ const MOST_ZEROES: u64 = 256 << 20;
 /// What a copy of zeroes counts for in the window, in bytes: it moves no data.
 const ZEROES_WEIGH: u64 = 64 << 10;
 
-/// What to do about an error.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum OnError {
-    /// End the job with the error.
-    #[default]
-    Report,
-    /// Go on with the rest; try that part again at the end, and end with the error if it fails again.
-    Ignore,
-    /// Pause; try again when resumed.
-    Stop,
-    /// Pause if no space is left, otherwise end the job.
-    Enospc,
-}
-
-impl OnError {
-    pub(crate) fn action(self, kind: ErrorKind) -> Action {
-        match (self, kind) {
-            // To try these again can't help, and to go on could mix the data of two sources.
-            (_, ErrorKind::SourceChanged | ErrorKind::Closed | ErrorKind::ReadOnly) => Action::Report,
-            (OnError::Ignore, _) => Action::Ignore,
-            (OnError::Stop, _) | (OnError::Enospc, ErrorKind::NoSpace) => Action::Stop,
-            (OnError::Report | OnError::Enospc, _) => Action::Report,
-        }
-    }
-}
-
 /// Why the engine stopped before its work was done.
 #[derive(Debug)]
 pub(crate) enum Stopped {

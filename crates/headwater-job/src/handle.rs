@@ -1,7 +1,7 @@
 //! The handle by which a job is commanded and watched, from the job's own thread.
 
 use crate::control::{Control, Event, IoStatus, Outcome};
-use crate::copy_engine::OnError;
+use crate::on_error::OnError;
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
 use headwater_block::Error;

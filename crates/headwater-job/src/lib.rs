@@ -5,7 +5,7 @@
 //!   guests write.
 //! - `copy_engine`: keeps copies in flight; `scan` finds what to copy; [`window`] says how much to keep in flight. They do so for
 //!   all jobs: a `copier` says what is to be copied, and copies it. `transfer` is the one of commit and mirror.
-//! - `lifecycle`: how all jobs begin and end. `path`: what the layers on the way say about it.
+//! - `lifecycle`: how all jobs begin and end. `on_error`: what they do about errors. `path`: what the layers on the way say about it.
 //! - [`state`]: the states of a job and what is legal in each; `control`: what a job shares with those who command it through a
 //!   [`JobHandle`]; `progress`: how far it is.
 //!
@@ -18,6 +18,7 @@ mod copy_engine;
 mod handle;
 mod lifecycle;
 pub mod mirror;
+mod on_error;
 mod path;
 mod progress;
 mod scan;
@@ -28,11 +29,11 @@ pub mod window;
 
 pub use commit::{CommitOptions, commit};
 pub use control::{Action, Event, IoStatus, Outcome};
-pub use copy_engine::OnError;
 pub use handle::JobHandle;
 pub use headwater_block::copy_up::Operation;
 pub use lifecycle::Finish;
 pub use mirror::{HoldGuests, MirrorOptions, SyncMode, commit_active, mirror};
+pub use on_error::OnError;
 pub use progress::Progress;
 pub use state::{Illegal, Status, Verb};
 pub use stream::{Base, Link, StreamOptions, stream};

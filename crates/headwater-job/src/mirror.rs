@@ -16,9 +16,10 @@
 
 use crate::commit;
 use crate::control::{Control, Ending, Outcome, Wish};
-use crate::copy_engine::{Engine, OnError, Pass, Stopped};
+use crate::copy_engine::{Engine, Pass, Stopped};
 use crate::handle::JobHandle;
 use crate::lifecycle::{self, Finish};
+use crate::on_error::OnError;
 use crate::path::Path;
 use crate::state::Status;
 use crate::transfer::{Source, Transfer};

@@ -5,16 +5,16 @@ use std::time::Duration;
 /// How far a job is. All in bytes of the guest's disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// What really must be copied: data that the source holds and the overlay lacked when the job came by. An estimate until the
-    /// whole disk was looked at, then exact.
+    /// What really must be copied: data that the source holds and the target lacked when the job came by. An estimate until the
+    /// whole disk was looked at, then exact; a job that follows changes adds what was changed.
     pub total: u64,
     /// What of it is done, whoever did it.
     pub done: u64,
     /// True once the whole disk was looked at, so that `total` is exact.
     pub total_is_exact: bool,
-    /// What was written into the overlay as data.
+    /// What was written into the target as data.
     pub copied: u64,
-    /// What became zeroes in the overlay, which take no space: holes of the source, and zeroes that were found in its data.
+    /// What became zeroes in the target, which take no space: holes of the source, and zeroes that were found in its data.
     pub zeroes: u64,
     /// What guests had made local between the look and the copy.
     pub skipped: u64,

@@ -10,12 +10,19 @@
 //!
 //! Then the overlay changes its header, in one atomic, durable step. An error there leaves the old link, and the job failed.
 //! Errors that were ignored leave something missing, and so end the job with an error, as does every other.
+//!
+//! # Errors, compared with QEMU
+//! - **Ignored errors.** QEMU 10 goes on, never comes back to that part, and fails the job at its end even if the error was a passing one. Here the
+//!   part is tried again when all else is done; if that succeeds nothing is missing and the job completes, and otherwise it fails.
+//!   In no case does either drop the link while something is missing.
+//! - **Which half failed.** QEMU calls every error of a stream a `read`; here it is said whether the overlay failed.
 
 use crate::control::{Control, Outcome};
 use crate::copier::Copier;
-use crate::copy_engine::{Engine, OnError, Pass, Stopped};
+use crate::copy_engine::{Engine, Pass, Stopped};
 use crate::handle::JobHandle;
 use crate::lifecycle::{self, Finish};
+use crate::on_error::OnError;
 use crate::path::Path;
 use crate::window::Bounds;
 use headwater_block::chain::Missing;

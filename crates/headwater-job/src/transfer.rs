@@ -8,6 +8,10 @@
 //! - **Take first, then look.** A part's status, and then its data, are asked after it was taken from the map.
 //! - **One copy at a time of the same bytes**, or an old one could overtake a new one: a pass takes no part twice, and ends when its
 //!   copies have.
+//!
+//! # Errors, compared with QEMU
+//! An error that is ignored is tried again when the rest of the pass is done, and fails the job when it stays. QEMU 10 tries the same part
+//! again at once and for ever.
 
 use crate::copier::Copier;
 use headwater_block::chain::{self, Missing};

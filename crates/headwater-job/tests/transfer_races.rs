@@ -139,11 +139,7 @@ async fn ender(sim: Sim, job: JobHandle, may_cancel: bool, wants_pivot: Rc<Cell<
         sim.sleep(rng.duration(Duration::ZERO, Duration::from_millis(4))).await;
         // Commands may be refused, and who is refused comes again.
         match rng.range(0..6) {
-            0..3 => {
-                if job.complete().is_ok() {
-                    wants_pivot.set(true);
-                }
-            }
+            0..3 => wants_pivot.set(job.complete().is_ok() || wants_pivot.get()),
             3 | 4 if job.is_ready() => {
                 let _refused = job.request_soft_cancel();
             }

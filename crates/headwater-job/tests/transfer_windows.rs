@@ -6,7 +6,7 @@ use common::layers::Layers;
 use common::{SMALL, Shape};
 use headwater_block::{Buffer, ErrorKind, WriteFlags};
 use headwater_job::{
-    HoldGuests, Illegal, JobHandle, MirrorOptions, OnError, Outcome, Status, Verb, commit_active,
+    Finish, HoldGuests, Illegal, JobHandle, MirrorOptions, OnError, Outcome, Status, Verb, commit_active,
 };
 use headwater_sim::{Fault, Fill, Op, Sim, Task};
 use std::cell::Cell;
