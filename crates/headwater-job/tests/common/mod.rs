@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod image;
 pub mod layers;
 
 use headwater_block::{Buffer, DetectZeroes, Disk, DiskOptions, Edge, Node, WriteFlags, ZeroFlags};
