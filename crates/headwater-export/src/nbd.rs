@@ -3,11 +3,12 @@
 //! A connection's way through the modules:
 //!
 //! - `listener` binds the address and accepts; `server` starts a session per connection and ends them in order.
+//! - `exports` holds what is served, which may change at any time.
 //! - `handshake` drives the negotiation of `headwater-nbd` over the `socket`.
 //! - `session` owns the connection afterwards. It alone reads, starts requests, collects their replies and writes, so that
 //!   no state is shared and batches form by themselves: what `receive` decodes from one `recv` starts together, and the
 //!   replies that are ready together leave `replies` with one `writev`.
-//! - `handler` carries one request out on the disk.
+//! - `handler` carries one request out on the disk of the moment.
 //!
 //! # Rules
 //! - A request that was started is driven to its end, whatever the client does: a change that is dropped half-way would
@@ -16,6 +17,7 @@
 //!   `session::MAX_REQUESTS`; while it has them, nothing is read from it.
 //! - What a client sends can end its own connection, nothing else.
 
+mod exports;
 mod handler;
 mod handshake;
 mod listener;
@@ -24,6 +26,10 @@ mod replies;
 mod server;
 mod session;
 mod socket;
+mod stats;
 mod stop;
 
-pub use server::{Export, NbdServer, ServerStats};
+pub use exports::{Export, Removal, Removed};
+pub use listener::Listen;
+pub use server::{NbdServer, ServerOptions};
+pub use stats::ServerStats;

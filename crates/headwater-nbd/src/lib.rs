@@ -10,6 +10,7 @@
 //! | [`request`]   | the 28-byte request and the rules about its flags and bounds                             |
 //! | [`reply`]     | simple replies and structured chunks; [`ReadCoverage`] checks that a read was answered whole |
 //! | [`uri`]       | `nbd://host:port/export` and `nbd+unix:///export?socket=path`                            |
+//! | [`address`]   | which addresses of a host name count                                                     |
 //! | [`flags`]     | transmission and command flags                                                           |
 //! | [`error`]     | the error codes of the wire, and what can be wrong with a peer                           |
 //!
@@ -25,6 +26,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod error;
 pub mod flags;
 pub mod negotiate;
@@ -33,11 +35,12 @@ pub mod request;
 pub mod uri;
 mod wire;
 
+pub use address::IpFamily;
 pub use error::{ErrorCode, ProtocolError};
 pub use flags::{CommandFlags, TransmissionFlags};
 pub use negotiate::{
     BlockSizes, ClientAsk, ClientChoice, ClientHandshake, ExportInfo, ListHandshake, ListedExport,
-    MetaContext, ServerHandshake, ServerOffer, ServerOutcome, Step,
+    MetaContext, ServerHandshake, ServerOffer, ServerOutcome, ServerRules, Step,
 };
 pub use reply::{ChunkHeader, ChunkKind, ReadCoverage, ReplyHeader};
 pub use request::{Command, Request, Terms};

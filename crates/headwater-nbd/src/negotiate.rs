@@ -42,7 +42,7 @@ mod server;
 
 pub use client::{ClientAsk, ClientHandshake, ServerOffer};
 pub use list::{ListHandshake, ListedExport};
-pub use server::{ClientChoice, ExportInfo, ServerHandshake, ServerOutcome};
+pub use server::{ClientChoice, ExportInfo, ServerHandshake, ServerOutcome, ServerRules};
 
 use std::fmt;
 

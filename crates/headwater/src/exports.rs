@@ -1,23 +1,17 @@
 //! The addresses at which a disk is served.
 
 use crate::failure::Outcome;
-use headwater_block::Disk;
-use headwater_export::nbd::{Export, NbdServer};
+use futures_util::future::join_all;
+use headwater_block::{Disk, Edge};
+use headwater_export::nbd::{Export, NbdServer, ServerOptions};
 use headwater_nbd::NbdUri;
 use std::rc::Rc;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 /// Servers that run until they are told to stop.
 #[derive(Default)]
 pub struct Exports {
-    servers: Vec<Server>,
+    servers: Vec<NbdServer>,
     uris: Vec<NbdUri>,
-}
-
-struct Server {
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<headwater_block::Result<()>>,
 }
 
 impl Exports {
@@ -25,7 +19,7 @@ impl Exports {
     /// name only share a server. Must be called inside a `LocalSet`.
     ///
     /// # Errors
-    /// If an address can't be had; then none is served.
+    /// If an address can't be had, or is given twice with the same name; then none is served.
     pub fn start(uris: &[NbdUri], disk: &Rc<Disk>, writable: bool) -> Outcome<Self> {
         let mut addresses = Vec::new();
         for uri in uris {
@@ -33,31 +27,25 @@ impl Exports {
                 addresses.push(&uri.address);
             }
         }
-        let mut bound = Vec::new();
-        let mut served = Vec::new();
+        let edge = Edge::new(disk.clone());
+        let mut exports = Self::default();
         for address in addresses {
-            let names = uris.iter().filter(|uri| uri.address == *address).map(|uri| uri.export.clone());
-            let names: Vec<String> = names.collect();
-            let exports = names.iter().map(|name| Export {
-                name: name.clone(),
-                description: format!("headwater: {}", disk.name()),
-                disk: disk.clone(),
-                writable,
-            });
-            let server = NbdServer::bind(address, exports.collect())?;
-            let address = server.address()?;
-            served.extend(names.into_iter().map(|export| NbdUri { address: address.clone(), export }));
-            bound.push(server);
+            let options = ServerOptions { empty_name_is_only_export: true, ..ServerOptions::default() };
+            let server = NbdServer::start(address.into(), options)?;
+            let bound = server.address().unwrap_or(address).clone();
+            for uri in uris.iter().filter(|uri| uri.address == *address) {
+                server.add(Export {
+                    name: uri.export.clone(),
+                    description: format!("headwater: {}", disk.name()),
+                    edge: edge.clone(),
+                    writable,
+                    allocation_depth: true,
+                })?;
+                exports.uris.push(NbdUri { address: bound.clone(), export: uri.export.clone() });
+            }
+            exports.servers.push(server);
         }
-        let servers = bound.into_iter().map(|server| {
-            let (stop, stopped) = oneshot::channel();
-            let task = tokio::task::spawn_local(server.run(async move {
-                // A sender that is gone means the same.
-                let _ = stopped.await;
-            }));
-            Server { stop, task }
-        });
-        Ok(Self { servers: servers.collect(), uris: served })
+        Ok(exports)
     }
 
     /// Where the disk is served, with the ports that the system chose where 0 was asked for.
@@ -72,14 +60,6 @@ impl Exports {
 
     /// Takes no more clients, finishes the requests that were received, and closes the connections.
     pub async fn stop(self) {
-        let (stops, tasks): (Vec<_>, Vec<_>) = self.servers.into_iter().map(|s| (s.stop, s.task)).unzip();
-        drop(stops);
-        for task in tasks {
-            match task.await {
-                Ok(Ok(())) => {}
-                Ok(Err(err)) => tracing::warn!("an NBD server failed: {err}"),
-                Err(err) => tracing::error!("an NBD server failed: {err}"),
-            }
-        }
+        join_all(self.servers.into_iter().map(NbdServer::stop)).await;
     }
 }

@@ -2,15 +2,14 @@
 
 use std::rc::Rc;
 
-use headwater_block::disk::Disk;
-use headwater_block::{Buffer, Error, ErrorKind, Extent, ExtentKind, WriteFlags, ZeroFlags};
-use headwater_nbd::negotiate::{ALLOCATION_DEPTH, BASE_ALLOCATION};
+use headwater_block::{Buffer, Disk, Edge, Error, ErrorKind, Extent, ExtentKind, WriteFlags, ZeroFlags};
+use headwater_nbd::negotiate::BASE_ALLOCATION;
 use headwater_nbd::reply::{STATE_HOLE, STATE_ZERO, StatusExtent, encode_block_status};
 use headwater_nbd::{Command, CommandFlags, ErrorCode, MetaContext, Request};
 
 use super::receive::Incoming;
 use super::replies::Reply;
-use super::server::ServerStats;
+use super::stats::ServerStats;
 
 /// Most extents of one context in one reply. The client asks again from where they end; a bound keeps one request from
 /// occupying the thread for long.
@@ -21,8 +20,8 @@ const CACHE_STEP: u64 = 1 << 20;
 
 /// What a session's requests are carried out on.
 pub(crate) struct Handler {
-    /// The disk.
-    pub(crate) disk: Rc<Disk>,
+    /// Leads to the disk.
+    pub(crate) edge: Rc<Edge>,
     /// Whether replies are structured.
     pub(crate) structured: bool,
     /// The contexts that each block status reply carries.
@@ -57,12 +56,14 @@ impl Handler {
     async fn carry_out(&self, request: &Request, data: Option<Buffer>) -> Result<Reply, Error> {
         let Request { command, flags, cookie, offset, length } = *request;
         let fua = flags.contains(CommandFlags::FUA);
+        // Held until the request is done: the graph may put another disk here only between requests.
+        let disk = &*self.edge.enter().await;
         match command {
             Command::Read => {
                 let data = if self.structured {
-                    self.disk.read_unless_zero(offset, length.into()).await?
+                    disk.read_unless_zero(offset, length.into()).await?
                 } else {
-                    Some(self.disk.read(offset, length.into()).await?)
+                    Some(disk.read(offset, length.into()).await?)
                 };
                 self.stats.count_read(length);
                 return Ok(match data {
@@ -72,33 +73,33 @@ impl Handler {
             }
             Command::Write => {
                 let data = data.unwrap_or_else(|| Buffer::zeroed(0));
-                self.disk.write(offset, data, WriteFlags { fua }).await?;
+                disk.write(offset, data, WriteFlags { fua }).await?;
                 self.stats.count_write(length);
             }
             Command::WriteZeroes => {
                 let unmap = !flags.contains(CommandFlags::NO_HOLE);
                 let fast_only = flags.contains(CommandFlags::FAST_ZERO);
-                self.disk.write_zeroes(offset, length.into(), ZeroFlags { fua, unmap, fast_only }).await?;
+                disk.write_zeroes(offset, length.into(), ZeroFlags { fua, unmap, fast_only }).await?;
                 self.stats.count_other();
             }
             Command::Trim => {
-                self.disk.discard(offset, length.into()).await?;
+                disk.discard(offset, length.into()).await?;
                 if fua {
-                    self.disk.flush().await?;
+                    disk.flush().await?;
                 }
                 self.stats.count_other();
             }
             Command::Flush => {
-                self.disk.flush().await?;
+                disk.flush().await?;
                 self.stats.count_other();
             }
             Command::Cache => {
-                self.cache(offset, length.into()).await?;
+                cache(disk, offset, length.into()).await?;
                 self.stats.count_other();
             }
             Command::BlockStatus => {
                 let one = flags.contains(CommandFlags::REQ_ONE);
-                let reply = self.block_status(request, one).await?;
+                let reply = self.block_status(disk, request, one).await?;
                 self.stats.count_other();
                 return Ok(reply);
             }
@@ -113,24 +114,9 @@ impl Handler {
         Ok(Reply::success(cookie))
     }
 
-    /// Prefetches where there is a place that keeps what was fetched; elsewhere it would only cost I/O.
-    async fn cache(&self, offset: u64, length: u64) -> Result<(), Error> {
-        if !self.disk.copies_on_read() {
-            return Ok(());
-        }
-        let end = offset + length;
-        let mut at = offset;
-        while at < end {
-            let step = CACHE_STEP.min(end - at);
-            self.disk.read(at, step).await?;
-            at += step;
-        }
-        Ok(())
-    }
-
-    async fn block_status(&self, request: &Request, one: bool) -> Result<Reply, Error> {
+    async fn block_status(&self, disk: &Disk, request: &Request, one: bool) -> Result<Reply, Error> {
         let range = request.offset..request.offset + u64::from(request.length);
-        let extents = self.disk.block_status(range, MAX_EXTENTS).await?;
+        let extents = disk.block_status(range, MAX_EXTENTS).await?;
         let mut bytes = Vec::new();
         for (index, context) in self.contexts.iter().enumerate() {
             let state = match context.name.as_str() {
@@ -148,9 +134,19 @@ impl Handler {
     }
 }
 
-/// The contexts that every export has, in the order of their ids.
-pub(crate) fn contexts() -> Vec<String> {
-    [BASE_ALLOCATION, ALLOCATION_DEPTH].map(str::to_owned).to_vec()
+/// Prefetches where there is a place that keeps what was fetched; elsewhere it would only cost I/O.
+async fn cache(disk: &Rc<Disk>, offset: u64, length: u64) -> Result<(), Error> {
+    if !disk.copies_on_read() {
+        return Ok(());
+    }
+    let end = offset + length;
+    let mut at = offset;
+    while at < end {
+        let step = CACHE_STEP.min(end - at);
+        disk.read(at, step).await?;
+        at += step;
+    }
+    Ok(())
 }
 
 fn allocation(extent: &Extent) -> u32 {

@@ -3,8 +3,9 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 
-use headwater_nbd::{ClientChoice, ExportInfo, ProtocolError, ServerHandshake, ServerOutcome, Step};
+use headwater_nbd::{ClientChoice, ProtocolError, ServerHandshake, ServerOutcome, ServerRules, Step};
 
+use super::exports::{Exports, Seat};
 use super::socket::Socket;
 
 /// How much is received at once; the haggling of an honest client fits.
@@ -19,19 +20,34 @@ pub(crate) enum Failure {
     CutOff(ProtocolError),
     /// The connection failed.
     Broken(io::Error),
+    /// The client takes too long.
+    TooSlow,
 }
 
-/// Negotiates. Returns what the client chose, and what it has sent beyond that. May be dropped at any time.
+/// A client that has chosen an export.
+pub(crate) struct Negotiated {
+    pub(crate) socket: Socket,
+    pub(crate) seat: Seat,
+    pub(crate) choice: ClientChoice,
+    /// What the client has sent beyond the negotiation.
+    pub(crate) received: Vec<u8>,
+    /// The answer that ends the negotiation, which is still to be sent. From its choice on a client may be told to go, and that must not
+    /// wait for the client to take this.
+    pub(crate) answer: Vec<u8>,
+}
+
+/// Negotiates. May be dropped at any time.
 pub(crate) async fn negotiate(
-    socket: &mut Socket,
-    exports: Vec<ExportInfo>,
-) -> Result<(ClientChoice, Vec<u8>), Failure> {
+    mut socket: Socket,
+    exports: &Exports,
+    rules: ServerRules,
+) -> Result<Negotiated, Failure> {
     let mut output = Vec::new();
-    let mut handshake = ServerHandshake::new(exports, &mut output);
+    let mut handshake = ServerHandshake::new(rules, &mut output);
     let mut input = Vec::new();
-    send(socket, &mut output).await?;
+    send(&mut socket, &mut output).await?;
     loop {
-        match handshake.step(&input, &mut output).map_err(Failure::CutOff)? {
+        match handshake.step(|| exports.infos(), &input, &mut output).map_err(Failure::CutOff)? {
             Step::More { state, .. } => {
                 let known = input.len();
                 input.resize(known + PIECE, 0);
@@ -45,17 +61,21 @@ pub(crate) async fn negotiate(
             }
             Step::Next { state, consumed } => {
                 input.drain(..consumed);
-                send(socket, &mut output).await?;
+                send(&mut socket, &mut output).await?;
                 handshake = state;
             }
-            Step::Done { outcome, consumed } => {
+            Step::Done { outcome: ServerOutcome::Transmission(choice), consumed } => {
+                // Nothing has happened since the choice was made.
+                let seat = exports.take_seat(&choice.export.name).ok_or(Failure::Left)?;
                 input.drain(..consumed);
-                send(socket, &mut output).await?;
-                return match outcome {
-                    ServerOutcome::Transmission(choice) => Ok((choice, input)),
-                    ServerOutcome::Closed => Err(Failure::Left),
-                };
+                return Ok(Negotiated { socket, seat, choice, received: input, answer: output });
             }
+            Step::Done { outcome: ServerOutcome::Closed, .. } => {
+                send(&mut socket, &mut output).await?;
+                return Err(Failure::Left);
+            }
+            // The rules don't offer it.
+            Step::Done { outcome: ServerOutcome::StartTls(_), .. } => return Err(Failure::Left),
         }
     }
 }

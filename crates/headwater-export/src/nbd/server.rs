@@ -1,278 +1,247 @@
 //! Accepts clients, gives each a session, and ends them in order.
 
-use std::cell::Cell;
-use std::collections::HashSet;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use headwater_block::disk::Disk;
-use headwater_block::{Error, ErrorKind, Result};
-use headwater_nbd::negotiate::MAX_STRING;
-use headwater_nbd::{BlockSizes, ClientChoice, ExportInfo, NbdAddress, Terms, TransmissionFlags};
+use headwater_block::Result;
+use headwater_nbd::{ClientChoice, NbdAddress, ServerRules, Terms};
+use tokio::task::{JoinError, JoinHandle};
 
-use super::handler::{self, Handler};
-use super::handshake::{self, Failure};
-use super::listener::Listener;
+use super::exports::{Export, Exports, Removal, Removed};
+use super::handler::Handler;
+use super::handshake::{self, Failure, Negotiated};
+use super::listener::{Listen, Listener};
 use super::receive::Receiver;
+use super::replies::{Replies, Reply};
 use super::session::{End, Session};
 use super::socket::Socket;
+use super::stats::{Counted, ServerStats};
 use super::stop::{Stop, StopListener};
-
-/// Longest read or write, in bytes: what the protocol document asks every server to take.
-const MAX_PAYLOAD: u32 = 32 << 20;
-
-/// Most clients at once. Further ones wait in the kernel's queue.
-const MAX_CLIENTS: usize = 256;
-
-/// How long a client may take to negotiate.
-const NEGOTIATION_TIME: Duration = Duration::from_secs(30);
 
 /// How long to wait when the system has no descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A disk under a name.
-#[derive(Clone)]
-pub struct Export {
-    /// What clients ask for; at most 4096 bytes. Clients that ask for the empty name get the export of that name, or the only one.
-    pub name: String,
-    /// A text for people, at most 4096 bytes; may be empty.
-    pub description: String,
-    /// The disk.
-    pub disk: Rc<Disk>,
-    /// Whether clients may change it. A disk that is read-only itself is never changed.
-    pub writable: bool,
+/// How a server behaves. The defaults are those of QEMU's servers.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Most clients at once, those that negotiate included; 0 means any number. Further ones wait in the kernel's queue. If it is 1,
+    /// clients are told not to open several connections.
+    pub max_connections: u32,
+    /// How long a client may take to negotiate; `None` means for ever.
+    pub handshake_limit: Option<Duration>,
+    /// A client that asks for the empty name gets the only export, if there is just one.
+    pub empty_name_is_only_export: bool,
 }
 
-impl Export {
-    fn info(&self) -> ExportInfo {
-        use TransmissionFlags as F;
-        // All connections use the same disk object, so that a flush on one covers the writes of all.
-        let mut flags =
-            F::HAS_FLAGS | F::SEND_FLUSH | F::SEND_FUA | F::SEND_DF | F::SEND_CACHE | F::CAN_MULTI_CONN;
-        if self.writable && !self.disk.is_read_only() {
-            flags |= F::SEND_TRIM | F::SEND_WRITE_ZEROES | F::SEND_FAST_ZERO;
-        } else {
-            flags |= F::READ_ONLY;
-        }
-        // The disk takes any alignment.
-        let preferred = self.disk.limits().preferred.clamp(512, MAX_PAYLOAD);
-        let preferred = if preferred.is_power_of_two() { preferred } else { 4096 };
-        ExportInfo {
-            name: self.name.clone(),
-            description: self.description.clone(),
-            size: self.disk.size(),
-            flags,
-            block_sizes: BlockSizes { minimum: 1, preferred, maximum: MAX_PAYLOAD },
-            contexts: handler::contexts(),
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 100,
+            handshake_limit: Some(Duration::from_secs(10)),
+            empty_name_is_only_export: false,
         }
     }
 }
 
-/// Counters of a server since it was bound.
-#[derive(Debug, Default)]
-pub struct ServerStats {
-    /// Clients connected right now.
-    pub clients: Cell<u64>,
-    /// Clients that ever connected.
-    pub clients_total: Cell<u64>,
-    /// Requests answered, failures included.
-    pub requests: Cell<u64>,
-    /// Requests answered with an error.
-    pub failures: Cell<u64>,
-    /// Bytes read by clients.
-    pub read_bytes: Cell<u64>,
-    /// Bytes written by clients; zeroes and trims not counted.
-    pub written_bytes: Cell<u64>,
-}
-
-fn add(counter: &Cell<u64>, count: u64) {
-    counter.set(counter.get().wrapping_add(count));
-}
-
-impl ServerStats {
-    pub(crate) fn count_read(&self, bytes: u32) {
-        add(&self.requests, 1);
-        add(&self.read_bytes, bytes.into());
-    }
-
-    pub(crate) fn count_write(&self, bytes: u32) {
-        add(&self.requests, 1);
-        add(&self.written_bytes, bytes.into());
-    }
-
-    pub(crate) fn count_other(&self) {
-        add(&self.requests, 1);
-    }
-
-    pub(crate) fn count_failure(&self) {
-        add(&self.requests, 1);
-        add(&self.failures, 1);
-    }
-}
-
-/// Counts a client for as long as it lives.
-struct Counted(Rc<ServerStats>);
-
-impl Counted {
-    fn new(stats: Rc<ServerStats>) -> Self {
-        add(&stats.clients, 1);
-        add(&stats.clients_total, 1);
-        Self(stats)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.clients.set(self.0.clients.get().saturating_sub(1));
-    }
-}
-
-/// An NBD server that is bound to an address.
+/// A server that listens, with exports that come and go. It lives in the `LocalSet` in which it was started.
 ///
 /// ```no_run
 /// # async fn example(disk: std::rc::Rc<headwater_block::disk::Disk>) -> headwater_block::Result<()> {
-/// use headwater_export::nbd::{Export, NbdServer};
+/// use headwater_block::Edge;
+/// use headwater_export::nbd::{Export, NbdServer, Removal, ServerOptions};
 /// use headwater_nbd::NbdUri;
 ///
 /// let uri: NbdUri = "nbd+unix:///disk?socket=/run/disk.sock".parse().expect("an NBD address");
-/// let export = Export { name: uri.export, description: String::new(), disk, writable: true };
-/// let server = NbdServer::bind(&uri.address, vec![export])?;
-/// let interrupted = async { drop(tokio::signal::ctrl_c().await) };
-/// server.run(interrupted).await
+/// let server = NbdServer::start((&uri.address).into(), ServerOptions::default())?;
+/// let export = Export {
+///     name: uri.export.clone(),
+///     description: String::new(),
+///     edge: Edge::new(disk),
+///     writable: true,
+///     allocation_depth: false,
+/// };
+/// server.add(export)?;
+/// // ...
+/// server.remove(&uri.export, Removal::Hard)?.await;
+/// server.stop().await;
+/// # Ok(())
 /// # }
 /// ```
+///
+/// Dropping it has the effect of [`NbdServer::stop`], but nobody hears of the end.
 pub struct NbdServer {
-    listener: Listener,
-    exports: Rc<[Export]>,
+    shared: Rc<Shared>,
+    stop: Stop,
+    address: Option<NbdAddress>,
+    /// Accepts clients; over when the last is gone.
+    task: Option<JoinHandle<()>>,
+}
+
+/// What the server and its clients share.
+struct Shared {
+    exports: Exports,
+    options: ServerOptions,
     stats: Rc<ServerStats>,
 }
 
 impl NbdServer {
-    /// Binds `address` (port 0 lets the system choose one) for `exports`. Must be called inside a tokio runtime. Clients
-    /// can connect as soon as this returns; they are served once [`NbdServer::run`] runs.
+    /// Binds an address and serves from now on, without any export at first. Must be called inside a tokio `LocalSet`.
     ///
     /// # Errors
-    /// `InvalidInput` if there is no export, a name occurs twice, or a text is too long; `InUse` if another process has
-    /// the address; otherwise what the system says.
-    pub fn bind(address: &NbdAddress, exports: Vec<Export>) -> Result<Self> {
-        if exports.is_empty() {
-            return Err(Error::new(ErrorKind::InvalidInput, "an NBD server needs at least one export"));
-        }
-        let mut names = HashSet::new();
-        for export in &exports {
-            let name = &export.name;
-            if name.len() > MAX_STRING || export.description.len() > MAX_STRING {
-                let message =
-                    format!("export {name:?}: name and description may have {MAX_STRING} bytes each");
-                return Err(Error::new(ErrorKind::InvalidInput, message));
-            }
-            if !names.insert(name) {
-                let message = format!("two exports are called {name:?}; give each its own name");
-                return Err(Error::new(ErrorKind::InvalidInput, message));
-            }
-        }
-        let listener = Listener::bind(address)?;
-        Ok(Self { listener, exports: exports.into(), stats: Rc::default() })
+    /// `InUse` if another process has the address, `InvalidInput` if it can't be one; otherwise what the system says.
+    pub fn start(listen: Listen, options: ServerOptions) -> Result<Self> {
+        let listener = Listener::bind(listen)?;
+        let address = listener.address();
+        let exports = Exports::new(options.max_connections != 1);
+        let shared = Rc::new(Shared { exports, options, stats: Rc::default() });
+        let stop = Stop::new();
+        let task = tokio::task::spawn_local(accept(listener, shared.clone(), stop.listener()));
+        Ok(Self { shared, stop, address, task: Some(task) })
     }
 
-    /// Where clients can connect: as given, with the port that the system chose if 0 was asked for.
+    /// Where clients can connect: as given, with the port that the system chose if 0 was asked for. The first address, if it is several;
+    /// `None` if it has no such form, as an abstract socket.
+    pub fn address(&self) -> Option<&NbdAddress> {
+        self.address.as_ref()
+    }
+
+    /// Serves one more export.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn address(&self) -> Result<NbdAddress> {
-        self.listener.address()
+    /// `AlreadyExists` if there is one of that name, `InvalidInput` if a text is too long.
+    pub fn add(&self, export: Export) -> Result<()> {
+        self.shared.exports.add(export)
+    }
+
+    /// Serves an export no longer: when this returns, no new client gets it and its name is free. What is returned completes when the
+    /// last client and its requests are gone.
+    ///
+    /// Clients that only asked about the export don't count; they won't find it any more.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none of that name, `InUse` if it is to go safely and has clients.
+    pub fn remove(&self, name: &str, how: Removal) -> Result<Removed> {
+        self.shared.exports.remove(name, how)
+    }
+
+    /// How many clients have chosen the export `name`. `None` if there is none of that name.
+    pub fn clients(&self, name: &str) -> Option<usize> {
+        self.shared.exports.clients(name)
     }
 
     /// The server's counters, which stay valid after its end.
     pub fn stats(&self) -> Rc<ServerStats> {
-        self.stats.clone()
+        self.shared.stats.clone()
     }
 
-    /// Serves until `shutdown` completes; then accepts no more, finishes the requests that were received, closes the
-    /// connections and removes a Unix socket. Must run inside a tokio `LocalSet`.
-    ///
-    /// If this future is dropped, the sessions finish in the same way, on their own.
-    ///
-    /// # Errors
-    /// None of a client's doing.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<()> {
-        let stop = Stop::new();
-        let mut sessions = FuturesUnordered::new();
-        let mut shutdown = pin!(shutdown);
-        loop {
-            tokio::select! {
-                biased;
-                () = &mut shutdown => break,
-                Some(ended) = sessions.next(), if !sessions.is_empty() => report_panic(ended),
-                accepted = self.listener.accept(), if sessions.len() < MAX_CLIENTS => match accepted {
-                    Ok(socket) => {
-                        let counted = Counted::new(self.stats.clone());
-                        let (exports, stop) = (self.exports.clone(), stop.listener());
-                        sessions.push(tokio::task::spawn_local(serve(socket, exports, counted, stop)));
-                    }
-                    Err(error) => {
-                        tracing::warn!("cannot accept an NBD client: {error}");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-            }
+    /// Accepts no more clients, removes all exports hard, and gives up the address; a Unix socket that was made is removed. Completes
+    /// when the last client is gone.
+    pub async fn stop(mut self) {
+        self.order_stop();
+        if let Some(task) = self.task.take() {
+            report_panic(task.await);
         }
-        drop(self.listener);
-        stop.order();
-        while let Some(ended) = sessions.next().await {
-            report_panic(ended);
-        }
-        Ok(())
+    }
+
+    fn order_stop(&self) {
+        self.stop.order();
+        self.shared.exports.remove_all();
     }
 }
 
-fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        self.order_stop();
+    }
+}
+
+/// Accepts clients until the order to stop; then waits for those that are there.
+async fn accept(listener: Listener, shared: Rc<Shared>, stop: StopListener) {
+    let most = match shared.options.max_connections {
+        0 => usize::MAX,
+        most => most as usize,
+    };
+    let mut sessions = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = poll_fn(|cx| stop.poll(cx)) => break,
+            Some(ended) = sessions.next(), if !sessions.is_empty() => report_panic(ended),
+            accepted = poll_fn(|cx| listener.poll_accept(cx)), if sessions.len() < most => match accepted {
+                Ok(socket) => {
+                    let client = serve(socket, shared.clone(), stop.another());
+                    sessions.push(tokio::task::spawn_local(client));
+                }
+                Err(error) => {
+                    tracing::warn!("cannot accept an NBD client: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while let Some(ended) = sessions.next().await {
+        report_panic(ended);
+    }
+}
+
+fn report_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
         tracing::error!("an NBD session failed: {error}");
     }
 }
 
-/// One client, from greeting to end.
-async fn serve(mut socket: Socket, exports: Rc<[Export]>, counted: Counted, stop: StopListener) {
-    let infos: Vec<ExportInfo> = exports.iter().map(Export::info).collect();
-    let negotiation =
-        tokio::time::timeout(NEGOTIATION_TIME, handshake::negotiate(&mut socket, infos.clone()));
+/// One client, from greeting to end. `stop` is heard until it has chosen an export; from then on, its seat there counts.
+async fn serve(socket: Socket, shared: Rc<Shared>, stop: StopListener) {
+    let counted = Counted::new(shared.stats.clone());
     let negotiated = tokio::select! {
         biased;
         () = poll_fn(|cx| stop.poll(cx)) => return,
-        negotiated = negotiation => negotiated,
+        negotiated = negotiate(socket, &shared) => negotiated,
     };
-    let (choice, received) = match negotiated {
-        Ok(Ok(negotiated)) => negotiated,
-        Ok(Err(Failure::Left)) => return,
-        Ok(Err(Failure::CutOff(error))) => return tracing::warn!("NBD client cut off: {error}"),
-        Ok(Err(Failure::Broken(error))) => return tracing::debug!("NBD client lost: {error}"),
-        Err(_) => return tracing::warn!("NBD client cut off: it did not negotiate in {NEGOTIATION_TIME:?}"),
+    drop(stop);
+    let Negotiated { socket, seat, choice, received, answer } = match negotiated {
+        Ok(negotiated) => negotiated,
+        Err(Failure::Left) => return,
+        Err(Failure::CutOff(error)) => return tracing::warn!("NBD client cut off: {error}"),
+        Err(Failure::Broken(error)) => return tracing::debug!("NBD client lost: {error}"),
+        Err(Failure::TooSlow) => return tracing::warn!("NBD client cut off: it takes too long to negotiate"),
     };
-    let ClientChoice { export: index, flags, structured, contexts } = choice;
-    let (export, info) = (&exports[index], &infos[index]);
+    let ClientChoice { export, structured, contexts } = choice;
     let terms = Terms {
-        size: info.size,
-        flags,
-        minimum_block: info.block_sizes.minimum,
-        maximum_payload: info.block_sizes.maximum,
+        size: export.size,
+        flags: export.flags,
+        minimum_block: export.block_sizes.minimum,
+        maximum_payload: export.block_sizes.maximum,
         structured,
         contexts: !contexts.is_empty(),
     };
-    let (disk, stats) = (export.disk.clone(), counted.0.clone());
-    let handler = Rc::new(Handler { disk, structured, contexts, stats });
+    let (edge, stats) = (seat.export().edge.clone(), counted.0.clone());
+    let handler = Rc::new(Handler { edge, structured, contexts, stats });
     let start = |incoming, cost| {
         let handler = handler.clone();
         async move { (handler.handle(incoming).await, cost) }
     };
+    let receiver = Receiver::new(terms, &received);
+    let mut replies = Replies::default();
+    replies.push(Reply::chunks(answer), 0);
     let name = &export.name;
-    match Session::new(socket, Receiver::new(terms, &received), stop, start).run().await {
+    match Session::new(socket, receiver, replies, seat.stop(), start).run().await {
         End::Left | End::Stopped => tracing::debug!("NBD client of {name:?} left"),
         End::LeftMidRequest => tracing::debug!("NBD client of {name:?} left in the middle of a request"),
         End::CutOff(error) => tracing::warn!("NBD client of {name:?} cut off: {error}"),
         End::Broken(error) => tracing::debug!("NBD client of {name:?} lost: {error}"),
+    }
+}
+
+async fn negotiate(socket: Socket, shared: &Shared) -> Result<Negotiated, Failure> {
+    let rules =
+        ServerRules { tls: false, empty_name_is_only_export: shared.options.empty_name_is_only_export };
+    let negotiation = handshake::negotiate(socket, &shared.exports, rules);
+    match shared.options.handshake_limit {
+        Some(limit) => tokio::time::timeout(limit, negotiation).await.unwrap_or(Err(Failure::TooSlow)),
+        None => negotiation.await,
     }
 }

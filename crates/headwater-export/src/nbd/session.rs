@@ -51,7 +51,7 @@ enum Phase {
 
 /// A connection after negotiation. `start` makes the future of a request; with the request it gets what the request costs,
 /// and its future gives that back with the reply.
-pub(crate) struct Session<Start, Handling> {
+pub(crate) struct Session<'a, Start, Handling> {
     socket: Socket,
     receiver: Receiver,
     start: Start,
@@ -61,24 +61,30 @@ pub(crate) struct Session<Start, Handling> {
     held: usize,
     /// Whether this poll gives others a chance to complete more requests before replies are written.
     yielded: bool,
-    stop: StopListener,
+    stop: &'a StopListener,
     phase: Phase,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
-impl<Start, Handling> Session<Start, Handling>
+impl<'a, Start, Handling> Session<'a, Start, Handling>
 where
     Start: Fn(Incoming, usize) -> Handling,
     Handling: Future<Output = (Reply, usize)>,
 {
-    /// A session that serves until its client leaves or `stop` orders the end.
-    pub(crate) fn new(socket: Socket, receiver: Receiver, stop: StopListener, start: Start) -> Self {
+    /// A session that first sends `replies` and serves until its client leaves or `stop` orders the end.
+    pub(crate) fn new(
+        socket: Socket,
+        receiver: Receiver,
+        replies: Replies,
+        stop: &'a StopListener,
+        start: Start,
+    ) -> Self {
         Self {
             socket,
             receiver,
             start,
             running: FuturesUnordered::new(),
-            replies: Replies::default(),
+            replies,
             held: 0,
             yielded: false,
             stop,

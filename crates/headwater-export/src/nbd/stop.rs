@@ -32,9 +32,7 @@ impl Stop {
 
     /// One who hears the order.
     pub(crate) fn listener(&self) -> StopListener {
-        let id = self.0.next_listener.get();
-        self.0.next_listener.set(id + 1);
-        StopListener { state: self.0.clone(), id }
+        StopListener::new(&self.0)
     }
 }
 
@@ -52,6 +50,17 @@ pub(crate) struct StopListener {
 }
 
 impl StopListener {
+    fn new(state: &Rc<State>) -> Self {
+        let id = state.next_listener.get();
+        state.next_listener.set(id + 1);
+        Self { state: state.clone(), id }
+    }
+
+    /// Another one who hears the same order.
+    pub(crate) fn another(&self) -> Self {
+        Self::new(&self.state)
+    }
+
     /// Ready once the order was given.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.state.ordered.get() {

@@ -1,6 +1,6 @@
 //! A server in a thread of its own, on a disk in memory, and a client that speaks the protocol by hand.
 
-use std::cell::RefCell;
+use std::cell::{Cell, Ref, RefCell};
 use std::future::ready;
 use std::io::{Read, Write};
 use std::ops::Range;
@@ -9,16 +9,18 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use headwater_block::disk::{Disk, DiskOptions};
+use headwater_block::edge::Edge;
 use headwater_block::node::{Access, Change};
 use headwater_block::{
     Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Limits, LocalFuture, Node, Resolved, Result,
     TokioClock, WriteFlags, ZeroFlags,
 };
-use headwater_export::nbd::{Export, NbdServer};
+use headwater_export::nbd::{Export, Listen, NbdServer, ServerOptions};
 use headwater_nbd::{
     ChunkKind, ClientAsk, ClientHandshake, ErrorCode, NbdAddress, ReplyHeader, Request, ServerOffer, Step,
     reply,
@@ -47,7 +49,7 @@ impl Probe {
 /// Blocks of 4 KiB in memory; those that were never written or were zeroed are absent, and `resolve` knows it.
 pub(crate) struct SparseNode {
     blocks: RefCell<Vec<Option<Box<[u8]>>>>,
-    size: u64,
+    size: Cell<u64>,
     probe: Arc<Probe>,
 }
 
@@ -57,7 +59,7 @@ impl SparseNode {
     /// An empty node.
     pub(crate) fn new(size: u64, probe: Arc<Probe>) -> Rc<Self> {
         let blocks = RefCell::new(vec![None; size.div_ceil(BLOCK) as usize]);
-        Rc::new(Self { blocks, size, probe })
+        Rc::new(Self { blocks, size: Cell::new(size), probe })
     }
 
     fn each_block(&self, range: Range<u64>, mut f: impl FnMut(&mut Option<Box<[u8]>>, Range<usize>)) {
@@ -102,7 +104,7 @@ impl Node for SparseNode {
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.get()
     }
 
     fn limits(&self) -> Limits {
@@ -181,8 +183,10 @@ impl Node for SparseNode {
         Box::pin(ready(Ok(())))
     }
 
-    fn resize(&self, _size: u64) -> LocalFuture<'_, Result<()>> {
-        Box::pin(ready(Err(Error::new(ErrorKind::Unsupported, "fixed size"))))
+    fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {
+        self.size.set(size);
+        self.blocks.borrow_mut().resize(size.div_ceil(BLOCK) as usize, None);
+        Box::pin(ready(Ok(())))
     }
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {
@@ -190,13 +194,50 @@ impl Node for SparseNode {
     }
 }
 
+/// Runs something on a thread of its own kind: as a disk's.
+pub(crate) fn in_runtime(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, work);
+}
+
+/// An export that is writable, with all that there is.
+pub(crate) fn export(name: &str, edge: &Rc<Edge>) -> Export {
+    Export {
+        name: name.to_owned(),
+        description: format!("the export {name}"),
+        edge: edge.clone(),
+        writable: true,
+        allocation_depth: true,
+    }
+}
+
+/// An empty disk.
+pub(crate) fn disk(size: u64, probe: Arc<Probe>) -> Rc<Disk> {
+    Disk::new(SparseNode::new(size, probe), Rc::new(TokioClock::new()), DiskOptions::default())
+}
+
+/// What the thread of a server has.
+pub(crate) struct Owner {
+    server: RefCell<Option<NbdServer>>,
+    /// Of "disk".
+    pub(crate) edge: Rc<Edge>,
+}
+
+impl Owner {
+    pub(crate) fn server(&self) -> Ref<'_, NbdServer> {
+        Ref::map(self.server.borrow(), |server| server.as_ref().expect("it is not stopped yet"))
+    }
+}
+
+type Order = Box<dyn FnOnce(Rc<Owner>) -> LocalFuture<'static, ()> + Send>;
+
 /// A server on a Unix socket with two exports, "disk" and "read-only", of two disks; stops when dropped.
 pub(crate) struct Server {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) address: NbdAddress,
     /// Of "disk".
     pub(crate) probe: Arc<Probe>,
-    stop: Option<UnixStream>,
+    orders: Option<tokio::sync::mpsc::UnboundedSender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -205,40 +246,63 @@ pub(crate) const SIZE: u64 = (32 << 20) + 512;
 
 impl Server {
     pub(crate) fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let address = NbdAddress::Unix { path: directory.path().join("nbd.sock") };
-        Self::start_at(directory, address)
+        Self::start_with(ServerOptions::default())
     }
 
-    pub(crate) fn start_at(directory: tempfile::TempDir, address: NbdAddress) -> Self {
+    pub(crate) fn start_with(options: ServerOptions) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("nbd.sock");
+        Self::start_at(directory, Listen::Unix { path }, options)
+    }
+
+    pub(crate) fn start_at(directory: tempfile::TempDir, listen: Listen, options: ServerOptions) -> Self {
         let probe = Arc::new(Probe::default());
-        let (stop, stopped) = UnixStream::pair().unwrap();
+        let (orders, mut received) = tokio::sync::mpsc::unbounded_channel::<Order>();
         let (bound, when_bound) = std::sync::mpsc::channel();
-        let (theirs, requested) = (probe.clone(), address);
+        let theirs = probe.clone();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, async {
-                let export = |name: &str, probe, writable| Export {
-                    name: name.to_owned(),
-                    description: format!("the export {name}"),
-                    disk: Disk::new(
-                        SparseNode::new(SIZE, probe),
-                        Rc::new(TokioClock::new()),
-                        DiskOptions::default(),
-                    ),
-                    writable,
-                };
-                let exports = vec![export("disk", theirs, true), export("read-only", Arc::default(), false)];
-                let server = NbdServer::bind(&requested, exports).unwrap();
-                bound.send(server.address().unwrap()).unwrap();
-                stopped.set_nonblocking(true).unwrap();
-                let stopped = tokio::net::UnixStream::from_std(stopped).unwrap();
-                server.run(async { stopped.readable().await.unwrap() }).await.unwrap();
+            in_runtime(async {
+                let server = NbdServer::start(listen, options).unwrap();
+                let edge = Edge::new(disk(SIZE, theirs));
+                server.add(export("disk", &edge)).unwrap();
+                let other = Edge::new(disk(SIZE, Arc::default()));
+                server.add(Export { writable: false, ..export("read-only", &other) }).unwrap();
+                let none = NbdAddress::Unix { path: PathBuf::new() };
+                bound.send(server.address().cloned().unwrap_or(none)).unwrap();
+                let owner = Rc::new(Owner { server: RefCell::new(Some(server)), edge });
+                while let Some(order) = received.recv().await {
+                    tokio::task::spawn_local(order(owner.clone()));
+                }
+                let server = owner.server.borrow_mut().take().unwrap();
+                server.stop().await;
             });
         });
         let address = when_bound.recv().unwrap();
-        Self { directory, address, probe, stop: Some(stop), thread: Some(thread) }
+        Self { directory, address, probe, orders: Some(orders), thread: Some(thread) }
+    }
+
+    /// Has the server's owner do something, which goes on while this returns. What comes of it is received.
+    pub(crate) fn begin<R, F>(&self, order: impl FnOnce(Rc<Owner>) -> F + Send + 'static) -> Receiver<R>
+    where
+        R: Send + 'static,
+        F: Future<Output = R> + 'static,
+    {
+        let (done, result) = std::sync::mpsc::channel();
+        let order: Order = Box::new(move |owner| {
+            let work = order(owner);
+            Box::pin(async move { done.send(work.await).unwrap_or_default() })
+        });
+        self.orders.as_ref().unwrap().send(order).ok().unwrap();
+        result
+    }
+
+    /// Has the server's owner do something, and waits for it.
+    pub(crate) fn order<R, F>(&self, order: impl FnOnce(Rc<Owner>) -> F + Send + 'static) -> R
+    where
+        R: Send + 'static,
+        F: Future<Output = R> + 'static,
+    {
+        self.begin(order).recv_timeout(Duration::from_secs(20)).expect("it is done")
     }
 
     /// The URI of an export.
@@ -267,7 +331,7 @@ impl Server {
 
     /// Orders the end without waiting for it.
     pub(crate) fn order_stop(&mut self) {
-        self.stop = None;
+        self.orders = None;
     }
 
     /// Ends the server; panics if it did.
@@ -281,7 +345,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop = None;
+        self.orders = None;
         self.probe.hold(false);
         if let Some(thread) = self.thread.take() {
             let ended = thread.join();
@@ -293,6 +357,7 @@ impl Drop for Server {
 }
 
 /// A client that speaks the protocol by hand, so that it can also speak it wrongly.
+#[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) stream: UnixStream,
     pub(crate) offer: ServerOffer,
@@ -312,22 +377,27 @@ pub(crate) struct Answer {
 }
 
 impl Client {
-    pub(crate) fn negotiate(mut stream: UnixStream, ask: ClientAsk) -> Self {
+    pub(crate) fn negotiate(stream: UnixStream, ask: ClientAsk) -> Self {
+        Self::try_negotiate(stream, ask).unwrap()
+    }
+
+    /// Negotiates; gives the words of a refusal.
+    pub(crate) fn try_negotiate(mut stream: UnixStream, ask: ClientAsk) -> std::result::Result<Self, String> {
         let mut handshake = ClientHandshake::new(ask);
         let (mut input, mut output) = (Vec::new(), Vec::new());
         loop {
-            match handshake.step(&input, &mut output).unwrap() {
-                Step::Done { outcome: offer, .. } => return Self { stream, offer },
+            match handshake.step(&input, &mut output).map_err(|error| error.to_string())? {
+                Step::Done { outcome: offer, .. } => return Ok(Self { stream, offer }),
                 Step::Next { state, consumed } => {
                     input.drain(..consumed);
-                    stream.write_all(&output).unwrap();
+                    stream.write_all(&output).map_err(|error| error.to_string())?;
                     output.clear();
                     handshake = state;
                 }
                 Step::More { state, needed } => {
                     let known = input.len();
                     input.resize(needed, 0);
-                    stream.read_exact(&mut input[known..]).unwrap();
+                    stream.read_exact(&mut input[known..]).map_err(|error| error.to_string())?;
                     handshake = state;
                 }
             }

@@ -7,16 +7,16 @@ use std::time::Duration;
 use crate::common::{Client, SIZE, Server};
 use headwater_nbd::{ClientAsk, Command, CommandFlags, ErrorCode, Request, TransmissionFlags};
 
-fn read(cookie: u64, offset: u64, length: u32) -> Request {
+pub(crate) fn read(cookie: u64, offset: u64, length: u32) -> Request {
     Request::new(Command::Read, cookie, offset, length)
 }
 
-fn write(cookie: u64, offset: u64, length: u32) -> Request {
+pub(crate) fn write(cookie: u64, offset: u64, length: u32) -> Request {
     Request::new(Command::Write, cookie, offset, length)
 }
 
 /// Waits until `condition` holds, for a while.
-fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
     for _ in 0..5000 {
         if condition() {
             return;
@@ -289,47 +289,4 @@ fn garbage_ends_its_own_connection_only() {
         }
     }
     assert_eq!(witness.ask(read(1, 0, 4096), &[]).data, [7; 4096]);
-}
-
-#[test]
-fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
-    use headwater_block::ErrorKind;
-    use headwater_export::nbd::NbdServer;
-    use headwater_nbd::NbdAddress;
-
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("nbd.sock");
-    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    assert!(path.exists());
-    let server = Server::start_at(directory, NbdAddress::Unix { path: path.clone() });
-    server.client();
-
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let _guard = runtime.enter();
-    let bind = |path: &std::path::Path, exports| {
-        NbdServer::bind(&NbdAddress::Unix { path: path.to_owned() }, exports)
-    };
-    let export = |name: &str| headwater_export::nbd::Export {
-        name: name.to_owned(),
-        description: String::new(),
-        disk: headwater_block::disk::Disk::new(
-            crate::common::SparseNode::new(SIZE, Default::default()),
-            std::rc::Rc::new(headwater_block::TokioClock::new()),
-            Default::default(),
-        ),
-        writable: true,
-    };
-    let kind = |path: &std::path::Path, exports| bind(path, exports).err().expect("refused").kind();
-    assert_eq!(kind(&path, vec![export("x")]), ErrorKind::InUse);
-    server.client();
-    let file = server.path("file");
-    std::fs::write(&file, b"precious").unwrap();
-    assert_eq!(kind(&file, vec![export("x")]), ErrorKind::AlreadyExists);
-    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
-    let fresh = server.path("fresh.sock");
-    assert_eq!(kind(&fresh, vec![]), ErrorKind::InvalidInput);
-    assert_eq!(kind(&fresh, vec![export("x"), export("x")]), ErrorKind::InvalidInput);
-    assert_eq!(kind(&fresh, vec![export(&"x".repeat(5000))]), ErrorKind::InvalidInput);
-    let missing = server.path("no/such/directory.sock");
-    assert_eq!(kind(&missing, vec![export("x")]), ErrorKind::NotFound);
 }

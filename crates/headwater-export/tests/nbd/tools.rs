@@ -4,10 +4,11 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::{SIZE, Server};
+use headwater_export::nbd::{Listen, ServerOptions};
 use headwater_nbd::NbdAddress;
 
 /// Runs a tool that must succeed; returns what it printed.
-fn run(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     // nbdsh needs the system's own Python, whichever else comes first in the path.
     let path = format!("/usr/bin:{}", std::env::var("PATH").unwrap_or_default());
     let output = Command::new(program).args(arguments).env("PATH", path).output();
@@ -97,11 +98,13 @@ fn tcp_works_too() {
     let directory = tempfile::tempdir().unwrap();
     for host in ["127.0.0.1", "::1"] {
         let address = NbdAddress::Tcp { host: host.to_owned(), port: 0 };
+        let listen = Listen::from(&address);
         if host == "::1" && std::net::TcpListener::bind((host, 0)).is_err() {
             eprintln!("no IPv6 here");
             continue;
         }
-        let server = Server::start_at(tempfile::tempdir_in(&directory).unwrap(), address);
+        let server =
+            Server::start_at(tempfile::tempdir_in(&directory).unwrap(), listen, ServerOptions::default());
         let image = server.path("image.raw");
         sample(&image);
         run("nbdcopy", &[text(&image), &server.uri("disk")]);

@@ -2,6 +2,12 @@
 //!
 //! A client can keep a server busy here before it is known to be worth anything, so everything is bounded: the data
 //! of an option that are buffered, those that are skipped, and the number of options.
+//!
+//! Exports may come and go meanwhile: each option is answered from those that there are at that moment. What a client was told of an
+//! export by `GO` is what it gets.
+//!
+//! Where TLS is demanded, nothing is said in clear but that. A client that starts TLS goes on with the same handshake over TLS;
+//! it has negotiated nothing before that could have been another's doing.
 
 use super::{
     BlockSizes, EXPORT_NAME_PADDING, FIXED_NEWSTYLE, INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_EXPORT,
@@ -18,11 +24,19 @@ const MAX_SKIPPED: u32 = 32 << 20;
 /// Most options of one client. An honest one sends five or so, a lister a few for each export.
 const MAX_OPTIONS: u32 = 4096;
 
+/// What a server demands and grants besides its exports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerRules {
+    /// Clients must start TLS, and learn nothing before. Otherwise they can't.
+    pub tls: bool,
+    /// A client that asks for the empty name gets the only export, if there is just one and none of that name.
+    pub empty_name_is_only_export: bool,
+}
+
 /// One export as clients see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportInfo {
-    /// Its name, at most [`MAX_STRING`] bytes. A client that asks for the empty name gets the export of that name, or
-    /// else the only export.
+    /// Its name, at most [`MAX_STRING`] bytes.
     pub name: String,
     /// A text for people, at most [`MAX_STRING`] bytes; may be empty.
     pub description: String,
@@ -39,10 +53,8 @@ pub struct ExportInfo {
 /// What a client chose.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientChoice {
-    /// Index into the exports that [`ServerHandshake::new`] was given.
-    pub export: usize,
-    /// The flags that the client was told.
-    pub flags: TransmissionFlags,
+    /// The export, as the client was told of it; without the flags that it was not.
+    pub export: ExportInfo,
     /// Whether replies to reads must be structured.
     pub structured: bool,
     /// The contexts that each block status reply must carry. The id is the index in [`ExportInfo::contexts`].
@@ -54,6 +66,8 @@ pub struct ClientChoice {
 pub enum ServerOutcome {
     /// Requests follow.
     Transmission(ClientChoice),
+    /// Send the output, start TLS, and go on with this over it. Nothing of the input is left.
+    StartTls(Box<ServerHandshake>),
     /// The client left, or asked in a way that has no reply for an export that there is not. Send the output, close.
     Closed,
 }
@@ -66,16 +80,25 @@ enum Stage {
     Skipping(u32),
 }
 
+/// What there is to TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tls {
+    None,
+    Demanded,
+    InUse,
+}
+
 /// A server that is negotiating with one client. See the [module](super) for how to drive it.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerHandshake {
-    exports: Vec<ExportInfo>,
     stage: Stage,
+    tls: Tls,
+    empty_name_is_only_export: bool,
     fixed: bool,
     no_zeroes: bool,
     structured: bool,
     /// Contexts chosen, and for which export.
-    contexts: Option<(usize, Vec<MetaContext>)>,
+    contexts: Option<(String, Vec<MetaContext>)>,
     options: u32,
 }
 
@@ -84,16 +107,18 @@ type ServerStep = Step<ServerHandshake, ServerOutcome>;
 /// Why an option is refused: the reply's type, and words for people.
 type Refusal = (OptionRefusal, &'static str);
 
+const NO_SUCH_EXPORT: Refusal = (OptionRefusal::UnknownExport, "no such export");
+
 impl ServerHandshake {
-    /// A server with these exports; appends its greeting to `output`.
-    pub fn new(exports: Vec<ExportInfo>, output: &mut Vec<u8>) -> Self {
-        debug_assert!(exports.iter().all(|export| export.block_sizes.is_valid()));
+    /// A server with these rules; appends its greeting to `output`.
+    pub fn new(rules: ServerRules, output: &mut Vec<u8>) -> Self {
         output.extend_from_slice(&wire::NBDMAGIC.to_be_bytes());
         output.extend_from_slice(&wire::IHAVEOPT.to_be_bytes());
         output.extend_from_slice(&((FIXED_NEWSTYLE | NO_ZEROES) as u16).to_be_bytes());
         Self {
-            exports,
             stage: Stage::ClientFlags,
+            tls: if rules.tls { Tls::Demanded } else { Tls::None },
+            empty_name_is_only_export: rules.empty_name_is_only_export,
             fixed: false,
             no_zeroes: false,
             structured: false,
@@ -102,14 +127,20 @@ impl ServerHandshake {
         }
     }
 
-    /// Takes at most one message from the front of `input` and appends what is to be sent to `output`.
+    /// Takes at most one message from the front of `input` and appends what is to be sent to `output`. `exports` tells which exports
+    /// there are now; it is asked only if a whole option is there.
     ///
     /// # Errors
     /// [`ProtocolError`]: the client is to be cut off.
-    pub fn step(mut self, input: &[u8], output: &mut Vec<u8>) -> Result<ServerStep, ProtocolError> {
+    pub fn step(
+        mut self,
+        exports: impl FnOnce() -> Vec<ExportInfo>,
+        input: &[u8],
+        output: &mut Vec<u8>,
+    ) -> Result<ServerStep, ProtocolError> {
         match self.stage {
             Stage::ClientFlags => self.client_flags(input),
-            Stage::Options => self.option(input, output),
+            Stage::Options => self.option(exports, input, output),
             Stage::Skipping(remaining) => {
                 if input.is_empty() {
                     return Ok(Step::More { state: self, needed: 1 });
@@ -140,7 +171,12 @@ impl ServerHandshake {
         Ok(Step::Next { state: self, consumed: 4 })
     }
 
-    fn option(mut self, input: &[u8], output: &mut Vec<u8>) -> Result<ServerStep, ProtocolError> {
+    fn option(
+        mut self,
+        exports: impl FnOnce() -> Vec<ExportInfo>,
+        input: &[u8],
+        output: &mut Vec<u8>,
+    ) -> Result<ServerStep, ProtocolError> {
         let mut reader = Reader::new(input);
         let Some(magic) = reader.u64() else { return Ok(Step::More { state: self, needed: OPTION_LEN }) };
         if magic != wire::IHAVEOPT {
@@ -163,7 +199,13 @@ impl ServerHandshake {
             let (length, limit) = (length.into(), limit.into());
             return Err(ProtocolError::TooLong { what: "an option", length, limit });
         }
+        let in_clear = self.tls == Tls::Demanded;
+        if in_clear && option == OptionCode::StartTls && length > 0 {
+            return Err(ProtocolError::malformed("an option", "NBD_OPT_STARTTLS takes no data"));
+        }
         let refusal = match option {
+            OptionCode::StartTls | OptionCode::Abort | OptionCode::ExportName if in_clear => None,
+            _ if in_clear => Some((OptionRefusal::TlsRequired, "start TLS first")),
             OptionCode::Other(_) => Some((OptionRefusal::Unsupported, "unknown option")),
             _ if length > MAX_OPTION => Some((OptionRefusal::TooBig, "the option's data are too long")),
             _ => None,
@@ -184,27 +226,51 @@ impl ServerHandshake {
             return Ok(Step::Next { state: self, consumed: OPTION_LEN });
         }
         let consumed = OPTION_LEN + length as usize;
-        Ok(match self.answer(option, &input[OPTION_LEN..consumed], output) {
+        if in_clear && option == OptionCode::StartTls {
+            if input.len() > consumed {
+                // Whoever sent it hoped that it would be taken for something said over TLS.
+                let why = "more follows it in clear";
+                return Err(ProtocolError::malformed("NBD_OPT_STARTTLS", why));
+            }
+            put_reply(output, option, REP_ACK, &[]);
+            self.tls = Tls::InUse;
+            return Ok(Step::Done { outcome: ServerOutcome::StartTls(Box::new(self)), consumed });
+        }
+        // In clear there are none.
+        let exports = if in_clear { Vec::new() } else { exports() };
+        debug_assert!(exports.iter().all(|export| export.block_sizes.is_valid()));
+        Ok(match self.answer(option, &exports, &input[OPTION_LEN..consumed], output) {
             Some(outcome) => Step::Done { outcome, consumed },
             None => Step::Next { state: self, consumed },
         })
     }
 
     /// Answers one complete option; `Some` ends negotiation.
-    fn answer(&mut self, option: OptionCode, data: &[u8], output: &mut Vec<u8>) -> Option<ServerOutcome> {
+    fn answer(
+        &mut self,
+        option: OptionCode,
+        exports: &[ExportInfo],
+        data: &[u8],
+        output: &mut Vec<u8>,
+    ) -> Option<ServerOutcome> {
         let mut replies = Vec::new();
         let outcome = match option {
-            OptionCode::ExportName => return Some(self.export_name(data, output)),
+            OptionCode::ExportName => return Some(self.export_name(exports, data, output)),
             OptionCode::Abort => Ok(Some(ServerOutcome::Closed)),
-            OptionCode::List => self.list(data, &mut replies).map(|()| None),
-            OptionCode::StartTls => Err((OptionRefusal::Policy, "TLS is not supported; connect without it")),
-            OptionCode::Info => self.info(option, data, &mut replies).map(|_| None),
+            OptionCode::List => list(exports, data, &mut replies).map(|()| None),
+            OptionCode::StartTls if self.tls == Tls::InUse => {
+                Err((OptionRefusal::Invalid, "TLS is in use already"))
+            }
+            OptionCode::StartTls => {
+                Err((OptionRefusal::Policy, "TLS is not configured here; connect without it"))
+            }
+            OptionCode::Info => self.info(option, exports, data, &mut replies).map(|_| None),
             OptionCode::Go => {
-                self.info(option, data, &mut replies).map(|export| Some(self.transmission(export)))
+                self.info(option, exports, data, &mut replies).map(|export| Some(self.transmission(export)))
             }
             OptionCode::StructuredReply => self.structured_reply(data).map(|()| None),
-            OptionCode::ListMetaContext => self.list_contexts(data, &mut replies).map(|()| None),
-            OptionCode::SetMetaContext => self.set_contexts(data, &mut replies).map(|()| None),
+            OptionCode::ListMetaContext => self.list_contexts(exports, data, &mut replies).map(|()| None),
+            OptionCode::SetMetaContext => self.set_contexts(exports, data, &mut replies).map(|()| None),
             OptionCode::Other(_) => Err((OptionRefusal::Unsupported, "unknown option")),
         };
         match outcome {
@@ -220,28 +286,16 @@ impl ServerHandshake {
         }
     }
 
-    fn export_name(&mut self, data: &[u8], output: &mut Vec<u8>) -> ServerOutcome {
-        let Some(index) = std::str::from_utf8(data).ok().and_then(|name| self.find(name)) else {
+    fn export_name(&mut self, exports: &[ExportInfo], data: &[u8], output: &mut Vec<u8>) -> ServerOutcome {
+        let name = std::str::from_utf8(data).ok();
+        let Some(export) = name.and_then(|name| self.find(exports, name)) else {
             return ServerOutcome::Closed;
         };
         let padding = if self.no_zeroes { 0 } else { EXPORT_NAME_PADDING };
-        output.extend_from_slice(&self.exports[index].size.to_be_bytes());
-        output.extend_from_slice(&self.flags(index).bits().to_be_bytes());
+        output.extend_from_slice(&export.size.to_be_bytes());
+        output.extend_from_slice(&self.flags(export).bits().to_be_bytes());
         output.resize(output.len() + padding, 0);
-        self.transmission(index)
-    }
-
-    fn list(&self, data: &[u8], replies: &mut Vec<u8>) -> Result<(), Refusal> {
-        if !data.is_empty() {
-            return Err((OptionRefusal::Invalid, "NBD_OPT_LIST takes no data"));
-        }
-        for export in &self.exports {
-            let mut entry = Vec::new();
-            put_string(&mut entry, &export.name);
-            entry.extend_from_slice(export.description.as_bytes());
-            put_reply(replies, OptionCode::List, REP_SERVER, &entry);
-        }
-        Ok(())
+        self.transmission(export)
     }
 
     fn structured_reply(&mut self, data: &[u8]) -> Result<(), Refusal> {
@@ -256,7 +310,13 @@ impl ServerHandshake {
     }
 
     /// Answers `INFO` and `GO`; returns the export.
-    fn info(&self, option: OptionCode, data: &[u8], replies: &mut Vec<u8>) -> Result<usize, Refusal> {
+    fn info<'a>(
+        &self,
+        option: OptionCode,
+        exports: &'a [ExportInfo],
+        data: &[u8],
+        replies: &mut Vec<u8>,
+    ) -> Result<&'a ExportInfo, Refusal> {
         const MALFORMED: Refusal = (OptionRefusal::Invalid, "malformed request for an export");
         let mut reader = Reader::new(data);
         let name = reader.string(MAX_STRING).ok_or(MALFORMED)?;
@@ -266,8 +326,7 @@ impl ServerHandshake {
             return Err(MALFORMED);
         }
         let wants = |kind: u16| kinds.chunks_exact(2).any(|wanted| wanted == kind.to_be_bytes());
-        let index = self.find(name).ok_or((OptionRefusal::UnknownExport, "no such export"))?;
-        let export = &self.exports[index];
+        let export = self.find(exports, name).ok_or(NO_SUCH_EXPORT)?;
         let BlockSizes { minimum, preferred, maximum } = export.block_sizes;
         if minimum > 1 && !wants(INFO_BLOCK_SIZE) {
             return Err((OptionRefusal::BlockSizeRequired, "ask for the block sizes, and honour them"));
@@ -278,7 +337,7 @@ impl ServerHandshake {
             put_reply(replies, option, REP_INFO, &data);
         };
         let size_and_flags =
-            [&export.size.to_be_bytes()[..], &self.flags(index).bits().to_be_bytes()].concat();
+            [&export.size.to_be_bytes()[..], &self.flags(export).bits().to_be_bytes()].concat();
         put(INFO_EXPORT, &size_and_flags);
         if wants(INFO_NAME) {
             put(INFO_NAME, export.name.as_bytes());
@@ -289,12 +348,17 @@ impl ServerHandshake {
         if wants(INFO_BLOCK_SIZE) {
             put(INFO_BLOCK_SIZE, &[minimum, preferred, maximum].map(u32::to_be_bytes).concat());
         }
-        Ok(index)
+        Ok(export)
     }
 
-    fn list_contexts(&self, data: &[u8], replies: &mut Vec<u8>) -> Result<(), Refusal> {
-        let (index, queries) = self.context_queries(data)?;
-        for name in &self.exports[index].contexts {
+    fn list_contexts(
+        &self,
+        exports: &[ExportInfo],
+        data: &[u8],
+        replies: &mut Vec<u8>,
+    ) -> Result<(), Refusal> {
+        let (export, queries) = self.context_queries(exports, data)?;
+        for name in &export.contexts {
             // A namespace alone, such as "base:", lists all of it; no query at all lists everything.
             let asked = queries.is_empty()
                 || queries
@@ -307,26 +371,35 @@ impl ServerHandshake {
         Ok(())
     }
 
-    fn set_contexts(&mut self, data: &[u8], replies: &mut Vec<u8>) -> Result<(), Refusal> {
+    fn set_contexts(
+        &mut self,
+        exports: &[ExportInfo],
+        data: &[u8],
+        replies: &mut Vec<u8>,
+    ) -> Result<(), Refusal> {
         // Whatever was chosen before is void, even if this attempt fails.
         self.contexts = None;
         if !self.structured {
             return Err((OptionRefusal::Invalid, "negotiate structured replies first"));
         }
-        let (index, queries) = self.context_queries(data)?;
+        let (export, queries) = self.context_queries(exports, data)?;
         let mut chosen = Vec::new();
-        for (id, name) in (0..).zip(&self.exports[index].contexts) {
+        for (id, name) in (0..).zip(&export.contexts) {
             if queries.contains(&name.as_str()) {
                 put_context(replies, OptionCode::SetMetaContext, id, name);
                 chosen.push(MetaContext { id, name: name.clone() });
             }
         }
-        self.contexts = Some((index, chosen));
+        self.contexts = Some((export.name.clone(), chosen));
         Ok(())
     }
 
     /// The export and the queries of `LIST_META_CONTEXT` and `SET_META_CONTEXT`.
-    fn context_queries<'a>(&self, data: &'a [u8]) -> Result<(usize, Vec<&'a str>), Refusal> {
+    fn context_queries<'a>(
+        &self,
+        exports: &'a [ExportInfo],
+        data: &'a [u8],
+    ) -> Result<(&'a ExportInfo, Vec<&'a str>), Refusal> {
         const MALFORMED: Refusal = (OptionRefusal::Invalid, "malformed request for contexts");
         let mut reader = Reader::new(data);
         let name = reader.string(MAX_STRING).ok_or(MALFORMED)?;
@@ -339,29 +412,44 @@ impl ServerHandshake {
         if !reader.is_empty() {
             return Err(MALFORMED);
         }
-        let index = self.find(name).ok_or((OptionRefusal::UnknownExport, "no such export"))?;
-        Ok((index, queries))
+        let export = self.find(exports, name).ok_or(NO_SUCH_EXPORT)?;
+        Ok((export, queries))
     }
 
-    fn transmission(&mut self, export: usize) -> ServerOutcome {
-        let contexts = match self.contexts.take() {
+    fn transmission(&mut self, export: &ExportInfo) -> ServerOutcome {
+        let mut contexts = match self.contexts.take() {
             // Contexts belong to the export for which they were chosen.
-            Some((chosen_for, contexts)) if chosen_for == export => contexts,
+            Some((chosen_for, contexts)) if chosen_for == export.name => contexts,
             _ => Vec::new(),
         };
-        let (flags, structured) = (self.flags(export), self.structured);
-        ServerOutcome::Transmission(ClientChoice { export, flags, structured, contexts })
+        // Meanwhile another export may have got the name.
+        contexts.retain(|context| export.contexts.get(context.id as usize) == Some(&context.name));
+        let export = ExportInfo { flags: self.flags(export), ..export.clone() };
+        ServerOutcome::Transmission(ClientChoice { export, structured: self.structured, contexts })
     }
 
-    fn flags(&self, index: usize) -> TransmissionFlags {
-        let flags = self.exports[index].flags | TransmissionFlags::HAS_FLAGS;
+    fn flags(&self, export: &ExportInfo) -> TransmissionFlags {
+        let flags = export.flags | TransmissionFlags::HAS_FLAGS;
         if self.structured { flags } else { flags.without(TransmissionFlags::SEND_DF) }
     }
 
-    fn find(&self, name: &str) -> Option<usize> {
-        let only = (name.is_empty() && self.exports.len() == 1).then_some(0);
-        self.exports.iter().position(|export| export.name == name).or(only)
+    fn find<'a>(&self, exports: &'a [ExportInfo], name: &str) -> Option<&'a ExportInfo> {
+        let only = (self.empty_name_is_only_export && name.is_empty() && exports.len() == 1).then_some(0);
+        exports.iter().find(|export| export.name == name).or_else(|| exports.get(only?))
     }
+}
+
+fn list(exports: &[ExportInfo], data: &[u8], replies: &mut Vec<u8>) -> Result<(), Refusal> {
+    if !data.is_empty() {
+        return Err((OptionRefusal::Invalid, "NBD_OPT_LIST takes no data"));
+    }
+    for export in exports {
+        let mut entry = Vec::new();
+        put_string(&mut entry, &export.name);
+        entry.extend_from_slice(export.description.as_bytes());
+        put_reply(replies, OptionCode::List, REP_SERVER, &entry);
+    }
+    Ok(())
 }
 
 fn put_reply(out: &mut Vec<u8>, option: OptionCode, kind: u32, data: &[u8]) {

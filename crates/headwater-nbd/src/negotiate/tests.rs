@@ -16,6 +16,8 @@ fn export(name: &str) -> ExportInfo {
     }
 }
 
+const LENIENT: ServerRules = ServerRules { tls: false, empty_name_is_only_export: true };
+
 /// Drives a server with all of `input`, fed `piece` bytes at a time. Returns its output and how it ended.
 fn serve(
     exports: Vec<ExportInfo>,
@@ -23,10 +25,10 @@ fn serve(
     piece: usize,
 ) -> (Vec<u8>, Result<Option<ServerOutcome>, ProtocolError>) {
     let mut output = Vec::new();
-    let mut server = ServerHandshake::new(exports, &mut output);
+    let mut server = ServerHandshake::new(LENIENT, &mut output);
     let (mut buffered, mut fed) = (Vec::new(), 0);
     loop {
-        match server.step(&buffered, &mut output) {
+        match server.step(|| exports.clone(), &buffered, &mut output) {
             Ok(Step::Done { outcome, consumed }) => {
                 assert!(consumed <= buffered.len());
                 return (output, Ok(Some(outcome)));
@@ -55,7 +57,7 @@ fn serve(
 /// A client of our own against a server of our own.
 fn talk(exports: Vec<ExportInfo>, ask: ClientAsk) -> Result<(ServerOffer, ServerOutcome), ProtocolError> {
     let (mut to_client, mut to_server) = (Vec::new(), Vec::new());
-    let mut server = Some(ServerHandshake::new(exports, &mut to_client));
+    let mut server = Some(ServerHandshake::new(LENIENT, &mut to_client));
     let mut client = ClientHandshake::new(ask);
     let mut chosen = None;
     loop {
@@ -71,7 +73,7 @@ fn talk(exports: Vec<ExportInfo>, ask: ClientAsk) -> Result<(ServerOffer, Server
             Step::More { state, .. } => {
                 client = state;
                 let Some(running) = server.take() else { return Err(client.closed()) };
-                match running.step(&to_server, &mut to_client)? {
+                match running.step(|| exports.clone(), &to_server, &mut to_client)? {
                     Step::Done { outcome, consumed } => {
                         to_server.drain(..consumed);
                         chosen = Some(outcome);
@@ -128,7 +130,7 @@ fn client_and_server_agree() {
     assert_eq!(offer.description.as_deref(), Some("the disk b"));
     assert_eq!((offer.context(BASE_ALLOCATION), offer.context(ALLOCATION_DEPTH)), (Some(0), None));
     let ServerOutcome::Transmission(choice) = outcome else { panic!("{outcome:?}") };
-    assert_eq!((choice.export, choice.flags, choice.structured), (1, offer.flags, true));
+    assert_eq!((&*choice.export.name, choice.export.flags, choice.structured), ("b", offer.flags, true));
     assert_eq!(choice.contexts, offer.contexts);
 }
 
@@ -151,7 +153,8 @@ fn the_empty_name_means_the_only_export() {
 #[test]
 fn exports_are_listed() {
     let (mut to_client, mut to_server) = (Vec::new(), Vec::new());
-    let mut server = ServerHandshake::new(vec![export("a"), export("b")], &mut to_client);
+    let exports = || vec![export("a"), export("b")];
+    let mut server = ServerHandshake::new(ServerRules::default(), &mut to_client);
     let mut client = ListHandshake::new();
     let listed = loop {
         client = match client.step(&to_client, &mut to_server).unwrap() {
@@ -161,7 +164,8 @@ fn exports_are_listed() {
                 state
             }
             Step::More { state, .. } => {
-                let Step::Next { state: next, consumed } = server.step(&to_server, &mut to_client).unwrap()
+                let Step::Next { state: next, consumed } =
+                    server.step(exports, &to_server, &mut to_client).unwrap()
                 else {
                     panic!("the server has nothing to do")
                 };

@@ -65,8 +65,11 @@ fn start() -> Fixture {
             (Reply::data(request.cookie, true, request.offset, data), cost)
         }
     };
-    let session = Session::new(Socket::unix(ours), Receiver::new(terms, &[]), stop.listener(), handle);
-    let session = tokio::task::spawn_local(session.run());
+    let listener = stop.listener();
+    let session = tokio::task::spawn_local(async move {
+        let (socket, receiver) = (Socket::unix(ours), Receiver::new(terms, &[]));
+        Session::new(socket, receiver, Replies::default(), &listener, handle).run().await
+    });
     Fixture { shared, client, stop, session }
 }
 
