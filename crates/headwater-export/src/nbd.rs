@@ -4,7 +4,7 @@
 //!
 //! - `listener` binds the address and accepts; `server` starts a session per connection and ends them in order.
 //! - `exports` holds what is served, which may change at any time.
-//! - `handshake` drives the negotiation of `headwater-nbd` over the `socket`.
+//! - `handshake` drives the negotiation of `headwater-nbd` over the `socket`, which starts TLS where the server has credentials.
 //! - `session` owns the connection afterwards. It alone reads, starts requests, collects their replies and writes, so that
 //!   no state is shared and batches form by themselves: what `receive` decodes from one `recv` starts together, and the
 //!   replies that are ready together leave `replies` with one `writev`.

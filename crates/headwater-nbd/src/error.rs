@@ -146,7 +146,7 @@ impl fmt::Display for OptionRefusal {
             Self::Policy => "the server's configuration forbids it",
             Self::Invalid => "the server calls it invalid",
             Self::Platform => "the server was built without it",
-            Self::TlsRequired => "the server requires TLS, which is not supported here",
+            Self::TlsRequired => "the server requires TLS, and this connection has none",
             Self::UnknownExport => "the server has no such export",
             Self::Shutdown => "the server is shutting down",
             Self::BlockSizeRequired => "the server requires its block sizes to be honoured",

@@ -6,7 +6,7 @@
 //!
 //! | module        | what it holds                                                                            |
 //! |---------------|------------------------------------------------------------------------------------------|
-//! | [`negotiate`] | option haggling, client ([`ClientHandshake`], [`ListHandshake`]) and server ([`ServerHandshake`]) |
+//! | [`negotiate`] | option haggling, client ([`ClientHandshake`], [`TlsHandshake`], [`ListHandshake`]) and server ([`ServerHandshake`]) |
 //! | [`request`]   | the 28-byte request and the rules about its flags and bounds                             |
 //! | [`reply`]     | simple replies and structured chunks; [`ReadCoverage`] checks that a read was answered whole |
 //! | [`uri`]       | `nbd://host:port/export` and `nbd+unix:///export?socket=path`                            |
@@ -40,7 +40,7 @@ pub use error::{ErrorCode, ProtocolError};
 pub use flags::{CommandFlags, TransmissionFlags};
 pub use negotiate::{
     BlockSizes, ClientAsk, ClientChoice, ClientHandshake, ExportInfo, ListHandshake, ListedExport,
-    MetaContext, ServerHandshake, ServerOffer, ServerOutcome, ServerRules, Step,
+    MetaContext, ServerHandshake, ServerOffer, ServerOutcome, ServerRules, Step, TlsHandshake,
 };
 pub use reply::{ChunkHeader, ChunkKind, ReadCoverage, ReplyHeader};
 pub use request::{Command, Request, Terms};

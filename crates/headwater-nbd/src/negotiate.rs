@@ -1,7 +1,7 @@
 //! Option haggling: everything before the first request.
 //!
-//! Both sides are state machines that consume themselves: [`ClientHandshake::step`], [`ListHandshake::step`] and
-//! [`ServerHandshake::step`] take what was received, append what is to be sent, and return a [`Step`].
+//! Both sides are state machines that consume themselves: [`ClientHandshake::step`], [`TlsHandshake::step`],
+//! [`ListHandshake::step`] and [`ServerHandshake::step`] take what was received, append what is to be sent, and return a [`Step`].
 //!
 //! ```
 //! use headwater_nbd::{ClientAsk, ClientHandshake, ServerOffer, Step};
@@ -39,10 +39,12 @@
 mod client;
 mod list;
 mod server;
+mod start_tls;
 
 pub use client::{ClientAsk, ClientHandshake, ServerOffer};
 pub use list::{ListHandshake, ListedExport};
 pub use server::{ClientChoice, ExportInfo, ServerHandshake, ServerOutcome, ServerRules};
+pub use start_tls::TlsHandshake;
 
 use std::fmt;
 

@@ -3,7 +3,9 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 
+use headwater_block::Error;
 use headwater_nbd::{ClientChoice, ProtocolError, ServerHandshake, ServerOutcome, ServerRules, Step};
+use headwater_tls::TlsCredentials;
 
 use super::exports::{Exports, Seat};
 use super::socket::Socket;
@@ -20,6 +22,8 @@ pub(crate) enum Failure {
     CutOff(ProtocolError),
     /// The connection failed.
     Broken(io::Error),
+    /// The client does not start TLS, or not acceptably.
+    NoTls(Error),
     /// The client takes too long.
     TooSlow,
 }
@@ -40,9 +44,11 @@ pub(crate) struct Negotiated {
 pub(crate) async fn negotiate(
     mut socket: Socket,
     exports: &Exports,
-    rules: ServerRules,
+    tls: Option<&TlsCredentials>,
+    empty_name_is_only_export: bool,
 ) -> Result<Negotiated, Failure> {
     let mut output = Vec::new();
+    let rules = ServerRules { tls: tls.is_some(), empty_name_is_only_export };
     let mut handshake = ServerHandshake::new(rules, &mut output);
     let mut input = Vec::new();
     send(&mut socket, &mut output).await?;
@@ -74,8 +80,14 @@ pub(crate) async fn negotiate(
                 send(&mut socket, &mut output).await?;
                 return Err(Failure::Left);
             }
-            // The rules don't offer it.
-            Step::Done { outcome: ServerOutcome::StartTls(_), .. } => return Err(Failure::Left),
+            Step::Done { outcome: ServerOutcome::StartTls(state), consumed } => {
+                input.drain(..consumed);
+                send(&mut socket, &mut output).await?;
+                // Without credentials the rules don't offer it.
+                let credentials = tls.ok_or(Failure::Left)?;
+                socket = socket.start_tls(credentials).await.map_err(Failure::NoTls)?;
+                handshake = *state;
+            }
         }
     }
 }
@@ -91,5 +103,5 @@ async fn send(socket: &mut Socket, output: &mut Vec<u8>) -> Result<(), Failure> 
         }
     }
     output.clear();
-    Ok(())
+    poll_fn(|cx| socket.poll_flush(cx)).await.map_err(Failure::Broken)
 }

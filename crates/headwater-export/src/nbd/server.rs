@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use headwater_block::Result;
-use headwater_nbd::{ClientChoice, NbdAddress, ServerRules, Terms};
+use headwater_nbd::{ClientChoice, NbdAddress, Terms};
+use headwater_tls::{Endpoint, TlsCredentials};
 use tokio::task::{JoinError, JoinHandle};
 
 use super::exports::{Export, Exports, Removal, Removed};
@@ -31,6 +32,8 @@ pub struct ServerOptions {
     pub max_connections: u32,
     /// How long a client may take to negotiate; `None` means for ever.
     pub handshake_limit: Option<Duration>,
+    /// What the server proves itself with. With them, clients must start TLS and learn nothing before; without them they can't.
+    pub tls: Option<TlsCredentials>,
     /// A client that asks for the empty name gets the only export, if there is just one.
     pub empty_name_is_only_export: bool,
 }
@@ -40,6 +43,7 @@ impl Default for ServerOptions {
         Self {
             max_connections: 100,
             handshake_limit: Some(Duration::from_secs(10)),
+            tls: None,
             empty_name_is_only_export: false,
         }
     }
@@ -90,8 +94,12 @@ impl NbdServer {
     /// Binds an address and serves from now on, without any export at first. Must be called inside a tokio `LocalSet`.
     ///
     /// # Errors
-    /// `InUse` if another process has the address, `InvalidInput` if it can't be one; otherwise what the system says.
+    /// `InUse` if another process has the address, `InvalidInput` if it can't be one or the credentials are not those of a server;
+    /// otherwise what the system says.
     pub fn start(listen: Listen, options: ServerOptions) -> Result<Self> {
+        if let Some(tls) = &options.tls {
+            tls.check_endpoint(Endpoint::Server)?;
+        }
         let listener = Listener::bind(listen)?;
         let address = listener.address();
         let exports = Exports::new(options.max_connections != 1);
@@ -207,6 +215,7 @@ async fn serve(socket: Socket, shared: Rc<Shared>, stop: StopListener) {
         Err(Failure::Left) => return,
         Err(Failure::CutOff(error)) => return tracing::warn!("NBD client cut off: {error}"),
         Err(Failure::Broken(error)) => return tracing::debug!("NBD client lost: {error}"),
+        Err(Failure::NoTls(error)) => return tracing::warn!("NBD client cut off: {error}"),
         Err(Failure::TooSlow) => return tracing::warn!("NBD client cut off: it takes too long to negotiate"),
     };
     let ClientChoice { export, structured, contexts } = choice;
@@ -237,10 +246,9 @@ async fn serve(socket: Socket, shared: Rc<Shared>, stop: StopListener) {
 }
 
 async fn negotiate(socket: Socket, shared: &Shared) -> Result<Negotiated, Failure> {
-    let rules =
-        ServerRules { tls: false, empty_name_is_only_export: shared.options.empty_name_is_only_export };
-    let negotiation = handshake::negotiate(socket, &shared.exports, rules);
-    match shared.options.handshake_limit {
+    let ServerOptions { tls, empty_name_is_only_export, handshake_limit, .. } = &shared.options;
+    let negotiation = handshake::negotiate(socket, &shared.exports, tls.as_ref(), *empty_name_is_only_export);
+    match *handshake_limit {
         Some(limit) => tokio::time::timeout(limit, negotiation).await.unwrap_or(Err(Failure::TooSlow)),
         None => negotiation.await,
     }

@@ -62,6 +62,8 @@ pub(crate) struct Session<'a, Start, Handling> {
     /// Whether this poll gives others a chance to complete more requests before replies are written.
     yielded: bool,
     stop: &'a StopListener,
+    /// Whether nothing of what was written is on its way to the kernel.
+    flushed: bool,
     phase: Phase,
     linger: Option<Pin<Box<Sleep>>>,
 }
@@ -88,6 +90,7 @@ where
             held: 0,
             yielded: false,
             stop,
+            flushed: true,
             phase: Phase::Serving,
             linger: None,
         }
@@ -113,6 +116,7 @@ where
             if self.replies.is_empty() {
                 self.yielded = false;
             }
+            self.flush(cx);
             if !self.receive(cx) {
                 break;
             }
@@ -139,6 +143,18 @@ where
                 Poll::Ready(Err(error)) => return self.give_up(End::Broken(error)),
                 Poll::Pending => return,
             }
+        }
+    }
+
+    /// Sees to it that what was written goes out.
+    fn flush(&mut self, cx: &mut Context<'_>) {
+        if matches!(self.phase, Phase::Deaf(_)) {
+            return;
+        }
+        match self.socket.poll_flush(cx) {
+            Poll::Ready(Ok(())) => self.flushed = true,
+            Poll::Ready(Err(error)) => self.give_up(End::Broken(error)),
+            Poll::Pending => self.flushed = false,
         }
     }
 
@@ -205,9 +221,11 @@ where
         let may_end = self.running.is_empty() && self.replies.is_empty();
         match &mut self.phase {
             Phase::Serving => Poll::Pending,
-            Phase::Leaving(why) | Phase::Deaf(why) if may_end => {
+            Phase::Leaving(why) if may_end && self.flushed => {
+                self.socket.say_end(cx);
                 Poll::Ready(std::mem::replace(why, End::Left))
             }
+            Phase::Deaf(why) if may_end => Poll::Ready(std::mem::replace(why, End::Left)),
             Phase::Deaf(_) => Poll::Pending,
             Phase::Leaving(_) => {
                 let linger = self.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));

@@ -1,10 +1,11 @@
-//! A connected socket, TCP or Unix, polled by the one task that owns it.
+//! A connected socket, TCP or Unix, plain or with TLS over it, polled by the one task that owns it.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use headwater_tls::{TlsCredentials, TlsStream};
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -15,6 +16,15 @@ const BUFFER: usize = 2 << 20;
 /// A connected socket.
 #[derive(Debug)]
 pub(crate) enum Socket {
+    /// As it is.
+    Plain(Plain),
+    /// With TLS over it.
+    Tls(Box<TlsStream<Plain>>),
+}
+
+/// A socket on which bytes go as they are.
+#[derive(Debug)]
+pub(crate) enum Plain {
     /// TCP.
     Tcp(TcpStream),
     /// A Unix socket.
@@ -30,49 +40,120 @@ impl Socket {
         // A client whose machine is gone says no goodbye; its place must become free all the same.
         let _ = sockopt::set_socket_keepalive(&stream, true);
         enlarge_buffers(stream.as_fd());
-        Self::Tcp(stream)
+        Self::Plain(Plain::Tcp(stream))
     }
 
     /// Takes over a connection of a Unix socket.
     pub(crate) fn unix(stream: UnixStream) -> Self {
         enlarge_buffers(stream.as_fd());
-        Self::Unix(stream)
+        Self::Plain(Plain::Unix(stream))
+    }
+
+    /// Starts TLS. May be dropped at any time.
+    pub(crate) async fn start_tls(self, credentials: &TlsCredentials) -> headwater_block::Result<Self> {
+        match self {
+            Self::Plain(plain) => Ok(Self::Tls(Box::new(credentials.accept(plain).await?))),
+            // The negotiation has it that it is asked for once.
+            tls @ Self::Tls(_) => Ok(tls),
+        }
     }
 
     /// Receives into `buf` (not empty). Zero means that the client will send no more.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut buf = ReadBuf::new(buf);
         ready!(match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, &mut buf),
+            Self::Plain(plain) => Pin::new(plain).poll_read(cx, &mut buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, &mut buf),
         })?;
         Poll::Ready(Ok(buf.filled().len()))
     }
 
-    /// Sends from the front of `parts` (not empty), as many bytes as the kernel takes.
+    /// Sends from the front of `parts` (not empty), as many bytes as are taken. See also [`Socket::poll_flush`].
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Self::Plain(plain) => Pin::new(plain).poll_write_vectored(cx, parts),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+        }
+    }
+
+    /// Ready when the kernel has what was sent: TLS keeps what the kernel doesn't take.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    /// Says that nothing follows, so that the client can tell this end from one that somebody else made.
+    pub(crate) fn say_end(&mut self, cx: &mut Context<'_>) {
+        if let Self::Tls(stream) = self {
+            // A client that isn't there doesn't hear it.
+            let _ = Pin::new(stream).poll_shutdown(cx);
         }
     }
 
     /// Tells the client at once that the connection is over, while the socket may stay open for a while.
     pub(crate) fn cut(&self) {
+        let plain = match self {
+            Self::Plain(plain) => plain,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
         // It fails only if the connection is gone already.
-        let _ = rustix::net::shutdown(self.as_fd(), rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(plain.as_fd(), rustix::net::Shutdown::Both);
     }
 }
 
-impl AsFd for Socket {
+impl AsFd for Plain {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl AsyncRead for Plain {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Plain {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What was written, the kernel has.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The NBD server seen from outside: by hand-made clients ([`protocol`]) and by the tools that people use ([`tools`]); while its exports
-//! come and go ([`exports`]), and at all kinds of addresses ([`addresses`]).
+//! come and go ([`exports`]), at all kinds of addresses ([`addresses`]), and over TLS ([`tls`]).
 
 mod addresses;
 mod common;
 mod exports;
 mod protocol;
+mod tls;
 mod tools;

@@ -19,12 +19,12 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     printed
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 /// A raw image of the exports' size with data, zeroes and holes in pieces of odd sizes.
-fn sample(path: &Path) -> Vec<u8> {
+pub(crate) fn sample(path: &Path) -> Vec<u8> {
     let mut bytes = vec![0; SIZE as usize];
     let mut state = 1_u32;
     let mut at = 0;

@@ -60,6 +60,8 @@ impl ServerOffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Greeting,
+    /// The server was greeted before TLS; over TLS, the client speaks first.
+    Greeted,
     StructuredReply,
     SetMetaContext,
     Go,
@@ -88,10 +90,19 @@ type ClientStep = Step<ClientHandshake, ServerOffer>;
 impl ClientHandshake {
     /// A client that waits for the server's greeting.
     pub fn new(ask: ClientAsk) -> Self {
+        Self::at(Stage::Greeting, ask, false)
+    }
+
+    /// A client that has TLS now, and the greeting behind it.
+    pub(super) fn greeted(ask: ClientAsk, no_zeroes: bool) -> Self {
+        Self::at(Stage::Greeted, ask, no_zeroes)
+    }
+
+    fn at(stage: Stage, ask: ClientAsk, no_zeroes: bool) -> Self {
         Self {
             ask,
-            stage: Stage::Greeting,
-            no_zeroes: false,
+            stage,
+            no_zeroes,
             structured: false,
             contexts: Vec::new(),
             export: None,
@@ -110,6 +121,7 @@ impl ClientHandshake {
     pub fn step(self, input: &[u8], output: &mut Vec<u8>) -> Result<ClientStep, ProtocolError> {
         match self.stage {
             Stage::Greeting => self.greeting(input, output),
+            Stage::Greeted => self.first_option(0, output),
             Stage::StructuredReply => self.structured_reply(input, output),
             Stage::SetMetaContext => self.meta_context(input, output),
             Stage::Go => self.go(input, output),
@@ -131,27 +143,40 @@ impl ClientHandshake {
     }
 
     fn greeting(mut self, input: &[u8], output: &mut Vec<u8>) -> Result<ClientStep, ProtocolError> {
-        for name in self.ask.contexts.iter().chain([&self.ask.export]) {
-            if name.len() > MAX_STRING {
-                let (length, limit) = (name.len() as u64, MAX_STRING as u64);
-                return Err(ProtocolError::TooLong { what: "a name to ask for", length, limit });
-            }
-        }
         let Some(greeting) = Greeting::decode(input)? else {
             return Ok(Step::More { state: self, needed: GREETING_LEN });
         };
         greeting.answer(output);
         self.no_zeroes = greeting.no_zeroes;
         if !greeting.fixed {
+            self.check_names()?;
             // Such a server knows a single option.
             self.send_export_name(output);
-        } else if self.ask.structured {
+            return Ok(Step::Next { state: self, consumed: GREETING_LEN });
+        }
+        self.first_option(GREETING_LEN, output)
+    }
+
+    fn first_option(mut self, consumed: usize, output: &mut Vec<u8>) -> Result<ClientStep, ProtocolError> {
+        self.check_names()?;
+        if self.ask.structured {
             encode_option(output, OptionCode::StructuredReply, &[]);
             self.stage = Stage::StructuredReply;
         } else {
             self.send_go(output);
         }
-        Ok(Step::Next { state: self, consumed: GREETING_LEN })
+        Ok(Step::Next { state: self, consumed })
+    }
+
+    /// What is asked for must fit an option.
+    fn check_names(&self) -> Result<(), ProtocolError> {
+        for name in self.ask.contexts.iter().chain([&self.ask.export]) {
+            if name.len() > MAX_STRING {
+                let (length, limit) = (name.len() as u64, MAX_STRING as u64);
+                return Err(ProtocolError::TooLong { what: "a name to ask for", length, limit });
+            }
+        }
+        Ok(())
     }
 
     fn structured_reply(mut self, input: &[u8], output: &mut Vec<u8>) -> Result<ClientStep, ProtocolError> {
