@@ -3,23 +3,25 @@
 //! - [`NbdNode`], here: splits and aligns requests, retries reads, keeps the promise of a flush.
 //! - `pool`: which connection a request takes; reconnecting.
 //! - `connection`: the requests in flight on one connection, and the task that writes them. `reader`: the task that
-//!   reads replies. `socket`: TCP or Unix, and negotiation.
+//!   reads replies. `remote`: which server and export, and how to get there. `socket`: TCP or Unix, TLS, and negotiation.
 //! - `status`: where the holes are; `extent_map` remembers it. `write`: changes, and what a flush promises.
 //!
 //! Requests run concurrently, over several connections if the server says that they see the same disk. Reads survive the loss of a
 //! connection; writes don't, because what the server had acknowledged and not made durable may be lost with it: a flush after
-//! that fails.
+//! that fails. Whoever knows better can have both ([`NbdOptions::repeat_changes`]).
 
 mod connection;
 mod extent_map;
 mod pool;
 mod reader;
+mod remote;
 mod socket;
 mod status;
 mod write;
 
 use self::connection::{Answer, Failure, Reply};
 use self::pool::Pool;
+use self::remote::Remote;
 use self::status::Statuses;
 use self::write::Durability;
 use futures_util::future::try_join_all;
@@ -29,11 +31,14 @@ use headwater_block::{
     ZeroFlags,
 };
 use headwater_nbd::{NbdUri, TransmissionFlags};
+use headwater_tls::TlsCredentials;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+
+pub use self::remote::Server;
 
 /// How many connections are used with a server that allows several.
 pub const DEFAULT_CONNECTIONS: u32 = 4;
@@ -55,8 +60,21 @@ pub struct NbdOptions {
     pub connect_timeout: Duration,
     /// A connection on which requests wait and nothing arrives for so long is given up.
     pub request_timeout: Duration,
-    /// For how long a read tries again after the connection was lost. Zero: one attempt to reconnect.
+    /// For how long requests wait for a new connection after all were lost, and reads are made again. When it is over they fail, until
+    /// a connection is made. QEMU calls it `reconnect-delay`.
     pub retry: Duration,
+    /// Changes too are made again when the connection was lost, and a flush after that counts, as with QEMU's `reconnect-delay`.
+    ///
+    /// What the server had acknowledged and not made durable is taken to be still there. That is so if only the network failed or the
+    /// server program; if the server's machine crashed, it may be lost, and no flush tells.
+    pub repeat_changes: bool,
+    /// For how long connecting is tried when the node is opened. Zero: once.
+    pub open_timeout: Duration,
+    /// Start TLS with these, or don't connect.
+    pub tls: Option<TlsCredentials>,
+    /// The name that the server's certificate must be for, if it isn't that of the host. Needed with a server that is to be verified and
+    /// has no host name, as one at a Unix socket.
+    pub tls_hostname: Option<String>,
     /// Refuse changes even if the server would take them.
     pub read_only: bool,
 }
@@ -68,6 +86,10 @@ impl Default for NbdOptions {
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
             retry: Duration::from_secs(10),
+            repeat_changes: false,
+            open_timeout: Duration::ZERO,
+            tls: None,
+            tls_hostname: None,
             read_only: false,
         }
     }
@@ -79,6 +101,7 @@ pub struct NbdNode {
     name: Rc<str>,
     size: u64,
     retry: Duration,
+    repeat_changes: bool,
     pool: Rc<Pool>,
     statuses: Rc<Statuses>,
     durability: Durability,
@@ -95,19 +118,40 @@ impl NbdNode {
     /// `LocalSet` in which this is called: its tasks run there.
     ///
     /// # Errors
-    /// `InvalidInput` for a URI that isn't one, `Unavailable` or `TimedOut` if there is no server, `NotFound` if it does not have the
-    /// export, `Unsupported` if it wants TLS, `Corrupt` if it doesn't speak NBD.
+    /// `InvalidInput` for a URI that isn't one; see also [`NbdNode::open`].
     pub async fn connect(uri: &str, options: NbdOptions) -> Result<Rc<Self>> {
         let parsed: NbdUri = uri.parse().map_err(|e| Error::new(ErrorKind::InvalidInput, format!("{e}")))?;
-        let name: Rc<str> = uri.into();
-        let retry = options.retry;
-        let pool = Pool::connect(name.clone(), parsed, options).await?;
+        Self::reach(Some(uri), parsed.address.into(), &parsed.export, options).await
+    }
+
+    /// Connects to the export called `export` of `server`. The node lives in the `LocalSet` in which this is called.
+    ///
+    /// # Errors
+    /// `Unavailable` or `TimedOut` if there is no server, `NotFound` if it does not have the export, `Unsupported` if it wants TLS and
+    /// there are no credentials, or the other way, `PermissionDenied` if one side does not take the other's certificate, `InvalidInput` if
+    /// the credentials are no use, `Corrupt` if it doesn't speak NBD.
+    pub async fn open(server: Server, export: &str, options: NbdOptions) -> Result<Rc<Self>> {
+        Self::reach(None, server, export, options).await
+    }
+
+    async fn reach(
+        name: Option<&str>,
+        server: Server,
+        export: &str,
+        mut options: NbdOptions,
+    ) -> Result<Rc<Self>> {
+        let (tls, tls_hostname) = (options.tls.take(), options.tls_hostname.take());
+        let remote = Remote::new(name, server, export, tls, tls_hostname)?;
+        let name: Rc<str> = remote.name().into();
+        let (retry, repeat_changes) = (options.retry, options.repeat_changes);
+        let pool = Pool::connect(name.clone(), remote, options).await?;
         let size = pool.offer().size;
         Ok(Rc::new_cyclic(|this| Self {
             this: this.clone(),
             name,
             size,
             retry,
+            repeat_changes,
             statuses: Statuses::new(pool.offer()),
             pool,
             durability: Durability::default(),
@@ -186,7 +230,7 @@ impl NbdNode {
         let len = buf.len();
         let mut attempts = Attempts::new(self.retry);
         loop {
-            let connection = self.pool.acquire(attempts.deadline()).await?;
+            let connection = self.pool.acquire().await?;
             let failure = match settle(connection.read(offset, buf)).await {
                 Ok(Answer::Data(done)) => return Ok(done),
                 Ok(_) => return Err(self.refused(misplaced(), "read", offset, len as u64)),
@@ -219,7 +263,7 @@ async fn settle(reply: oneshot::Receiver<Reply>) -> Reply {
     })
 }
 
-/// How often a request that changes nothing is made again.
+/// How often a request is made again.
 struct Attempts {
     retry: Duration,
     deadline: Option<Instant>,
@@ -232,11 +276,6 @@ impl Attempts {
         Self { retry, deadline: None, failures: 0, saw_garbage: false }
     }
 
-    /// Until when to wait for a connection.
-    fn deadline(&self) -> Instant {
-        self.deadline.unwrap_or_else(|| Instant::now() + self.retry)
-    }
-
     /// Whether to make the request again after this failure.
     async fn again(&mut self, failure: &Failure) -> bool {
         if !failure.lost {
@@ -246,8 +285,7 @@ impl Attempts {
             // The garbage may have been the answer to somebody else; a server that sends it again is broken.
             return !std::mem::replace(&mut self.saw_garbage, true);
         }
-        let deadline = self.deadline();
-        self.deadline = Some(deadline);
+        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + self.retry);
         // A server may take connections and close them.
         tokio::time::sleep((PAUSE * self.failures).min(LONGEST_PAUSE)).await;
         self.failures += 1;

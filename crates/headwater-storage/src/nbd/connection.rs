@@ -324,7 +324,7 @@ async fn write_batch(socket: &Socket, batch: &mut [Outgoing]) -> std::io::Result
         let n = socket.writev(rest).await?;
         IoSlice::advance_slices(&mut rest, n);
     }
-    Ok(())
+    socket.flush().await
 }
 
 /// Ends the connection when the server no longer answers.

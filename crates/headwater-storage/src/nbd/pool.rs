@@ -7,10 +7,11 @@
 
 use super::NbdOptions;
 use super::connection::Connection;
-use super::socket::{Socket, negotiate};
+use super::remote::Remote;
+use super::socket::Socket;
 use headwater_block::{Error, ErrorKind, Result};
 use headwater_nbd::negotiate::BASE_ALLOCATION;
-use headwater_nbd::{ClientAsk, NbdUri, ServerOffer, TransmissionFlags};
+use headwater_nbd::{ServerOffer, TransmissionFlags};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -42,7 +43,7 @@ enum Slot {
 /// See the [module](self).
 pub(super) struct Pool {
     name: Rc<str>,
-    uri: NbdUri,
+    remote: Remote,
     options: NbdOptions,
     offer: ServerOffer,
     read_only: bool,
@@ -57,27 +58,15 @@ pub(super) struct Pool {
     closed: Cell<bool>,
     /// How many connections have broken so far.
     losses: Cell<u64>,
+    outage: Cell<Option<Outage>>,
 }
 
-/// Connects and negotiates within the options' time.
-async fn open(name: &str, uri: &NbdUri, timeout: Duration) -> Result<(Socket, ServerOffer)> {
-    let attempt = async {
-        let socket = Socket::connect(&uri.address)
-            .await
-            .map_err(|e| Error::from_io(e, "connect to the NBD server"))?;
-        let offer = negotiate(&socket, ClientAsk::new(uri.export.as_str())).await?;
-        Ok((socket, offer))
-    };
-    match tokio::time::timeout(timeout, attempt).await {
-        Ok(done) => done.map_err(|e: Error| e.context(name)),
-        Err(_) => {
-            let seconds = timeout.as_secs_f32();
-            let message = format!(
-                "{name}: the server did not finish negotiation within {seconds} s; it may be busy with other clients"
-            );
-            Err(Error::new(ErrorKind::TimedOut, message))
-        }
-    }
+/// A time without any connection.
+#[derive(Clone, Copy)]
+struct Outage {
+    since: Instant,
+    /// Attempts to reconnect that have failed meanwhile.
+    attempts: u32,
 }
 
 /// The longest read or write that is sent, in bytes.
@@ -88,10 +77,30 @@ fn max_data(offer: &ServerOffer) -> u32 {
     (limit - limit % minimum).max(minimum)
 }
 
+/// Connects for the first time, again and again while the options allow it and it may help.
+async fn first_connection(remote: &Remote, options: &NbdOptions) -> Result<(Socket, ServerOffer)> {
+    let deadline = Instant::now() + options.open_timeout;
+    let mut pause = BACKOFF;
+    loop {
+        let failed = match remote.open(options.connect_timeout).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        use ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+        let hopeless = matches!(failed.kind(), InvalidInput | PermissionDenied | Unsupported);
+        if hopeless || !remote.can_connect_again() || Instant::now() + pause > deadline {
+            return Err(failed);
+        }
+        tracing::debug!(node = remote.name(), error = %failed, "no connection yet");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_BACKOFF);
+    }
+}
+
 impl Pool {
     /// Makes the first connection.
-    pub(super) async fn connect(name: Rc<str>, uri: NbdUri, options: NbdOptions) -> Result<Rc<Self>> {
-        let (socket, offer) = open(&name, &uri, options.connect_timeout).await?;
+    pub(super) async fn connect(name: Rc<str>, remote: Remote, options: NbdOptions) -> Result<Rc<Self>> {
+        let (socket, offer) = first_connection(&remote, &options).await?;
         if offer.size > i64::MAX as u64 {
             let message = format!("{name}: the server claims an export of {} bytes", offer.size);
             return Err(Error::new(ErrorKind::Corrupt, message));
@@ -99,6 +108,7 @@ impl Pool {
         let multi = offer.flags.contains(TransmissionFlags::CAN_MULTI_CONN);
         let read_only = options.read_only || offer.flags.contains(TransmissionFlags::READ_ONLY);
         let count = match options.connections {
+            _ if !remote.can_connect_again() => 1,
             // A flush on one connection need not cover what was written on another.
             Some(_) if !multi && !read_only => 1,
             Some(count) => count.clamp(1, 64),
@@ -112,7 +122,7 @@ impl Pool {
         slots.resize_with(count as usize, || Slot::Vacant(Vacancy { not_before, failures: 0 }));
         Ok(Rc::new(Self {
             name,
-            uri,
+            remote,
             options,
             offer,
             read_only,
@@ -124,6 +134,7 @@ impl Pool {
             changed: RefCell::default(),
             closed: Cell::new(false),
             losses: Cell::new(0),
+            outage: Cell::new(None),
         }))
     }
 
@@ -153,8 +164,9 @@ impl Pool {
         self.losses.get()
     }
 
-    /// The least busy connection; waits for one, until `deadline`, if all are broken.
-    pub(super) async fn acquire(self: &Rc<Self>, deadline: Instant) -> Result<Rc<Connection>> {
+    /// The least busy connection; if all are broken, waits for one as long as the outage may last. Attempts to reconnect go on for ever,
+    /// as long as someone asks.
+    pub(super) async fn acquire(self: &Rc<Self>) -> Result<Rc<Connection>> {
         loop {
             if let Some(error) = &*self.changed.borrow() {
                 return Err(error.clone());
@@ -165,6 +177,7 @@ impl Pool {
             self.bury_dead();
             let (best, vacant, connecting) = self.survey();
             if let Some(best) = best {
+                self.outage.set(None);
                 let wanted = best.in_flight() >= BUSY && !connecting;
                 if let Some((slot, not_before)) = vacant
                     && wanted
@@ -174,18 +187,24 @@ impl Pool {
                 }
                 return Ok(best);
             }
-            if !connecting {
-                if Instant::now() >= deadline {
-                    return Err(self.give_up());
-                }
-                if let Some((slot, _)) = vacant {
-                    self.start_connecting(slot);
-                }
+            if let (Some((slot, _)), false) = (vacant, connecting) {
+                self.start_connecting(slot);
+            }
+            let now = Instant::now();
+            let outage = self.outage.get().unwrap_or(Outage { since: now, attempts: 0 });
+            self.outage.set(Some(outage));
+            let end = outage.since + self.options.retry;
+            if outage.attempts > 0 && now >= end {
+                return Err(self.give_up());
             }
             let (sender, receiver) = oneshot::channel();
             self.waiting.borrow_mut().push(sender);
             // A sender that is gone means that the pool is closed; the next round says so.
-            let _ = receiver.await;
+            if outage.attempts > 0 {
+                let _ = tokio::time::timeout_at(end, receiver).await;
+            } else {
+                let _ = receiver.await;
+            }
         }
     }
 
@@ -240,7 +259,7 @@ impl Pool {
         let pool = self.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep_until(vacancy.not_before).await;
-            let opened = open(&pool.name, &pool.uri, pool.options.connect_timeout).await;
+            let opened = pool.remote.open(pool.options.connect_timeout).await;
             pool.connected(index, vacancy.failures, opened);
             for waiter in pool.waiting.take() {
                 let _ = waiter.send(());
@@ -265,12 +284,15 @@ impl Pool {
             Ok((socket, offer)) => {
                 let timeout = self.options.request_timeout;
                 let connection = Connection::start(socket, self.name.clone(), &offer, self.max_data, timeout);
+                self.outage.set(None);
                 Slot::Open(connection)
             }
             Err(error) => {
                 tracing::debug!(node = &*self.name, %error, "no connection");
                 *self.last_error.borrow_mut() = Some(error);
                 let others_work = self.survey().0.is_some();
+                let outage = self.outage.get();
+                self.outage.set(outage.map(|outage| Outage { attempts: outage.attempts + 1, ..outage }));
                 let backoff = BACKOFF.saturating_mul(1 << failures.min(10)).min(LONGEST_BACKOFF);
                 let pause = if others_work { EXTRA_PAUSE } else { backoff };
                 Slot::Vacant(Vacancy { not_before: Instant::now() + pause, failures: failures + 1 })

@@ -1,46 +1,166 @@
-//! The socket under a connection: TCP or Unix, read and written with vectors through a shared reference, and what it takes
-//! to get from nothing to an agreed export.
+//! The socket under a connection: TCP or Unix, plain or with TLS over it, read and written with vectors through a shared reference, and
+//! what it takes to get from nothing to an agreed export.
 
+use super::remote::Server;
 use headwater_block::{Error, ErrorKind};
 use headwater_nbd::error::OptionRefusal;
-use headwater_nbd::{ClientAsk, ClientHandshake, NbdAddress, ProtocolError, ServerOffer, Step};
-use std::cell::Cell;
+use headwater_nbd::{ClientAsk, ClientHandshake, ProtocolError, ServerOffer, Step, TlsHandshake};
+use headwater_tls::{TlsCredentials, TlsStream};
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::AsFd;
-use tokio::io::Interest;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net as unix;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// What a Unix socket takes from a writer before it must wait, in bytes. The default of 208 KiB costs a wake-up of both sides for
 /// every fraction of a large write; TCP sizes its buffers by itself.
 const UNIX_SEND_BUFFER: usize = 2 << 20;
 
+/// The kernel's limit for the name of an abstract socket, in bytes, less the zero that makes it one.
+const MAX_ABSTRACT: usize = 107;
+
 /// A connected socket. All methods take `&self`: one task reads, another writes.
 pub(super) enum Socket {
+    /// As it is.
+    Plain(Plain),
+    /// With TLS over it. Each poll borrows it, none holds it; reading and writing wake their own tasks.
+    Tls(Box<RefCell<TlsStream<Plain>>>),
+}
+
+/// A socket on which bytes go as they are.
+pub(super) enum Plain {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Socket {
     /// Connects; tries all addresses of a host name.
-    pub(super) async fn connect(address: &NbdAddress) -> io::Result<Self> {
-        match address {
-            NbdAddress::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                // A peer that vanished without a word is noticed even while nothing is in flight.
-                rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-                Ok(Self::Tcp(stream))
+    pub(super) async fn connect(server: &Server) -> io::Result<Self> {
+        let plain = match server {
+            Server::Inet { host, port, family } => {
+                let found = tokio::net::lookup_host((host.as_str(), *port)).await?;
+                let addresses: Vec<SocketAddr> = found.filter(|found| family.admits(found.ip())).collect();
+                if addresses.is_empty() {
+                    let why = format!("{host} has no address of the family that was asked for");
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+                }
+                Plain::tcp(TcpStream::connect(&addresses[..]).await?)?
             }
-            NbdAddress::Unix { path } => {
-                let stream = UnixStream::connect(path).await?;
-                rustix::net::sockopt::set_socket_send_buffer_size(&stream, UNIX_SEND_BUFFER)?;
-                Ok(Self::Unix(stream))
+            Server::Unix { path } => Plain::unix(UnixStream::connect(path).await?)?,
+            Server::Abstract { name, tight } => {
+                let mut name = name.clone();
+                if !tight && name.len() < MAX_ABSTRACT {
+                    name.resize(MAX_ABSTRACT, 0);
+                }
+                let address = unix::SocketAddr::from_abstract_name(name)?;
+                Plain::adopt_unix(unix::UnixStream::connect_addr(&address)?)?
             }
+            // It is connected already.
+            Server::Fd(fd) => return Self::adopt(fd.try_clone()?),
+        };
+        Ok(Self::Plain(plain))
+    }
+
+    /// Takes over a connection that somebody else made.
+    pub(super) fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        use rustix::net::{AddressFamily, sockopt::socket_domain};
+        match socket_domain(&fd)? {
+            AddressFamily::UNIX => Plain::adopt_unix(unix::UnixStream::from(fd)).map(Self::Plain),
+            AddressFamily::INET | AddressFamily::INET6 => {
+                let stream = std::net::TcpStream::from(fd);
+                stream.set_nonblocking(true)?;
+                Plain::tcp(TcpStream::from_std(stream)?).map(Self::Plain)
+            }
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a TCP nor a Unix socket")),
+        }
+    }
+
+    /// Starts TLS; `host` is what the server's certificate must be for.
+    async fn start_tls(self, credentials: &TlsCredentials, host: Option<&str>) -> Result<Self, Error> {
+        match self {
+            Self::Plain(plain) => {
+                let stream = credentials.connect(plain, host).await?;
+                Ok(Self::Tls(Box::new(RefCell::new(stream))))
+            }
+            tls @ Self::Tls(_) => Ok(tls),
         }
     }
 
     /// Reads at least one byte; 0 means that the peer closed. Nothing is lost if the future is dropped.
     pub(super) async fn readv(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Plain(plain) => plain.readv(bufs).await,
+            Self::Tls(stream) => {
+                // TLS fills one buffer at a time.
+                let Some(buf) = bufs.iter_mut().find(|buf| !buf.is_empty()) else { return Ok(0) };
+                let mut buf = ReadBuf::new(buf);
+                poll_fn(|cx| Pin::new(&mut *stream.borrow_mut()).poll_read(cx, &mut buf)).await?;
+                Ok(buf.filled().len())
+            }
+        }
+    }
+
+    /// Writes at least one byte. Nothing is lost if the future is dropped. See also [`Socket::flush`].
+    pub(super) async fn writev(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let written = match self {
+            Self::Plain(plain) => plain.writev(bufs).await?,
+            Self::Tls(stream) => {
+                poll_fn(|cx| Pin::new(&mut *stream.borrow_mut()).poll_write_vectored(cx, bufs)).await?
+            }
+        };
+        if written == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(written) }
+    }
+
+    /// Waits until the kernel has what was written: TLS keeps what the kernel doesn't take.
+    pub(super) async fn flush(&self) -> io::Result<()> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Tls(stream) => poll_fn(|cx| Pin::new(&mut *stream.borrow_mut()).poll_flush(cx)).await,
+        }
+    }
+
+    /// Ends both directions: whoever reads or writes is woken.
+    pub(super) fn shut_down(&self) {
+        match self {
+            Self::Plain(plain) => plain.shut_down(),
+            Self::Tls(stream) => stream.borrow().get_ref().0.shut_down(),
+        }
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let n = self.writev(&[IoSlice::new(bytes)]).await?;
+            bytes = &bytes[n..];
+        }
+        self.flush().await
+    }
+}
+
+impl Plain {
+    fn tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        // A peer that vanished without a word is noticed even while nothing is in flight.
+        rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+        Ok(Self::Tcp(stream))
+    }
+
+    fn unix(stream: UnixStream) -> io::Result<Self> {
+        rustix::net::sockopt::set_socket_send_buffer_size(&stream, UNIX_SEND_BUFFER)?;
+        Ok(Self::Unix(stream))
+    }
+
+    fn adopt_unix(stream: unix::UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Self::unix(UnixStream::from_std(stream)?)
+    }
+
+    async fn readv(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         loop {
             let got = Cell::new(None);
             let tried = match self {
@@ -61,8 +181,7 @@ impl Socket {
         }
     }
 
-    /// Writes at least one byte. Nothing is lost if the future is dropped.
-    pub(super) async fn writev(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    async fn writev(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         loop {
             let done = match self {
                 Self::Tcp(stream) => {
@@ -76,14 +195,12 @@ impl Socket {
             };
             match done {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 done => return done,
             }
         }
     }
 
-    /// Ends both directions: whoever reads or writes is woken.
-    pub(super) fn shut_down(&self) {
+    fn shut_down(&self) {
         use rustix::net::{Shutdown, shutdown};
         // Fails only if the peer was faster, which is as good.
         let _ = match self {
@@ -91,13 +208,47 @@ impl Socket {
             Self::Unix(stream) => shutdown(stream, Shutdown::Both),
         };
     }
+}
 
-    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let n = self.writev(&[IoSlice::new(bytes)]).await?;
-            bytes = &bytes[n..];
+impl AsyncRead for Plain {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
-        Ok(())
+    }
+}
+
+impl AsyncWrite for Plain {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What was written, the kernel has.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
 
@@ -113,13 +264,37 @@ fn receive(socket: impl AsFd, bufs: &mut [IoSliceMut<'_>], got: &Cell<Option<usi
     Err(io::ErrorKind::WouldBlock.into())
 }
 
-/// Agrees on the export `ask` with the server at the other end. Reads not a byte more than negotiation has.
-pub(super) async fn negotiate(socket: &Socket, ask: ClientAsk) -> Result<ServerOffer, Error> {
-    let mut handshake = ClientHandshake::new(ask);
+/// Agrees on the export `ask` with the server at the other end: over TLS, if there are credentials, with the name that the server's
+/// certificate must be for. Then nothing but the wish for TLS is said in clear.
+pub(super) async fn negotiate(
+    mut socket: Socket,
+    ask: ClientAsk,
+    tls: Option<(&TlsCredentials, Option<&str>)>,
+) -> Result<(Socket, ServerOffer), Error> {
+    let handshake = match tls {
+        None => ClientHandshake::new(ask),
+        Some((credentials, host)) => {
+            let starting = TlsHandshake::new(ask);
+            let handshake = drive(&socket, starting, TlsHandshake::step, TlsHandshake::closed).await?;
+            socket = socket.start_tls(credentials, host).await?;
+            handshake
+        }
+    };
+    let offer = drive(&socket, handshake, ClientHandshake::step, ClientHandshake::closed).await?;
+    Ok((socket, offer))
+}
+
+/// Drives one of the codec's handshakes to its end. Reads not a byte more than it has.
+async fn drive<State, Outcome>(
+    socket: &Socket,
+    mut handshake: State,
+    step: impl Fn(State, &[u8], &mut Vec<u8>) -> Result<Step<State, Outcome>, ProtocolError>,
+    closed: impl Fn(&State) -> ProtocolError,
+) -> Result<Outcome, Error> {
     let (mut input, mut output) = (Vec::new(), Vec::new());
     let io = |e| Error::from_io(e, "negotiate with the server");
     loop {
-        match handshake.step(&input, &mut output) {
+        match step(handshake, &input, &mut output) {
             Ok(Step::Done { outcome, consumed }) if consumed == input.len() => {
                 socket.write_all(&output).await.map_err(io)?;
                 return Ok(outcome);
@@ -139,7 +314,7 @@ pub(super) async fn negotiate(socket: &Socket, ask: ClientAsk) -> Result<ServerO
                 while have < needed {
                     let n = socket.readv(&mut [IoSliceMut::new(&mut input[have..])]).await.map_err(io)?;
                     if n == 0 {
-                        return Err(protocol_error(state.closed()));
+                        return Err(protocol_error(closed(&state)));
                     }
                     have += n;
                 }

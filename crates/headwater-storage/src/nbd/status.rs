@@ -170,7 +170,7 @@ impl Statuses {
     async fn ask(&self, pool: &Rc<Pool>, mut range: Range<u64>, retry: Duration) -> Result<Runs> {
         let mut attempts = Attempts::new(retry);
         loop {
-            let connection = pool.acquire(attempts.deadline()).await?;
+            let connection = pool.acquire().await?;
             // At most `LONGEST_ASK`.
             let length = (range.end - range.start) as u32;
             let failure = match settle(connection.block_status(range.start, length)).await {

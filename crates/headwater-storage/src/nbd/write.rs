@@ -2,16 +2,15 @@
 //!
 //! Changes are not made again when the connection is lost: the caller learns of it. Worse, what the server acknowledged on that connection
 //! may be gone with a server that crashed, so that a later flush on a new connection would promise what nobody can. Such a flush fails, and
-//! so do all after it.
+//! so do all after it. All this unless the user wants changes repeated: then the server is taken to keep what it acknowledged.
 
 use super::connection::{Answer, Connection, Reply};
-use super::{NbdNode, misplaced, settle};
+use super::{Attempts, NbdNode, misplaced, settle};
 use futures_util::future::join_all;
 use headwater_block::{Buffer, Error, ErrorKind, Result, WriteFlags, ZeroFlags};
 use headwater_nbd::{Command, CommandFlags, TransmissionFlags};
 use std::cell::Cell;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 /// The longest range that is zeroed or trimmed with one request, in bytes. Some servers do it in one go, and answer nothing else meanwhile.
 const LONGEST_RANGE: u64 = 1 << 30;
@@ -117,20 +116,26 @@ impl NbdNode {
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let covered = durability.changes.get();
-        let connection = self.pool.acquire(Instant::now() + self.retry).await?;
-        let reply = if self.pool.losses() == losses {
-            Some(settle(connection.plain(Command::Flush, CommandFlags::NONE, 0, 0)).await)
-        } else {
-            None
-        };
-        if self.pool.losses() != losses {
-            durability.lost.set(true);
-            return Err(self.changes_lost());
-        }
-        match reply {
-            Some(Ok(Answer::Done)) => {}
-            Some(Err(failure)) => return Err(failure.error.context(format_args!("flush of {}", self.name))),
-            _ => return Err(misplaced().context(format_args!("flush of {}", self.name))),
+        let what = format_args!("flush of {}", self.name);
+        let mut attempts = Attempts::new(self.retry);
+        loop {
+            let connection = self.pool.acquire().await?;
+            let all_there = || self.repeat_changes || self.pool.losses() == losses;
+            let reply = if all_there() {
+                Some(settle(connection.plain(Command::Flush, CommandFlags::NONE, 0, 0)).await)
+            } else {
+                None
+            };
+            if !all_there() {
+                durability.lost.set(true);
+                return Err(self.changes_lost());
+            }
+            match reply {
+                Some(Ok(Answer::Done)) => break,
+                Some(Err(failure)) if self.repeat_changes && attempts.again(&failure).await => {}
+                Some(Err(failure)) => return Err(failure.error.context(what)),
+                _ => return Err(misplaced().context(what)),
+            }
         }
         if durability.changes.get() == covered {
             durability.unflushed.set(None);
@@ -201,21 +206,25 @@ impl NbdNode {
         offset: u64,
         len: u64,
         durable: bool,
-        send: impl FnOnce(&Connection) -> oneshot::Receiver<Reply>,
+        send: impl Fn(&Connection) -> oneshot::Receiver<Reply>,
     ) -> Result<()> {
-        let connection = self.pool.acquire(Instant::now() + self.retry).await?;
-        let losses = self.pool.losses();
-        match settle(send(&connection)).await {
-            Ok(Answer::Done) => {
-                if !durable {
-                    let durability = &self.durability;
-                    durability.changes.set(durability.changes.get() + 1);
-                    durability.unflushed.set(Some(durability.unflushed.get().unwrap_or(losses)));
+        let mut attempts = Attempts::new(self.retry);
+        loop {
+            let connection = self.pool.acquire().await?;
+            let losses = self.pool.losses();
+            match settle(send(&connection)).await {
+                Ok(Answer::Done) => {
+                    if !durable {
+                        let durability = &self.durability;
+                        durability.changes.set(durability.changes.get() + 1);
+                        durability.unflushed.set(Some(durability.unflushed.get().unwrap_or(losses)));
+                    }
+                    return Ok(());
                 }
-                Ok(())
+                Ok(_) => return Err(self.refused(misplaced(), what, offset, len)),
+                Err(failure) if self.repeat_changes && attempts.again(&failure).await => {}
+                Err(failure) => return Err(self.refused(failure.error, what, offset, len)),
             }
-            Ok(_) => Err(self.refused(misplaced(), what, offset, len)),
-            Err(failure) => Err(self.refused(failure.error, what, offset, len)),
         }
     }
 }
