@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::node::{BackingLink, Limits, Node, ZeroFlags};
 use crate::range_lock::RangeLock;
+use crate::write_watch::WriteWatch;
 use crate::{chain, copy_up};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -101,6 +102,7 @@ pub struct Disk {
     /// Who follows the changes.
     trackers: RefCell<Vec<Weak<DirtyMap>>>,
     poisoned: Cell<bool>,
+    write_watch: WriteWatch,
     stats: Stats,
 }
 
@@ -119,6 +121,7 @@ impl Disk {
             next_id: Cell::new(0),
             trackers: RefCell::default(),
             poisoned: Cell::new(false),
+            write_watch: WriteWatch::default(),
             stats: Stats::default(),
         })
     }
@@ -167,6 +170,11 @@ impl Disk {
     /// The clock that jobs on this disk use.
     pub fn clock(&self) -> &Rc<dyn Clock> {
         &self.clock
+    }
+
+    /// Tells when a guest's write goes past an offset.
+    pub fn write_watch(&self) -> &WriteWatch {
+        &self.write_watch
     }
 
     /// What has happened so far.

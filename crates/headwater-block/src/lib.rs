@@ -33,6 +33,7 @@ pub mod node;
 pub mod null;
 pub mod range_lock;
 pub mod rate_limiter;
+pub mod write_watch;
 pub mod zero;
 
 pub use abort::Abort;

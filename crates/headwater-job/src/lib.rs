@@ -6,6 +6,7 @@
 //! - `copy_engine`: keeps copies in flight; `scan` finds what to copy; [`window`] says how much to keep in flight. They do so for
 //!   all jobs: a `copier` says what is to be copied, and copies it. `transfer` is the one of commit and mirror.
 //! - `lifecycle`: how all jobs begin and end. `on_error`: what they do about errors. `path`: what the layers on the way say about it.
+//! - `task`: a job that is any work, done as a whole.
 //! - [`state`]: the states of a job and what is legal in each; `control`: what a job shares with those who command it through a
 //!   [`JobHandle`]; `progress`: how far it is.
 //!
@@ -24,6 +25,7 @@ mod progress;
 mod scan;
 pub mod state;
 pub mod stream;
+mod task;
 mod transfer;
 pub mod window;
 
@@ -36,4 +38,5 @@ pub use mirror::{HoldGuests, MirrorOptions, SyncMode, commit_active, mirror};
 pub use on_error::OnError;
 pub use progress::Progress;
 pub use state::{Illegal, Status, Verb};
+pub use task::task;
 pub use stream::{Base, Link, StreamOptions, stream};

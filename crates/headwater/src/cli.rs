@@ -12,6 +12,7 @@ pub mod check;
 pub mod completions;
 pub mod create;
 pub mod ctl;
+pub mod daemon;
 pub mod demo;
 pub mod info;
 pub mod man;
@@ -58,6 +59,9 @@ pub enum Verb {
     Check(check::CheckArgs),
     /// Send one command to a running `headwater stream --control PATH`.
     Ctl(ctl::CtlArgs),
+    /// Run the storage daemon: qemu-storage-daemon's options and QMP.
+    #[command(disable_help_flag = true, after_long_help = crate::daemon::HELP)]
+    Daemon(daemon::DaemonArgs),
     /// Show all of it at work on a source made for the occasion, prove it correct, and clean up.
     Demo(demo::DemoArgs),
     /// Print a completion script for a shell.
@@ -151,6 +155,11 @@ impl Default for OpenArgs {
 /// Parses the command line, does what it says, and gives the exit code.
 pub fn main() -> ExitCode {
     log();
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    if std::path::Path::new(&name).file_name().is_some_and(|name| name == crate::daemon::PROGRAM) {
+        return end(crate::daemon::run(arguments.collect()), crate::daemon::PROGRAM);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(err) => {
@@ -158,12 +167,17 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if err.use_stderr() { code::USAGE } else { code::OK });
         }
     };
-    match run(cli.verb) {
+    end(run(cli.verb), "headwater")
+}
+
+/// Tells why it failed, if it did, and gives the exit code.
+fn end(outcome: Outcome, program: &str) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::from(code::OK),
         Err(failure) => {
             if let Some(message) = &failure.message {
                 // One line, whatever an error from outside contains.
-                eprintln!("headwater: {}", message.replace('\n', " "));
+                eprintln!("{program}: {}", message.replace('\n', " "));
             }
             ExitCode::from(failure.code)
         }
@@ -179,24 +193,33 @@ fn run(verb: Verb) -> Outcome {
         Verb::Map(args) => map::run(args),
         Verb::Check(args) => check::run(args),
         Verb::Ctl(args) => ctl::run(args),
+        Verb::Daemon(args) => daemon::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Completions(args) => completions::run(args),
         Verb::Man(args) => man::run(args),
     }
 }
 
-/// Messages of the library's inside, to stderr, as HEADWATER_LOG says.
+/// Messages of the library's inside, to stderr, as HEADWATER_LOG says; and what the daemon's `--trace` switches on.
 fn log() {
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
         .with_env_var("HEADWATER_LOG")
         .from_env_lossy();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let messages = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
+        .with_filter(filter);
+    let traced = tracing_subscriber::filter::Targets::new()
+        .with_target(crate::daemon::trace::TARGET, tracing::Level::TRACE);
+    tracing_subscriber::registry()
+        .with(messages)
+        .with(crate::daemon::trace::TraceLayer.with_filter(traced))
         .init();
 }
 

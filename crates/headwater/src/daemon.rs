@@ -21,7 +21,7 @@ mod objects;
 mod options;
 mod snapshot;
 mod sources;
-mod trace;
+pub(crate) mod trace;
 
 use self::chardev::Chardev;
 use self::commands::Commands;
@@ -31,6 +31,7 @@ use self::graph::Graph;
 use self::graph::open::{Options, Read};
 use self::objects::Objects;
 use self::options::{CommandLine, Setting};
+pub use self::options::HELP;
 use crate::failure::{Failure, Outcome};
 use crate::runtime;
 use headwater_image::open_gate::Trust;
@@ -71,7 +72,8 @@ pub fn run(arguments: Vec<OsString>) -> Outcome {
             let ready = signals.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
             if ready { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
         }));
-        let setting_up = set_up(&commands, &line.settings);
+        let mut chardevs = Vec::new();
+        let setting_up = set_up(&commands, &mut chardevs, &line.settings);
         let set_up = tokio::select! {
             biased;
             () = &mut ended => Ok(false),
@@ -82,11 +84,9 @@ pub fn run(arguments: Vec<OsString>) -> Outcome {
                 started.tell();
                 tokio::select! {
                     () = ended => {}
-                    () = commands.quit() => {}
+                    () = commands.ending() => {}
                 }
                 commands.shut_down().await;
-                // What monitors have yet to send leaves now.
-                tokio::task::yield_now().await;
             }
             Ok(false) => commands.shut_down().await,
             Err(failure) => {
@@ -94,6 +94,7 @@ pub fn run(arguments: Vec<OsString>) -> Outcome {
                 return Err(failure);
             }
         }
+        chardevs.iter().for_each(|chardev| chardev.finish());
         drop(pidfile);
         Ok(())
     })
@@ -109,10 +110,9 @@ fn trust(allowed: &[String]) -> Trust {
 }
 
 /// Does what the command line says, in its order.
-async fn set_up(commands: &Rc<Commands>, settings: &[Setting]) -> Outcome {
-    let mut chardevs: Vec<Rc<Chardev>> = Vec::new();
+async fn set_up(commands: &Rc<Commands>, chardevs: &mut Vec<Rc<Chardev>>, settings: &[Setting]) -> Outcome {
     for setting in settings {
-        let done = apply(commands, &mut chardevs, setting).await;
+        let done = apply(commands, chardevs, setting).await;
         done.map_err(|refusal| Failure::new(format!("{}: {}", setting.shown(), refusal.desc)))?;
     }
     Ok(())
@@ -150,6 +150,7 @@ fn monitor(commands: &Rc<Commands>, chardevs: &[Rc<Chardev>], options: &Options)
         return Err(generic("only QMP is supported"));
     }
     let pretty = options.flag("pretty").unwrap_or(false);
-    tokio::task::spawn_local(monitor::serve(chardev, commands.clone(), pretty));
+    let monitor = tokio::task::spawn_local(monitor::serve(chardev, commands.clone(), pretty));
+    commands.monitors.borrow_mut().push(monitor);
     Ok(())
 }

@@ -4,12 +4,14 @@
 //! - [`stream`]: a stream from start to end; [`session`] is the disk that it works on, [`overlay`] how that disk is made or found again,
 //!   [`exports`] where it is served.
 //! - [`opener`]: from names to nodes: joins the storage that can be reached with the image formats.
+//! - [`daemon`]: the storage daemon, with QEMU's command line and QMP.
 //! - [`progress`], [`display`]: what a stream says of itself; [`control`]: what it can be told.
 //! - [`demo`]: the whole at work on a source made for the occasion.
 //! - [`runtime`], [`size`], [`source`], [`output`], [`picture`], [`shell`], [`failure`]: what they share.
 
 pub mod cli;
 pub mod control;
+pub mod daemon;
 pub mod demo;
 pub mod display;
 pub mod exports;

@@ -31,6 +31,7 @@ impl Disk {
         }
         let _admitted = self.admit().await;
         add(&self.stats.writes, 1);
+        self.write_watch.writes_until(range.end);
         add(&self.stats.write_bytes, data.len() as u64);
         let aligned = self.aligned(&range);
         let _guard = self.lock_for(&range, &aligned, Change::Write).await;

@@ -14,6 +14,7 @@ use super::op::{OpenFile, Request};
 use super::open::{self, FileOptions, Kind, Opened};
 use super::zeroes::Abilities;
 use headwater_block::node::{Access, Change};
+use headwater_block::write_watch::WriteWatch;
 use headwater_block::{
     Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Limits, LocalFuture, Node, Resolved, Result,
     WriteFlags, ZeroFlags,
@@ -53,6 +54,7 @@ pub struct FileNode {
     no_durable_writes: Cell<bool>,
     pub(super) abilities: Abilities,
     pub(super) durability: Durability,
+    write_watch: WriteWatch,
 }
 
 impl fmt::Debug for FileNode {
@@ -98,6 +100,7 @@ impl FileNode {
             no_durable_writes: Cell::new(false),
             abilities: Abilities::default(),
             durability: Durability::default(),
+            write_watch: WriteWatch::default(),
         })
     }
 
@@ -125,6 +128,11 @@ impl FileNode {
         self.locked.set(held && usage.is_some());
         self.usage.set(usage);
         Ok(())
+    }
+
+    /// Tells when a write goes past an offset of the file.
+    pub fn write_watch(&self) -> &WriteWatch {
+        &self.write_watch
     }
 
     /// What is behind the file.

@@ -2,11 +2,13 @@
 
 use super::failure::{Refusal, generic};
 use super::sources::port;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -52,7 +54,9 @@ pub(super) struct Chardev {
     kind: Kind,
     /// The connection that was made at the start: a client's, or the one that a server waited for.
     first: RefCell<Option<Connection>>,
-    used_up: std::cell::Cell<bool>,
+    used_up: Cell<bool>,
+    /// What writes to standard output.
+    writer: RefCell<Option<JoinHandle<()>>>,
 }
 
 impl Drop for Chardev {
@@ -80,7 +84,7 @@ impl Chardev {
             }
             None => return Err(generic(format!("chardev: \"{id}\" missing backend"))),
         };
-        let device = Self { id, kind, first: RefCell::default(), used_up: std::cell::Cell::new(false) };
+        let device = Self { id, kind, first: RefCell::default(), used_up: Cell::new(false), writer: RefCell::default() };
         let wait = switch(&given, "wait")?;
         match &device.kind {
             Kind::UnixServer(..) | Kind::TcpServer(_) if wait.unwrap_or(true) => {
@@ -117,9 +121,46 @@ impl Chardev {
             },
             Kind::Client { .. } => None,
             Kind::Stdio if self.used_up.replace(true) => None,
-            Kind::Stdio => {
-                Some(Connection { input: Box::new(tokio::io::stdin()), output: Box::new(tokio::io::stdout()) })
+            Kind::Stdio => match self.stdio() {
+                Ok(connection) => Some(connection),
+                Err(err) => {
+                    tracing::error!("chardev {}: {err}", self.id);
+                    None
+                }
+            },
+        }
+    }
+
+    /// Standard input and output may be anything, files too, so threads of their own read and write them. The one that reads may be reading
+    /// when the program ends.
+    fn stdio(&self) -> std::io::Result<Connection> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut from_us = theirs.try_clone()?;
+        let mut to_us = theirs;
+        std::thread::spawn(move || {
+            // Whatever ends it, the monitor sees the end of its input.
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut to_us);
+            let _ = to_us.shutdown(std::net::Shutdown::Write);
+        });
+        let writer = std::thread::spawn(move || {
+            let mut bytes = [0; 16 << 10];
+            while let Ok(read @ 1..) = from_us.read(&mut bytes) {
+                let mut output = std::io::stdout().lock();
+                if output.write_all(&bytes[..read]).and_then(|()| output.flush()).is_err() {
+                    break;
+                }
             }
+        });
+        self.writer.replace(Some(writer));
+        Ok(Connection::unix(UnixStream::from_std(ours)?))
+    }
+
+    /// Waits until what was sent has left. The connections are closed already.
+    pub(super) fn finish(&self) {
+        if let Some(writer) = self.writer.take() {
+            // It can only have panicked, which it has told of.
+            let _ = writer.join();
         }
     }
 

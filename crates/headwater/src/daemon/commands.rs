@@ -15,9 +15,11 @@ use headwater_block::range_lock::{Guard, Mode, RangeLock, Token};
 use headwater_job::Status;
 use headwater_qmp::{ErrorClass, schema};
 use serde_json::{Value, json};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// Lets one at a time change the graph. In the order of arrival.
 pub(super) struct Turn(Rc<RangeLock>);
@@ -34,6 +36,17 @@ impl Turn {
     }
 }
 
+/// How long a monitor may take to read the last that it is sent.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What the daemon is up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Serving,
+    Ending,
+    Ended,
+}
+
 /// What commands work on.
 pub(super) struct Commands {
     pub(super) graph: Rc<Graph>,
@@ -41,8 +54,9 @@ pub(super) struct Commands {
     pub(super) exports: Rc<Exports>,
     events: Rc<Events>,
     pub(super) turn: Rc<Turn>,
-    quit: watch::Sender<bool>,
-    quitting: Cell<bool>,
+    /// What the daemon is up to.
+    life: watch::Sender<Life>,
+    pub(super) monitors: RefCell<Vec<JoinHandle<()>>>,
     /// The character devices: their ids, and what they are.
     pub(super) chardevs: RefCell<Vec<(String, String)>>,
 }
@@ -56,8 +70,8 @@ impl Commands {
             graph,
             events,
             turn,
-            quit: watch::Sender::new(false),
-            quitting: Cell::new(false),
+            life: watch::Sender::new(Life::Serving),
+            monitors: RefCell::default(),
             chardevs: RefCell::default(),
         })
     }
@@ -66,16 +80,21 @@ impl Commands {
         &self.events
     }
 
-    /// The command `quit` was given.
+    /// The daemon was told to end.
     pub(super) fn is_quitting(&self) -> bool {
-        self.quitting.get()
+        *self.life.borrow() != Life::Serving
     }
 
-    /// Completes when the command `quit` was given and answered.
-    pub(super) async fn quit(&self) {
-        let mut quit = self.quit.subscribe();
+    /// Completes when the daemon is told to end.
+    pub(super) async fn ending(&self) {
         // The sender lives as long as this does.
-        let _ = quit.wait_for(|quit| *quit).await;
+        let _ = self.life.subscribe().wait_for(|life| *life != Life::Serving).await;
+    }
+
+    /// Completes when everything has ended, and nothing is left to be told.
+    pub(super) async fn ended(&self) {
+        // The sender lives as long as this does.
+        let _ = self.life.subscribe().wait_for(|life| *life == Life::Ended).await;
     }
 
     /// The version that is told: the QEMU whose language this is, and in `package` who speaks it.
@@ -88,11 +107,19 @@ impl Commands {
 
     /// Ends jobs, exports and nodes in this order: everything is consistent and flushed afterwards.
     pub(super) async fn shut_down(self: &Rc<Self>) {
+        self.life.send_replace(Life::Ending);
         self.jobs.cancel_all().await;
         // If there is no server, there is none to stop.
         let _ = self.exports.stop_server().await;
-        let _turn = self.turn.take().await;
+        let turn = self.turn.take().await;
         self.graph.close_all().await;
+        drop(turn);
+        self.life.send_replace(Life::Ended);
+        self.events.close();
+        for monitor in self.monitors.take() {
+            // A client that doesn't read what it is sent has had its time.
+            let _ = tokio::time::timeout(LINGER, monitor).await;
+        }
     }
 
     /// Carries a command out.
@@ -111,8 +138,7 @@ impl Commands {
             return answer;
         }
         if name == "quit" {
-            self.quitting.set(true);
-            self.quit.send_replace(true);
+            self.life.send_replace(Life::Ending);
             return Ok(json!({}));
         }
         let _turn = self.turn.take().await;

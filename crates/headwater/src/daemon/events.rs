@@ -21,6 +21,13 @@ impl Events {
         listeners.push(Rc::downgrade(outbox));
     }
 
+    /// Nothing more will happen: what waits to be sent is sent, and then the connections end.
+    pub(super) fn close(&self) {
+        for listener in self.listeners.borrow().iter().filter_map(Weak::upgrade) {
+            listener.close();
+        }
+    }
+
     /// Tells everyone.
     pub(super) fn emit(&self, name: &str, data: Value) {
         tracing::debug!(event = name, %data, "event");

@@ -5,7 +5,7 @@ use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Options, Read};
 use super::graph::rights::Rights;
 use super::graph::{Graph, Root};
-use super::sources::{descriptor, port};
+use super::sources::{descriptor, family, port};
 use headwater_block::ErrorKind;
 use headwater_export::nbd::{self, Listen, NbdServer, Removal, Removed, ServerOptions};
 use headwater_tls::Endpoint;
@@ -247,8 +247,7 @@ fn listen(address: &Options) -> Result<Listen, Refusal> {
             host: text("host").to_owned(),
             port: port(text("port"))?,
             to: data.number("to").and_then(|to| u16::try_from(to).ok()),
-            ipv4: data.flag("ipv4"),
-            ipv6: data.flag("ipv6"),
+            family: family(data)?,
         }),
         "fd" => Ok(Listen::Fd(descriptor(text("str"))?)),
         other => Err(generic(format!("Sockets of type '{other}' are not supported"))),

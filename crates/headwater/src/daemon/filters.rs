@@ -119,7 +119,7 @@ fn blkdebug_options(options: &Options) -> Result<BlkdebugOptions, Refusal> {
         inject_error.push(InjectError {
             state: state(&rule, "state").filter(|state| *state > 0),
             iotype,
-            errno: rule.number("errno").and_then(|errno| u32::try_from(errno).ok()).unwrap_or(libc::EIO as u32),
+            errno: rule.number("errno").and_then(|errno| i32::try_from(errno).ok()).unwrap_or(libc::EIO),
             sector: rule.number("sector"),
             once: rule.flag("once").unwrap_or(false),
             immediately: rule.flag("immediately").unwrap_or(false),

@@ -97,8 +97,6 @@ pub(super) struct GraphNode {
     pub(super) busy: RefCell<Vec<(String, String)>>,
     /// The jobs that need its link to its backing as it is.
     pub(super) frozen: RefCell<Vec<String>>,
-    /// The offset in bytes at which a write is reported; 0 is none.
-    pub(super) write_threshold: Cell<u64>,
     pub(super) active: Cell<bool>,
 }
 

@@ -15,10 +15,9 @@ use super::failure::{Refusal, brief, generic, no_device};
 use super::graph::rights::{Doing, Rights};
 use super::graph::{Graph, GraphNode, Root};
 use headwater_block::LocalFuture;
-use headwater_job::{Action, Event, JobHandle, OnError, Operation, Outcome, Status};
+use headwater_job::{Action, Event, IoStatus, JobHandle, OnError, Operation, Outcome, Status};
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use tokio::sync::watch;
@@ -434,6 +433,11 @@ impl Job {
 
     fn describe_block_job(&self) -> Value {
         let status = self.handle.status();
+        let io_status = match self.handle.io_status() {
+            IoStatus::Ok => "ok",
+            IoStatus::Failed => "failed",
+            IoStatus::NoSpace => "nospace",
+        };
         let mut told = json!({
             "device": self.id,
             "type": self.kind,
@@ -444,7 +448,7 @@ impl Job {
             "busy": self.handle.is_busy(),
             "paused": self.handle.is_paused(),
             "ready": self.handle.is_ready(),
-            "io-status": self.handle.io_status().to_string(),
+            "io-status": io_status,
             "auto-finalize": self.auto_finalize,
             "auto-dismiss": self.auto_dismiss,
         });

@@ -40,8 +40,7 @@ impl Outbox {
             return;
         }
         let style = if self.pretty { Style::Pretty } else { Style::Compact };
-        let mut line = encode(value, style).into_bytes();
-        line.extend_from_slice(b"\r\n");
+        let line = encode(value, style);
         self.waiting.set(self.waiting.get() + line.len());
         self.lines.borrow_mut().push_back(line);
         if self.waiting.get() > TOO_MUCH_WAITING {
@@ -86,7 +85,8 @@ impl Outbox {
         self.wake();
     }
 
-    fn close(&self) {
+    /// What waits is sent, and then the connection ends.
+    pub(super) fn close(&self) {
         self.closed.set(true);
         self.wake();
     }
@@ -94,8 +94,16 @@ impl Outbox {
 
 /// Serves QMP on the connections of a character device, one after the other, until the daemon ends.
 pub(super) async fn serve(chardev: Rc<Chardev>, commands: Rc<Commands>, pretty: bool) {
-    while let Some(connection) = chardev.connection().await {
-        converse(connection, &commands, pretty).await;
+    loop {
+        let connection = tokio::select! {
+            biased;
+            () = commands.ending() => return,
+            connection = chardev.connection() => connection,
+        };
+        match connection {
+            Some(connection) => converse(connection, &commands, pretty).await,
+            None => return,
+        }
     }
 }
 
@@ -135,8 +143,18 @@ async fn converse(connection: Connection, commands: &Rc<Commands>, pretty: bool)
             }
             while let Some(message) = messages.next() {
                 session.answer(message.map_err(|err| Refusal::new(ErrorClass::GenericError, err.to_string()))).await;
+                if commands.is_quitting() {
+                    return;
+                }
                 outbox.wait_until(|outbox| outbox.closed.get() || outbox.waiting.get() < ENOUGH_WAITING).await;
             }
+        }
+    };
+    let reader = async {
+        reader.await;
+        // After `quit` events may follow, until the daemon has ended everything.
+        if commands.is_quitting() {
+            commands.ended().await;
         }
         outbox.close();
     };
@@ -160,9 +178,6 @@ impl Session {
             Err(refusal) => (None, Err(refusal)),
         };
         self.outbox.push(&message::response(result, id));
-        if self.commands.is_quitting() {
-            self.outbox.wait_until(|outbox| outbox.closed.get() || outbox.lines.borrow().is_empty()).await;
-        }
     }
 
     async fn carry_out(&mut self, value: Value) -> Result<Value, Refusal> {
@@ -170,12 +185,7 @@ impl Session {
         let name = request.execute.as_str();
         if !self.negotiated {
             if name != "qmp_capabilities" {
-                let known = schema::command(name).is_some();
-                let desc = if known {
-                    format!("Expecting capabilities negotiation with 'qmp_capabilities'")
-                } else {
-                    format!("The command {name} has not been found")
-                };
+                let desc = "Expecting capabilities negotiation with 'qmp_capabilities'";
                 return Err(Refusal::new(ErrorClass::CommandNotFound, desc));
             }
             schema::check_command(name, request.arguments)?;

@@ -57,7 +57,7 @@ const WITH_VALUE: [&str; 9] =
     ["blockdev", "chardev", "export", "monitor", "nbd-server", "object", "pidfile", "trace", "allow-backing"];
 
 /// What `--help` prints.
-pub(super) const HELP: &str = "\
+pub const HELP: &str = "\
 Usage: headwater-storage-daemon [options]
        headwater daemon [options]
 Serves disk images and works on them, controlled by QMP; takes the options and speaks the QMP of qemu-storage-daemon.

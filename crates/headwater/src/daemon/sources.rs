@@ -72,10 +72,23 @@ fn server(address: &Options) -> Result<(Server, String), Refusal> {
             let port = port(text("port"))?;
             let host = text("host").to_owned();
             let shown = format!("nbd://{host}:{port}");
-            Ok((Server::Inet { host, port, ipv4: address.flag("ipv4"), ipv6: address.flag("ipv6") }, shown))
+            Ok((Server::Inet { host, port, family: family(address)? }, shown))
         }
         "fd" => Ok((Server::Fd(descriptor(text("str"))?), format!("nbd+fd:{}", text("str")))),
         other => Err(generic(format!("Sockets of type '{other}' are not supported"))),
+    }
+}
+
+/// Which addresses of a host count.
+///
+/// # Errors
+/// If none do.
+pub(super) fn family(address: &Options) -> Result<IpFamily, Refusal> {
+    match (address.flag("ipv4"), address.flag("ipv6")) {
+        (Some(false), Some(false)) => Err(generic("Cannot disable IPv4 and IPv6 at same time")),
+        (Some(true), Some(true)) | (None, None) => Ok(IpFamily::Any),
+        (Some(true), _) | (_, Some(false)) => Ok(IpFamily::V4),
+        (_, Some(true)) | (Some(false), _) => Ok(IpFamily::V6),
     }
 }
 

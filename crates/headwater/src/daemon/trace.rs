@@ -10,7 +10,7 @@ use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, Layer};
 
 /// The target of traced events.
-pub(super) const TARGET: &str = "qemu";
+pub(crate) const TARGET: &str = "qemu";
 
 /// The names of the events that there are.
 pub(super) const EVENTS: [&str; 8] = [

@@ -7,6 +7,8 @@ use crate::daemon::failure::{Refusal, generic, of_error};
 use headwater_block::drain::Drained;
 use headwater_block::{DetectZeroes, DiskOptions};
 use headwater_image::raw::{RawNode, RawOptions};
+use crate::daemon::events::Events;
+use serde_json::json;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -352,6 +354,20 @@ async fn close(node: &Rc<GraphNode>) -> Result<(), headwater_block::Error> {
 }
 
 impl Graph {
+    /// Tells of the first write to `node` past `threshold` bytes; 0 is no longer.
+    pub(in crate::daemon) fn watch_writes(&self, node: &Rc<GraphNode>, threshold: u64, events: &Rc<Events>) {
+        let (events, name) = (events.clone(), node.name.clone());
+        let tell = Rc::new(move |by: u64| {
+            let data = json!({"node-name": name, "amount-exceeded": by, "write-threshold": threshold});
+            events.emit("BLOCK_WRITE_THRESHOLD", data);
+        });
+        // An image writes to its file directly, everyone else through the disk.
+        match &node.inside.borrow().file {
+            Some(file) => file.write_watch().set(threshold, tell),
+            None => node.disk.write_watch().set(threshold, tell),
+        }
+    }
+
     /// A node that stands for a job on top of `on`, under a name that the user chose. Requests don't pass it.
     ///
     /// # Errors
@@ -373,7 +389,6 @@ impl Graph {
             inside: RefCell::default(),
             busy: RefCell::default(),
             frozen: RefCell::default(),
-            write_threshold: Cell::new(0),
             active: Cell::new(true),
         });
         self.enter(&node);

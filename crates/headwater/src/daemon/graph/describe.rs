@@ -14,6 +14,30 @@ impl Graph {
         nodes.map(|node| describe(&node, flat, &self.objects)).collect()
     }
 
+    /// Counters of all nodes: `query-blockstats` with `query-nodes`.
+    pub(in crate::daemon) fn describe_stats(&self) -> Value {
+        let tell = |node: &Rc<GraphNode>| {
+            let stats = node.disk.stats();
+            json!({
+                "node-name": node.name,
+                "stats": {
+                    "rd_bytes": stats.read_bytes.get(), "rd_operations": stats.reads.get(),
+                    "wr_bytes": stats.write_bytes.get(), "wr_operations": stats.writes.get(),
+                    "flush_operations": stats.flushes.get(), "unmap_bytes": 0, "unmap_operations": 0,
+                    "zone_append_bytes": 0, "zone_append_operations": 0, "zone_append_total_time_ns": 0,
+                    "zone_append_merged": 0, "invalid_zone_append_operations": 0, "failed_zone_append_operations": 0,
+                    "rd_total_time_ns": 0, "wr_total_time_ns": 0, "flush_total_time_ns": 0, "unmap_total_time_ns": 0,
+                    "rd_merged": 0, "wr_merged": 0, "unmap_merged": 0, "wr_highest_offset": 0,
+                    "account_invalid": false, "account_failed": false,
+                    "failed_rd_operations": 0, "failed_wr_operations": 0, "failed_flush_operations": 0,
+                    "failed_unmap_operations": 0, "invalid_rd_operations": 0, "invalid_wr_operations": 0,
+                    "invalid_flush_operations": 0, "invalid_unmap_operations": 0, "timed_stats": [],
+                },
+            })
+        };
+        self.nodes().iter().rev().map(tell).collect()
+    }
+
     /// The graph as nodes and edges: `x-debug-query-block-graph`.
     pub(in crate::daemon) fn describe_graph(&self, exports: &[(String, String)]) -> Value {
         let nodes = self.nodes();
@@ -62,7 +86,7 @@ fn describe(node: &Rc<GraphNode>, flat: bool, objects: &Objects) -> Value {
         "iops_rd": limits("iops-read"),
         "iops_wr": limits("iops-write"),
         "cache": {"writeback": true, "direct": settings.direct, "no-flush": settings.no_flush},
-        "write_threshold": node.write_threshold.get(),
+        "write_threshold": threshold(node),
         "backing_file_depth": if flat { 0 } else { depth(node) },
         "image": image(node, flat),
     });
@@ -84,6 +108,13 @@ fn describe(node: &Rc<GraphNode>, flat: bool, objects: &Objects) -> Value {
 
 fn told_group(told: &Map<String, Value>) -> String {
     told.get("group").and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn threshold(node: &GraphNode) -> u64 {
+    match &node.inside.borrow().file {
+        Some(file) => file.write_watch().threshold(),
+        None => node.disk.write_watch().threshold(),
+    }
 }
 
 /// How many images lie below.

@@ -143,7 +143,6 @@ impl Graph {
                 inside: RefCell::new(built.inside),
                 busy: RefCell::default(),
                 frozen: RefCell::default(),
-                write_threshold: Cell::new(0),
                 active: Cell::new(true),
             });
             graph.enter(&node);
