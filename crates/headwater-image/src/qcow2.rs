@@ -8,6 +8,7 @@
 //! - `write` and `zero_discard` change the mapping in memory, with `l2_table` and the allocator (`alloc`, `refcount`).
 //! - `meta_writer` brings changed metadata to the disk in an order that survives power cuts (docs/on-disk.md); `backing_link` and `resize`
 //!   change the header.
+//! - `events` tells the file what is about to happen, if it injects faults.
 //!
 //! [`create`] makes new images, [`check`] checks and repairs them, [`snapshots`] lists internal snapshots.
 
@@ -18,6 +19,7 @@ pub mod check;
 mod compressed;
 pub mod create;
 pub mod entry;
+mod events;
 pub mod extensions;
 pub mod header;
 mod image;

@@ -2,8 +2,8 @@
 
 use headwater_block::node::{Access, Change};
 use headwater_block::{
-    Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Limits, LocalFuture, Node, Resolved, Result,
-    WriteFlags, ZeroFlags,
+    Buffer, BufferMut, DebugEvent, Error, ErrorKind, Extent, ExtentKind, Limits, LocalFuture, Node, Resolved,
+    Result, WriteFlags, ZeroFlags,
 };
 use std::future::ready;
 use std::ops::Range;
@@ -17,6 +17,8 @@ pub struct RawNode {
     /// The disk's size in bytes if it is fixed; otherwise it is what the file has from `offset` on.
     fixed: Option<u64>,
     read_only: bool,
+    /// The file wants to know what is about to happen, because it injects faults.
+    events: bool,
 }
 
 /// How a raw image is opened.
@@ -52,7 +54,8 @@ impl RawNode {
         if !read_only {
             align(&*file, &[offset, size.unwrap_or(file.size() - offset)])?;
         }
-        Ok(Rc::new(Self { file, offset, fixed: size, read_only }))
+        let events = file.hears_debug_events();
+        Ok(Rc::new(Self { file, offset, fixed: size, read_only, events }))
     }
 
     /// Refuses changes that are not allowed at all.
@@ -78,6 +81,12 @@ impl RawNode {
             ));
         }
         Ok(self.offset + offset)
+    }
+
+    fn tell(&self, events: &[DebugEvent]) {
+        if self.events {
+            events.iter().for_each(|event| self.file.debug_event(*event));
+        }
     }
 
     /// The part of `range` that lies within the disk, in bytes of the file; `None` if it starts past the end.
@@ -134,6 +143,8 @@ impl Node for RawNode {
             return Resolved::Zero { len: range.end - range.start, depth: 0 };
         };
         match self.file.resolve(within.clone()) {
+            // A read straight from the file would go untold.
+            Resolved::Ask if self.events => Resolved::Ask,
             // The file has nothing better to say: the bytes are read from itself.
             Resolved::Ask => Resolved::At {
                 node: self.file.clone(),
@@ -147,6 +158,9 @@ impl Node for RawNode {
 
     fn read(&self, offset: u64, mut buf: BufferMut) -> LocalFuture<'_, Result<BufferMut>> {
         let there = self.size().saturating_sub(offset).min(buf.len() as u64) as usize;
+        if there > 0 {
+            self.tell(&[DebugEvent::ReadAio]);
+        }
         if there == buf.len() {
             return self.file.read(self.offset + offset, buf);
         }
@@ -181,7 +195,10 @@ impl Node for RawNode {
 
     fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> LocalFuture<'_, Result<()>> {
         match self.change_at(offset, data.len() as u64) {
-            Ok(at) => self.file.write(at, data, flags),
+            Ok(at) => {
+                self.tell(&[DebugEvent::WriteAio]);
+                self.file.write(at, data, flags)
+            }
             Err(err) => Box::pin(ready(Err(err))),
         }
     }
@@ -201,6 +218,7 @@ impl Node for RawNode {
     }
 
     fn flush(&self) -> LocalFuture<'_, Result<()>> {
+        self.tell(&[DebugEvent::FlushToOs, DebugEvent::FlushToDisk]);
         self.file.flush()
     }
 

@@ -3,6 +3,7 @@
 use super::{Disk, add};
 use crate::buffer::{Buffer, BufferMut};
 use crate::copy_up::{self, CopyUpOptions};
+use crate::debug_event::DebugEvent;
 use crate::error::Result;
 use crate::extent::Resolved;
 use crate::node::Node;
@@ -142,6 +143,7 @@ impl Disk {
         let fetch = copy_up::fetch(self, range.clone(), &options).await?;
         if !fetch.is_empty() {
             add(&self.stats.backing_reads, 1);
+            self.top().debug_event(DebugEvent::CorWrite);
             // race-mark: copy-on-read-store
             let stored = copy_up::store(self, &fetch, &options).await;
             if stored.is_err() {

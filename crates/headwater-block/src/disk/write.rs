@@ -2,6 +2,7 @@
 
 use super::{DetectZeroes, Disk, add};
 use crate::buffer::{Buffer, BufferMut};
+use crate::debug_event::DebugEvent;
 use crate::error::Result;
 use crate::node::{Access, Change, WriteFlags, ZeroFlags};
 use crate::range_lock::{Guard, Mode, Token};
@@ -173,16 +174,27 @@ impl Disk {
         let alignment = u64::from(self.top().limits().write_alignment) as usize;
         let (head, tail) = ((range.start - aligned.start) as usize, (aligned.end - range.end) as usize);
         if block.len() <= 2 * alignment {
+            let (before, after) = if head > 0 {
+                (DebugEvent::PwritevRmwHead, DebugEvent::PwritevRmwAfterHead)
+            } else {
+                (DebugEvent::PwritevRmwTail, DebugEvent::PwritevRmwAfterTail)
+            };
+            self.top().debug_event(before);
             block = self.top().read(aligned.start, block).await?;
+            self.top().debug_event(after);
         } else {
             // Only the blocks at the ends hold bytes that must be kept.
             if head > 0 {
+                self.top().debug_event(DebugEvent::PwritevRmwHead);
                 let edge = self.top().read(aligned.start, BufferMut::new(alignment)).await?;
+                self.top().debug_event(DebugEvent::PwritevRmwAfterHead);
                 block[..alignment].copy_from_slice(&edge);
             }
             if tail > 0 {
                 let at = block.len() - alignment;
+                self.top().debug_event(DebugEvent::PwritevRmwTail);
                 let edge = self.top().read(aligned.end - alignment as u64, BufferMut::new(alignment)).await?;
+                self.top().debug_event(DebugEvent::PwritevRmwAfterTail);
                 block[at..].copy_from_slice(&edge);
             }
         }

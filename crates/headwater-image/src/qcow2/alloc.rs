@@ -11,7 +11,7 @@
 use super::cache::{Kind, Slice};
 use super::entry::{HostOffset, refcount};
 use super::image::Image;
-use headwater_block::{Error, ErrorKind, Result};
+use headwater_block::{DebugEvent, Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
@@ -156,6 +156,7 @@ enum Taken {
 impl Image {
     /// Allocates one to `want` neighbouring clusters (`want` > 0). Their refcounts are set to 1 in memory; what they hold is arbitrary.
     pub(super) async fn allocate(self: &Rc<Self>, want: u64) -> Result<Allocation> {
+        self.events.tell(DebugEvent::ClusterAlloc);
         loop {
             match self.reserve(want).await? {
                 Taken::Known(start, count) => match self.refcount_slice(start).await {

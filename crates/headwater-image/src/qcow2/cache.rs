@@ -5,8 +5,9 @@
 //! those that are being written by the metadata writer, so neither can be lost. The bound is therefore a soft one: what
 //! requests hold right now may exceed it, and [`SliceCache::is_pressed`] tells when a commit cycle should make slices clean.
 
+use super::events::Events;
 use super::shared::{Shared, WeakShared};
-use headwater_block::{Buffer, BufferMut, Node, Result};
+use headwater_block::{Buffer, BufferMut, DebugEvent, Node, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -77,6 +78,7 @@ impl Slice {
 /// The cache of one image.
 pub(super) struct SliceCache {
     file: Rc<dyn Node>,
+    events: Events,
     slice_len: usize,
     /// How many slices the bound on memory allows.
     capacity: usize,
@@ -100,10 +102,11 @@ const MIN_SLICES: usize = 8;
 
 impl SliceCache {
     /// A cache of slices of `slice_len` bytes in at most about `bytes` of memory.
-    pub(super) fn new(file: Rc<dyn Node>, slice_len: usize, bytes: u64) -> Rc<Self> {
+    pub(super) fn new(file: Rc<dyn Node>, events: Events, slice_len: usize, bytes: u64) -> Rc<Self> {
         let capacity = usize::try_from(bytes / slice_len as u64).unwrap_or(usize::MAX).max(MIN_SLICES);
         Rc::new(Self {
             file,
+            events,
             slice_len,
             capacity,
             inner: RefCell::default(),
@@ -141,6 +144,10 @@ impl SliceCache {
     }
 
     async fn read(self: Rc<Self>, offset: u64, kind: Kind, id: u64) -> Result<Rc<Slice>> {
+        self.events.tell(match kind {
+            Kind::Refcounts => DebugEvent::RefblockLoad,
+            Kind::L2 => DebugEvent::L2Load,
+        });
         let read = self.file.read(offset, BufferMut::new(self.slice_len)).await;
         // If `forget` came in between, what was read is out of date: it isn't kept, and who asked looks again.
         let current = self.loading.borrow().get(&offset).is_some_and(|(current, _)| *current == id);

@@ -2,7 +2,7 @@
 
 use super::header::Compression;
 use super::image::Image;
-use headwater_block::{Buffer, BufferMut, Result};
+use headwater_block::{Buffer, BufferMut, DebugEvent, Result};
 use std::collections::VecDeque;
 use std::io::Read;
 
@@ -32,6 +32,7 @@ impl Image {
         let cluster = match kept {
             Some(cluster) => cluster,
             None => {
+                self.events.tell(DebugEvent::ReadCompressed);
                 let packed = self.file.read(offset, BufferMut::new(len as usize)).await?;
                 let mut cluster = BufferMut::new(self.geometry.cluster_size() as usize);
                 let compression = self.header.borrow().header.compression;

@@ -4,12 +4,13 @@ use super::alloc::Space;
 use super::cache::{Kind, OffsetHasher, OffsetMap, Slice, SliceCache};
 use super::compressed::Inflated;
 use super::entry::{EntryResult, Geometry, HostOffset, L1Entry, L2Entry, RefcountTableEntry};
+use super::events::Events;
 use super::header::Header;
 use super::meta_writer::Writer;
 use super::node::{Children, Qcow2Options};
 use super::shared::WeakShared;
 use super::tables::Table;
-use headwater_block::{Error, ErrorKind, Node, Result};
+use headwater_block::{DebugEvent, Error, ErrorKind, Node, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
@@ -44,6 +45,7 @@ pub(super) struct Image {
     /// L2 tables that are being made, by L1 index.
     pub(super) new_tables: RefCell<OffsetMap<WeakShared<()>>>,
     pub(super) inflated: RefCell<Inflated>,
+    pub(super) events: Events,
 }
 
 /// The header as it is on the disk, decoded and in bytes.
@@ -104,12 +106,14 @@ impl Image {
             }
         }
         let l1 = Table::read(&*file, header.l1_table_offset, header.l1_size as usize, sector).await?;
+        let events = Events::of(&file);
+        events.tell(DebugEvent::ReftableLoad);
         let refcount_table =
             Table::read(&*file, header.refcount_table_offset, refcount_entries, sector).await?;
         let metadata = metadata_clusters(&header, &geometry, &l1, &refcount_table);
         Ok(Rc::new(Self {
             name,
-            cache: SliceCache::new(file.clone(), slice_len, options.cache_size),
+            cache: SliceCache::new(file.clone(), events.clone(), slice_len, options.cache_size),
             data_file_is_raw: header.data_file_is_raw(),
             data_file: children.data_file,
             backing: RefCell::new(children.backing),
@@ -125,6 +129,7 @@ impl Image {
             metadata: RefCell::new(metadata),
             new_tables: RefCell::default(),
             inflated: RefCell::default(),
+            events,
             file,
         }))
     }

@@ -4,7 +4,7 @@ use super::cache::Slice;
 use super::entry::{Cluster, HostOffset, L1Entry, L2Entry};
 use super::image::Image;
 use super::shared::Shared;
-use headwater_block::{BufferMut, Result, WriteFlags, ZeroFlags};
+use headwater_block::{BufferMut, DebugEvent, Result, WriteFlags, ZeroFlags};
 use std::rc::Rc;
 
 impl Image {
@@ -54,11 +54,11 @@ impl Image {
         let new = allocation.start;
         self.cache.forget(new.0..new.0 + cluster_size);
         let written = match old {
-            None => self.file.write_zeroes(new.0, cluster_size, ZeroFlags::default()).await,
-            Some(old) => match self.file.read(old.0, BufferMut::new(cluster_size as usize)).await {
-                Ok(table) => self.file.write(new.0, table.freeze(), WriteFlags::default()).await,
-                Err(err) => Err(err),
-            },
+            None => {
+                self.events.tell(DebugEvent::L2AllocWrite);
+                self.file.write_zeroes(new.0, cluster_size, ZeroFlags::default()).await
+            }
+            Some(old) => self.copy_table(old, new).await,
         };
         if let Err(err) = written {
             allocation.free(self);
@@ -72,6 +72,13 @@ impl Image {
             self.drop_later(old.0 >> bits..(old.0 >> bits) + 1);
         }
         Ok(())
+    }
+
+    async fn copy_table(&self, old: HostOffset, new: HostOffset) -> Result<()> {
+        self.events.tell(DebugEvent::L2AllocCowRead);
+        let table = self.file.read(old.0, BufferMut::new(self.geometry.cluster_size() as usize)).await?;
+        self.events.tell(DebugEvent::L2AllocWrite);
+        self.file.write(new.0, table.freeze(), WriteFlags::default()).await
     }
 
     /// Changes an L2 entry in memory, and drops the reference to what it pointed to if the new one points elsewhere.

@@ -129,6 +129,10 @@ impl Image {
         if range.start >= size {
             return Resolved::Zero { len: range.end - range.start, depth: 0 };
         }
+        if self.events.are_heard() {
+            // A read straight from the file would go untold.
+            return Resolved::Ask;
+        }
         let Some(Ok(run)) = self.cached_run(range.start..range.end.min(size)) else { return Resolved::Ask };
         match run.target {
             Target::Data(offset) => {

@@ -25,7 +25,7 @@ use super::refcount::Growth;
 use super::shared::Shared;
 use super::tables::{Piece, TakenTable};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use headwater_block::{BufferMut, Result, WriteFlags};
+use headwater_block::{BufferMut, DebugEvent, Result, WriteFlags};
 use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
@@ -167,15 +167,19 @@ impl Image {
         };
 
         // Rank 1 refers to nothing, so it may be written at any time.
-        self.write_pieces(&snapshot.refcount_pieces).await?;
+        self.write_pieces(&snapshot.refcount_pieces, DebugEvent::RefblockUpdatePart).await?;
         snapshot.refcount_pieces.clear();
 
         if !snapshot.refcount_table.pieces.is_empty() {
             barrier(&mut unflushed).await?;
-            self.write_pieces(&snapshot.refcount_table.pieces).await?;
+            let moved = snapshot.refcount_table.has_moved();
+            let event =
+                if moved { DebugEvent::RefblockAllocWriteTable } else { DebugEvent::RefblockAllocHookup };
+            self.write_pieces(&snapshot.refcount_table.pieces, event).await?;
             unflushed = true;
-            if snapshot.refcount_table.has_moved() {
+            if moved {
                 barrier(&mut unflushed).await?;
+                self.events.tell(DebugEvent::RefblockAllocSwitchTable);
                 let (offset, entries) = snapshot.refcount_table.place;
                 let bits = self.geometry.cluster_bits;
                 self.write_header(|header| {
@@ -189,17 +193,22 @@ impl Image {
 
         if !snapshot.l2_pieces.is_empty() {
             barrier(&mut unflushed).await?;
-            self.write_pieces(&snapshot.l2_pieces).await?;
+            self.write_pieces(&snapshot.l2_pieces, DebugEvent::L2Update).await?;
             snapshot.l2_pieces.clear();
             unflushed = true;
         }
 
         if !snapshot.l1.pieces.is_empty() || snapshot.new_size.is_some() {
             barrier(&mut unflushed).await?;
-            self.write_pieces(&snapshot.l1.pieces).await?;
+            let moved = snapshot.l1.has_moved();
+            let event = if moved { DebugEvent::L1GrowWriteTable } else { DebugEvent::L1Update };
+            self.write_pieces(&snapshot.l1.pieces, event).await?;
             unflushed = true;
-            if snapshot.l1.has_moved() || snapshot.new_size.is_some() {
+            if moved || snapshot.new_size.is_some() {
                 barrier(&mut unflushed).await?;
+                if moved {
+                    self.events.tell(DebugEvent::L1GrowActivateTable);
+                }
                 let (offset, entries) = snapshot.l1.place;
                 let size = snapshot.new_size;
                 self.write_header(|header| {
@@ -242,6 +251,7 @@ impl Image {
             // A step at a time, so that an error loses track of nothing that was counted down.
             let per_slice = self.refcounts_per_slice();
             let stop = ((clusters.start / per_slice + 1) * per_slice).min(clusters.end);
+            self.events.tell(DebugEvent::ClusterFree);
             let free = match self.drop_references(clusters.start..stop).await {
                 Ok(free) => free,
                 Err(err) => {
@@ -277,7 +287,7 @@ impl Image {
     }
 
     /// Writes pieces of metadata, several at once. All have completed when it returns.
-    async fn write_pieces(&self, pieces: &[Piece]) -> Result<()> {
+    async fn write_pieces(&self, pieces: &[Piece], event: DebugEvent) -> Result<()> {
         let mut pieces = coalesce(pieces).into_iter();
         let mut running = FuturesUnordered::new();
         let mut result = Ok(());
@@ -286,6 +296,7 @@ impl Image {
                 && result.is_ok()
                 && let Some((offset, data)) = pieces.next()
             {
+                self.events.tell(event);
                 running.push(self.file.write(offset, data, WriteFlags::default()));
             }
             match running.next().await {
@@ -297,6 +308,7 @@ impl Image {
 
     /// Makes everything durable that has been written so far. If that fails, nobody knows what is: the image takes no more changes.
     pub(super) async fn barrier(&self) -> Result<()> {
+        self.events.tell(DebugEvent::FlushToDisk);
         let data = async {
             match &self.data_file {
                 Some(data_file) => data_file.flush().await,

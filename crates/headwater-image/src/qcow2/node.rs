@@ -2,10 +2,11 @@
 
 use super::header::Header;
 use super::image::Image;
+use headwater_block::drain::Hurry;
 use headwater_block::node::{Access, BackingLink, Change};
 use headwater_block::{
-    Buffer, BufferMut, Error, ErrorKind, Extent, Limits, LocalFuture, Node, Resolved, Result, WriteFlags,
-    ZeroFlags,
+    Buffer, BufferMut, DebugEvent, Error, ErrorKind, Extent, Limits, LocalFuture, Node, Resolved, Result,
+    WriteFlags, ZeroFlags,
 };
 use std::ops::Range;
 use std::rc::Rc;
@@ -169,7 +170,10 @@ impl Node for Qcow2Node {
     }
 
     fn flush(&self) -> LocalFuture<'_, Result<()>> {
-        Box::pin(async move { if self.image.read_only { Ok(()) } else { self.image.commit().await } })
+        Box::pin(async move {
+            self.image.events.tell(DebugEvent::FlushToOs);
+            if self.image.read_only { Ok(()) } else { self.image.commit().await }
+        })
     }
 
     fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {
@@ -197,6 +201,15 @@ impl Node for Qcow2Node {
     fn set_backing(&self, node: Option<Rc<dyn Node>>) -> Result<()> {
         *self.image.backing.borrow_mut() = node;
         Ok(())
+    }
+
+    fn hurry(&self, held: &mut Vec<Hurry>) {
+        let backing = self.backing();
+        for child in
+            [Some(&self.image.file), self.image.data_file.as_ref(), backing.as_ref()].into_iter().flatten()
+        {
+            child.hurry(held);
+        }
     }
 
     fn change_backing<'a>(

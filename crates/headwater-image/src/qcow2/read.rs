@@ -3,7 +3,7 @@
 use super::image::Image;
 use super::map::{Run, Target};
 use futures_util::stream::{FuturesOrdered, StreamExt};
-use headwater_block::{BufferMut, Result};
+use headwater_block::{BufferMut, DebugEvent, Result};
 
 impl Image {
     /// [`headwater_block::Node::read`].
@@ -50,7 +50,10 @@ impl Image {
 
     async fn read_run(&self, target: Target, at: u64, mut buf: BufferMut) -> Result<BufferMut> {
         match target {
-            Target::Data(host) => self.data_node().read(host, buf).await,
+            Target::Data(host) => {
+                self.events.tell(DebugEvent::ReadAio);
+                self.data_node().read(host, buf).await
+            }
             Target::Zero => {
                 buf.fill(0);
                 Ok(buf)
@@ -62,7 +65,10 @@ impl Image {
             Target::Unallocated => {
                 let backing = self.backing.borrow().clone();
                 match backing.filter(|backing| backing.size() > at) {
-                    Some(backing) => backing.read(at, buf).await,
+                    Some(backing) => {
+                        self.events.tell(DebugEvent::ReadBackingAio);
+                        backing.read(at, buf).await
+                    }
                     None => {
                         buf.fill(0);
                         Ok(buf)

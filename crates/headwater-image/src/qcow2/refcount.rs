@@ -9,7 +9,7 @@ use super::entry::{refcount, set_refcount};
 use super::header::MAX_REFCOUNT_TABLE_BYTES;
 use super::image::Image;
 use super::shared::Shared;
-use headwater_block::{Result, ZeroFlags};
+use headwater_block::{DebugEvent, Result, ZeroFlags};
 use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
@@ -144,6 +144,7 @@ impl Image {
         if clusters * cluster_size > MAX_REFCOUNT_TABLE_BYTES {
             return Err(self.full());
         }
+        self.events.tell(DebugEvent::ReftableGrow);
         // From here on more entries exist in memory than can be written. Nothing but this growth uses them, because everybody else
         // compares with `Table::stored` before going beyond it.
         self.refcount_table.borrow_mut().extend((clusters * cluster_size / 8) as usize);
@@ -208,11 +209,13 @@ impl Image {
     /// The block is zeroed in the file before anything refers to it. Its own refcount is in itself, if the end of the file is
     /// what it describes, or else in the block before, which exists.
     async fn add_block(self: &Rc<Self>, index: usize) -> Result<()> {
+        self.events.tell(DebugEvent::RefblockAlloc);
         let bits = self.geometry.cluster_bits;
         let cluster = self.space.borrow_mut().take_end(1);
         let offset = cluster << bits;
         let cluster_size = self.geometry.cluster_size();
         self.cache.forget(offset..offset + cluster_size);
+        self.events.tell(DebugEvent::RefblockAllocWrite);
         self.file.write_zeroes(offset, cluster_size, ZeroFlags::default()).await?;
         let own = self.block_index(cluster) == index;
         let slice = if own {

@@ -6,7 +6,7 @@
 use super::header::MAX_L1_BYTES;
 use super::image::Image;
 use super::zero_discard::Become;
-use headwater_block::{Error, ErrorKind, Result};
+use headwater_block::{DebugEvent, Error, ErrorKind, Result};
 use std::rc::Rc;
 
 impl Image {
@@ -35,6 +35,7 @@ impl Image {
         }
         if entries > self.l1.borrow().len() as u64 {
             let clusters = (entries * 8).div_ceil(self.geometry.cluster_size());
+            self.events.tell(DebugEvent::L1GrowAllocTable);
             let start = self.allocate_table(clusters).await?;
             self.metadata.borrow_mut().extend(start..start + clusters);
             let mut l1 = self.l1.borrow_mut();
@@ -64,6 +65,7 @@ impl Image {
         if start < end {
             self.change_clusters(start..end, Become::Unallocated).await?;
         }
+        self.events.tell(DebugEvent::L1ShrinkFreeL2Clusters);
         self.drop_tables(self.geometry.l1_entries_for(size) as usize);
         self.commit().await
     }

@@ -14,7 +14,9 @@ use super::image::Image;
 use super::map::Target;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use headwater_block::node::{Access, Change};
-use headwater_block::{Buffer, BufferMut, Error, ErrorKind, LocalFuture, Result, WriteFlags, ZeroFlags};
+use headwater_block::{
+    Buffer, BufferMut, DebugEvent, Error, ErrorKind, LocalFuture, Result, WriteFlags, ZeroFlags,
+};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -106,7 +108,10 @@ impl Image {
         self.prepare_header().await?;
         // The usual case by itself, because it needs no memory.
         match self.cached_in_place(offset..offset + data.len() as u64) {
-            Some(host) => self.data_node().write(host, data, WriteFlags::default()).await,
+            Some(host) => {
+                self.events.tell(DebugEvent::WriteAio);
+                self.data_node().write(host, data, WriteFlags::default()).await
+            }
             None => self.write_unchecked(offset, data).await,
         }
     }
@@ -140,6 +145,7 @@ impl Image {
         for step in steps {
             match step {
                 Step::InPlace(range, host) => {
+                    self.events.tell(DebugEvent::WriteAio);
                     running.push(self.data_node().write(host, part(&range), WriteFlags::default()));
                 }
                 Step::Allocate(range) => {
@@ -379,6 +385,7 @@ impl Image {
                 continue;
             }
             if zero && gap.end - gap.start > MAX_INLINE_ZEROES {
+                self.events.tell(DebugEvent::ClusterAllocSpace);
                 let flags = ZeroFlags::default();
                 running.push(self.data_node().write_zeroes(host(gap.start), gap.end - gap.start, flags));
             } else if is_head {
@@ -406,6 +413,7 @@ impl Image {
             let bytes_part = part(bytes.clone());
             Box::pin(async move {
                 let whole = self.surround(range.clone(), bytes, bytes_part).await?;
+                self.events.tell(DebugEvent::WriteAio);
                 self.data_node().write(range.start.wrapping_add(*shift), whole, WriteFlags::default()).await
             })
         };
@@ -417,6 +425,7 @@ impl Image {
             }
             if tail_start > head_end {
                 let straight = part(head_end..tail_start);
+                self.events.tell(DebugEvent::WriteAio);
                 running.push(self.data_node().write(host(head_end), straight, WriteFlags::default()));
             }
             if tail_start < payload.end {
@@ -432,6 +441,7 @@ impl Image {
         let mut middle = head.split_off((payload.start - range.start) as usize);
         let tail = middle.split_off(data.len());
         middle.copy_from_slice(&data);
+        self.events.tell(DebugEvent::CowRead);
         let (head, tail) =
             futures_util::future::try_join(self.read(range.start, head), self.read(payload.end, tail))
                 .await?;

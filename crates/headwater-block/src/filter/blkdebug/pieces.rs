@@ -35,12 +35,14 @@ mod tests {
 
     #[test]
     fn heads_and_tails_are_pieces_of_their_own() {
-        let cut = |range, unit, max| pieces(range, unit, max).collect::<Vec<_>>();
-        assert_eq!(cut(0..10, 1, 0), [0..10]);
-        assert_eq!(cut(0..10, 1, 4), [0..4, 4..8, 8..10]);
-        assert_eq!(cut(3..21, 4, 0), [3..4, 4..20, 20..21]);
-        assert_eq!(cut(3..21, 4, 8), [3..4, 4..12, 12..20, 20..21]);
-        assert_eq!(cut(1..3, 4, 0), [1..3]);
+        let cut = |range, unit, max| {
+            pieces(range, unit, max).map(|piece| (piece.start, piece.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(0..10, 1, 0), [(0, 10)]);
+        assert_eq!(cut(0..10, 1, 4), [(0, 4), (4, 8), (8, 10)]);
+        assert_eq!(cut(3..21, 4, 0), [(3, 4), (4, 20), (20, 21)]);
+        assert_eq!(cut(3..21, 4, 8), [(3, 4), (4, 12), (12, 20), (20, 21)]);
+        assert_eq!(cut(1..3, 4, 0), [(1, 3)]);
         assert_eq!(cut(4..4, 4, 0), []);
     }
 

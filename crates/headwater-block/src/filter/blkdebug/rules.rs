@@ -2,9 +2,9 @@
 //!
 //! - An event looks at all rules for it whose state is the current one, or that ask for none. Those that inject an error become **armed**, in the
 //!   place of those that were; if none does, what was armed stays so. Then the state changes, if a rule for the event says so (the first that does).
-//! - A request fails by the first armed rule that fits it: its kind, and the sector if the rule has one. A rule without a kind fits all but questions
+//! - A request fails by the first armed rule that fits it: its kind, and, if the rule has a sector, the sector's first byte. A rule without a kind fits all but questions
 //!   for the status. Rules stay armed, unless they say `once`: then they are gone for good.
-//! - A rule with errno 0 that fits lets the request pass, whatever others would say.
+//! - A rule with errno 0 that fits lets the request pass, whatever others would say, and is never used up.
 
 use crate::debug_event::DebugEvent;
 use crate::error::{Error, ErrorKind, Result};
@@ -78,7 +78,7 @@ pub struct InjectError {
     pub iotype: Option<IoType>,
     /// What the operating system's number for the failure is.
     pub errno: i32,
-    /// The sector, of 512 bytes, that the request must touch; none: any.
+    /// The sector, of 512 bytes, whose first byte the request must cover; none: any.
     pub sector: Option<u64>,
     /// It makes one request fail, and is then forgotten.
     pub once: bool,
@@ -109,11 +109,7 @@ impl InjectError {
             Some(only) => only == kind,
             None => kind != IoType::BlockStatus,
         };
-        fits_kind
-            && self.sector.is_none_or(|sector| {
-                let start = sector.saturating_mul(SECTOR);
-                range.start < start.saturating_add(SECTOR) && start < range.end
-            })
+        fits_kind && self.sector.is_none_or(|sector| range.contains(&sector.saturating_mul(SECTOR)))
     }
 }
 
@@ -174,12 +170,15 @@ impl Engine {
     pub(super) fn judge(&mut self, range: &Range<u64>, kind: IoType) -> Option<Injected> {
         let at = self.armed.iter().copied().find(|at| self.inject[*at].fits(range, kind))?;
         let InjectError { errno, immediately, once, .. } = self.inject[at];
+        if errno == 0 {
+            return None;
+        }
         if once {
             self.inject.remove(at);
             self.armed.retain(|other| *other != at);
             self.armed.iter_mut().filter(|other| **other > at).for_each(|other| *other -= 1);
         }
-        (errno != 0).then_some(Injected { errno, immediately })
+        Some(Injected { errno, immediately })
     }
 }
 
@@ -230,12 +229,17 @@ mod tests {
     }
 
     #[test]
-    fn a_sector_is_hit_by_what_touches_it() {
+    fn a_sector_is_hit_by_what_covers_its_first_byte() {
         let rule = InjectError { sector: Some(2), ..InjectError::new(DebugEvent::None) };
         let mut engine = Engine::new(vec![rule], Vec::new());
-        for (range, hit) in
-            [(0..1024, false), (0..1025, true), (1535..1536, true), (1536..2048, false), (0..0, false)]
-        {
+        for (range, hit) in [
+            (0..1024, false),
+            (0..1025, true),
+            (1024..1025, true),
+            (1025..1536, false),
+            (1536..2048, false),
+            (0..0, false),
+        ] {
             assert_eq!(engine.judge(&range, IoType::Read).is_some(), hit, "{range:?}");
         }
     }
