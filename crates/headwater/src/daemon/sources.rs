@@ -4,7 +4,7 @@ use super::failure::{Refusal, cannot_open, generic};
 use super::graph::Settings;
 use super::graph::open::{Built, Options, Read};
 use super::objects::Objects;
-use headwater_nbd::{NbdAddress, NbdUri};
+use headwater_nbd::{IpFamily, NbdAddress, NbdUri};
 use headwater_storage::http::{HttpNode, HttpOptions};
 use headwater_storage::nbd::{NbdNode, NbdOptions, Server};
 use headwater_tls::Endpoint;
