@@ -44,4 +44,4 @@ pub use negotiate::{
 };
 pub use reply::{ChunkHeader, ChunkKind, ReadCoverage, ReplyHeader};
 pub use request::{Command, Request, Terms};
-pub use uri::{NbdAddress, NbdUri, UriError};
+pub use uri::{NbdAddress, NbdUri, UriError, UriTls};

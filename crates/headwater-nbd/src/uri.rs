@@ -1,7 +1,8 @@
 //! NBD addresses as people write them: `nbd://host[:port]/export` and `nbd+unix:///export?socket=path`.
 //!
 //! The syntax is that of the NBD project's `doc/uri.md`. Percent-encoding is undone in the export's name, the host and the
-//! socket's path. TLS (`nbds`) and vsock are refused by name.
+//! socket's path. `nbds` and `nbds+unix` mean TLS, with the certificates in a directory: `tls-certificates=DIRECTORY`, and if need be
+//! `tls-hostname=NAME` and `tls-verify-peer=false`, as libnbd writes them. vsock and users (of pre-shared keys) are refused by name.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -39,6 +40,19 @@ pub struct NbdUri {
     pub address: NbdAddress,
     /// The export's name; empty for the server's default export.
     pub export: String,
+    /// How to use TLS; without it, TLS is not used.
+    pub tls: Option<UriTls>,
+}
+
+/// What a URI says of TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UriTls {
+    /// The directory of certificates.
+    pub certificates: PathBuf,
+    /// The name that the server's certificate must be for, if not the host's.
+    pub hostname: Option<String>,
+    /// Whether the other side must prove itself.
+    pub verify_peer: bool,
 }
 
 /// What is wrong with an NBD URI.
@@ -52,6 +66,11 @@ pub struct UriError {
 }
 
 impl NbdUri {
+    /// An export without TLS.
+    pub fn new(address: NbdAddress, export: impl Into<String>) -> Self {
+        Self { address, export: export.into(), tls: None }
+    }
+
     /// Whether `text` looks like an NBD URI, right or wrong, rather than a file name.
     pub fn is_nbd(text: &str) -> bool {
         text.split_once("://").is_some_and(|(scheme, _)| {
@@ -74,15 +93,16 @@ fn parse(text: &str) -> Result<NbdUri, String> {
     let (scheme, rest) = text
         .split_once("://")
         .ok_or("expected nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH")?;
-    let unix = match scheme.to_ascii_lowercase().as_str() {
-        "nbd" => false,
-        "nbd+unix" => true,
-        tls @ ("nbds" | "nbds+unix" | "nbds+vsock") => {
+    let (tls, unix) = match scheme.to_ascii_lowercase().as_str() {
+        "nbd" => (false, false),
+        "nbd+unix" => (false, true),
+        "nbds" => (true, false),
+        "nbds+unix" => (true, true),
+        other => {
             return Err(format!(
-                "{tls} means TLS, which is not supported; use nbd:// over a trusted network or a tunnel"
+                "unknown scheme {other}; expected nbd://, nbd+unix://, nbds:// or nbds+unix://"
             ));
         }
-        other => return Err(format!("unknown scheme {other}; expected nbd:// or nbd+unix://")),
     };
     if rest.contains('#') {
         return Err("a fragment (#) is not allowed; write %23 for a literal #".to_owned());
@@ -97,7 +117,7 @@ fn parse(text: &str) -> Result<NbdUri, String> {
             export.len()
         ));
     }
-    let socket = socket_parameter(query, unix)?;
+    let Parameters { socket, tls } = parameters(query, unix, tls)?;
     let address = match socket {
         Some(_) if !authority.is_empty() => {
             return Err(
@@ -107,23 +127,39 @@ fn parse(text: &str) -> Result<NbdUri, String> {
         Some(path) => NbdAddress::Unix { path },
         None => parse_authority(authority)?,
     };
-    Ok(NbdUri { address, export })
+    Ok(NbdUri { address, export, tls })
 }
 
-/// The `socket` parameter, which a Unix address must have and a TCP address must not.
-fn socket_parameter(query: Option<&str>, unix: bool) -> Result<Option<PathBuf>, String> {
-    let mut socket = None;
+/// What follows the question mark.
+struct Parameters {
+    socket: Option<PathBuf>,
+    tls: Option<UriTls>,
+}
+
+/// Reads the parameters: a Unix address must have a socket and a TCP address must not; TLS must have certificates.
+fn parameters(query: Option<&str>, unix: bool, tls: bool) -> Result<Parameters, String> {
+    let (mut socket, mut certificates, mut hostname, mut verify_peer) = (None, None, None, None);
     for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = percent_decode(value)?;
         match key {
             "socket" if !unix => return Err("socket= belongs to nbd+unix://, not to nbd://".to_owned()),
-            "socket" if socket.is_some() => return Err("socket= is given twice".to_owned()),
-            "socket" => {
-                let path = percent_decode(value)?;
-                if path.is_empty() || path.contains(&0) {
-                    return Err("socket= needs the path of a Unix socket".to_owned());
-                }
-                socket = Some(PathBuf::from(OsString::from_vec(path)));
+            "socket" => put(&mut socket, key, path(key, "the path of a Unix socket", value)?)?,
+            "tls-certificates" | "tls-hostname" | "tls-verify-peer" if !tls => {
+                return Err(format!("{key}= belongs to nbds:// and nbds+unix://"));
+            }
+            "tls-certificates" => put(&mut certificates, key, path(key, "a directory", value)?)?,
+            "tls-hostname" => {
+                let name = String::from_utf8(value).ok().filter(|name| !name.is_empty());
+                put(&mut hostname, key, name.ok_or("tls-hostname= needs a name")?)?;
+            }
+            "tls-verify-peer" => {
+                let verify = match value.as_slice() {
+                    b"true" => true,
+                    b"false" => false,
+                    _ => return Err("tls-verify-peer= is true or false".to_owned()),
+                };
+                put(&mut verify_peer, key, verify)?;
             }
             other => return Err(format!("unknown parameter {other:?}")),
         }
@@ -131,12 +167,39 @@ fn socket_parameter(query: Option<&str>, unix: bool) -> Result<Option<PathBuf>, 
     if unix && socket.is_none() {
         return Err("the socket is missing; write nbd+unix:///EXPORT?socket=PATH".to_owned());
     }
-    Ok(socket)
+    let tls = match certificates {
+        Some(certificates) => {
+            Some(UriTls { certificates, hostname, verify_peer: verify_peer.unwrap_or(true) })
+        }
+        None if tls => {
+            return Err(
+                "TLS needs certificates; write nbds://HOST/EXPORT?tls-certificates=DIRECTORY".to_owned()
+            );
+        }
+        None => None,
+    };
+    Ok(Parameters { socket, tls })
+}
+
+/// Keeps the value of a parameter, which may be given once.
+fn put<T>(place: &mut Option<T>, key: &str, value: T) -> Result<(), String> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(format!("{key}= is given twice")),
+    }
+}
+
+fn path(key: &str, what: &str, value: Vec<u8>) -> Result<PathBuf, String> {
+    if value.is_empty() || value.contains(&0) {
+        return Err(format!("{key}= needs {what}"));
+    }
+    Ok(PathBuf::from(OsString::from_vec(value)))
 }
 
 fn parse_authority(authority: &str) -> Result<NbdAddress, String> {
     if authority.contains('@') {
-        return Err("a user name serves TLS only, which is not supported".to_owned());
+        return Err("a user name serves TLS with pre-shared keys, which is not supported; use certificates"
+            .to_owned());
     }
     let (host, port) = if let Some(bracketed) = authority.strip_prefix('[') {
         let (host, rest) =
@@ -211,9 +274,12 @@ fn percent_encode(f: &mut fmt::Formatter<'_>, bytes: &[u8], keep: &str) -> fmt::
 
 impl fmt::Display for NbdUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const PLAIN: &str = "-._~/:@";
+        f.write_str(if self.tls.is_some() { "nbds" } else { "nbd" })?;
+        let mut separator = '?';
         match &self.address {
             NbdAddress::Tcp { host, port } => {
-                f.write_str("nbd://")?;
+                f.write_str("://")?;
                 if host.contains(':') {
                     write!(f, "[{host}]")?;
                 } else {
@@ -223,15 +289,24 @@ impl fmt::Display for NbdUri {
                     write!(f, ":{port}")?;
                 }
                 f.write_str("/")?;
-                percent_encode(f, self.export.as_bytes(), "-._~/:@")
+                percent_encode(f, self.export.as_bytes(), PLAIN)?;
             }
             NbdAddress::Unix { path } => {
-                f.write_str("nbd+unix:///")?;
-                percent_encode(f, self.export.as_bytes(), "-._~/:@")?;
+                f.write_str("+unix:///")?;
+                percent_encode(f, self.export.as_bytes(), PLAIN)?;
                 f.write_str("?socket=")?;
-                percent_encode(f, path.as_os_str().as_bytes(), "-._~/:@")
+                percent_encode(f, path.as_os_str().as_bytes(), PLAIN)?;
+                separator = '&';
             }
         }
+        let Some(tls) = &self.tls else { return Ok(()) };
+        write!(f, "{separator}tls-certificates=")?;
+        percent_encode(f, tls.certificates.as_os_str().as_bytes(), PLAIN)?;
+        if let Some(hostname) = &tls.hostname {
+            f.write_str("&tls-hostname=")?;
+            percent_encode(f, hostname.as_bytes(), PLAIN)?;
+        }
+        if tls.verify_peer { Ok(()) } else { f.write_str("&tls-verify-peer=false") }
     }
 }
 

@@ -30,8 +30,8 @@ use headwater_block::{
     Buffer, BufferMut, Error, ErrorKind, Extent, Limits, LocalFuture, Node, Resolved, Result, WriteFlags,
     ZeroFlags,
 };
-use headwater_nbd::{NbdUri, TransmissionFlags};
-use headwater_tls::TlsCredentials;
+use headwater_nbd::{NbdUri, TransmissionFlags, UriTls};
+use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -114,13 +114,20 @@ impl Drop for NbdNode {
 }
 
 impl NbdNode {
-    /// Connects to the export that `uri` names: `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`. The node lives in the
-    /// `LocalSet` in which this is called: its tasks run there.
+    /// Connects to the export that `uri` names: `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`, or `nbds` for either, whose
+    /// credentials then count instead of those of the options. The node lives in the `LocalSet` in which this is called: its tasks run
+    /// there.
     ///
     /// # Errors
     /// `InvalidInput` for a URI that isn't one; see also [`NbdNode::open`].
-    pub async fn connect(uri: &str, options: NbdOptions) -> Result<Rc<Self>> {
+    pub async fn connect(uri: &str, mut options: NbdOptions) -> Result<Rc<Self>> {
         let parsed: NbdUri = uri.parse().map_err(|e| Error::new(ErrorKind::InvalidInput, format!("{e}")))?;
+        if let Some(UriTls { certificates, hostname, verify_peer }) = parsed.tls {
+            let (kind, endpoint, directory) = (CredentialsKind::X509, Endpoint::Client, certificates);
+            let tls = TlsCredentials::load(&TlsOptions { kind, endpoint, directory, verify_peer });
+            options.tls = Some(tls.map_err(|e| e.context(uri))?);
+            options.tls_hostname = hostname;
+        }
         Self::reach(Some(uri), parsed.address.into(), &parsed.export, options).await
     }
 

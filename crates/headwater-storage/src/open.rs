@@ -10,7 +10,7 @@ use headwater_nbd::NbdUri;
 use std::rc::Rc;
 
 /// What can be opened, for messages.
-const SUPPORTED: &str = "nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, http://HOST/PATH, https://HOST/PATH, or a path (or file:PATH)";
+const SUPPORTED: &str = "nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds for either, http://HOST/PATH, https://HOST/PATH, or a path (or file:PATH)";
 
 /// How to open whatever a name leads to.
 #[derive(Clone)]

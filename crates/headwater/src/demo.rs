@@ -75,9 +75,8 @@ struct Places {
 
 impl Places {
     fn within(directory: &Path) -> Self {
-        let uri = |export: &str| NbdUri {
-            address: NbdAddress::Unix { path: directory.join(format!("{export}.sock")) },
-            export: export.to_owned(),
+        let uri = |export: &str| {
+            NbdUri::new(NbdAddress::Unix { path: directory.join(format!("{export}.sock")) }, export)
         };
         let (source_uri, disk_uri) = (uri("source"), uri("disk"));
         Self {

@@ -4,7 +4,8 @@ use crate::failure::Outcome;
 use futures_util::future::join_all;
 use headwater_block::{Disk, Edge};
 use headwater_export::nbd::{Export, NbdServer, ServerOptions};
-use headwater_nbd::NbdUri;
+use headwater_nbd::{NbdUri, UriTls};
+use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
 use std::rc::Rc;
 
 /// Servers that run until they are told to stop.
@@ -21,19 +22,23 @@ impl Exports {
     /// # Errors
     /// If an address can't be had, or is given twice with the same name; then none is served.
     pub fn start(uris: &[NbdUri], disk: &Rc<Disk>, writable: bool) -> Outcome<Self> {
-        let mut addresses = Vec::new();
+        let mut places = Vec::new();
         for uri in uris {
-            if !addresses.contains(&&uri.address) {
-                addresses.push(&uri.address);
+            if !places.contains(&(&uri.address, &uri.tls)) {
+                places.push((&uri.address, &uri.tls));
             }
         }
         let edge = Edge::new(disk.clone());
         let mut exports = Self::default();
-        for address in addresses {
-            let options = ServerOptions { empty_name_is_only_export: true, ..ServerOptions::default() };
+        for (address, tls) in places {
+            let options = ServerOptions {
+                empty_name_is_only_export: true,
+                tls: tls.as_ref().map(credentials).transpose()?,
+                ..ServerOptions::default()
+            };
             let server = NbdServer::start(address.into(), options)?;
             let bound = server.address().unwrap_or(address).clone();
-            for uri in uris.iter().filter(|uri| uri.address == *address) {
+            for uri in uris.iter().filter(|uri| (&uri.address, &uri.tls) == (address, tls)) {
                 server.add(Export {
                     name: uri.export.clone(),
                     description: format!("headwater: {}", disk.name()),
@@ -41,7 +46,7 @@ impl Exports {
                     writable,
                     allocation_depth: true,
                 })?;
-                exports.uris.push(NbdUri { address: bound.clone(), export: uri.export.clone() });
+                exports.uris.push(NbdUri { address: bound.clone(), ..uri.clone() });
             }
             exports.servers.push(server);
         }
@@ -62,4 +67,14 @@ impl Exports {
     pub async fn stop(self) {
         join_all(self.servers.into_iter().map(NbdServer::stop)).await;
     }
+}
+
+/// What a server proves itself with where a URI wants TLS.
+fn credentials(tls: &UriTls) -> headwater_block::Result<TlsCredentials> {
+    TlsCredentials::load(&TlsOptions {
+        kind: CredentialsKind::X509,
+        endpoint: Endpoint::Server,
+        directory: tls.certificates.clone(),
+        verify_peer: tls.verify_peer,
+    })
 }

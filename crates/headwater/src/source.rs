@@ -16,7 +16,7 @@ pub fn parse(text: &str) -> Result<String, String> {
             }
         } else if !scheme.contains('/') {
             return Err(format!(
-                "{scheme}:// is not supported; use nbd://, nbd+unix://, http://, https:// or a path (./{text} for a file of that name)"
+                "{scheme}:// is not supported; use nbd://, nbd+unix://, nbds://, nbds+unix://, http://, https:// or a path (./{text} for a file of that name)"
             ));
         }
     }
@@ -34,8 +34,15 @@ mod tests {
 
     #[test]
     fn paths_and_addresses_are_told_apart() {
-        for good in ["a.raw", "./ftp://x", "nbd://h/x", "nbd+unix:///?socket=s", "http://h/x", "https://h:1/"]
-        {
+        for good in [
+            "a.raw",
+            "./ftp://x",
+            "nbd://h/x",
+            "nbd+unix:///?socket=s",
+            "nbds://h/x?tls-certificates=d",
+            "http://h/x",
+            "https://h:1/",
+        ] {
             assert_eq!(parse(good).as_deref(), Ok(good));
         }
         for bad in ["", "nbd://", "nbds://h/x", "ftp://h/x", "http://", "https:///x", "nbd+unix:///x"] {

@@ -6,7 +6,7 @@ use crate::copy_up::{self, CopyUpOptions};
 use crate::debug_event::DebugEvent;
 use crate::error::Result;
 use crate::extent::Resolved;
-use crate::node::Node;
+use crate::node::{LocalFuture, Node};
 use crate::range_lock::{Guard, Mode, Token};
 use std::ops::Range;
 use std::rc::Rc;
@@ -135,27 +135,30 @@ impl Disk {
         }
     }
 
-    /// A read that may have to fetch from the backing what the overlay will then keep.
-    async fn read_and_keep(self: &Rc<Self>, range: Range<u64>) -> Result<Buffer> {
-        let base = self.copy_on_read_base();
-        let options = CopyUpOptions { base, detect_zeroes: true, ..CopyUpOptions::default() };
-        // Waits here if somebody is already fetching these bytes; then they are local.
-        let fetch = copy_up::fetch(self, range.clone(), &options).await?;
-        if !fetch.is_empty() {
-            add(&self.stats.backing_reads, 1);
-            self.top().debug_event(DebugEvent::CorWrite);
-            // race-mark: copy-on-read-store
-            let stored = copy_up::store(self, &fetch, &options).await;
-            if stored.is_err() {
-                add(&self.stats.copy_on_read_failures, 1);
+    /// A read that may have to fetch from the backing what the overlay will then keep. Apart from other reads, because its state is several
+    /// times theirs, and a read's state is moved about before it starts.
+    fn read_and_keep(self: &Rc<Self>, range: Range<u64>) -> LocalFuture<'_, Result<Buffer>> {
+        Box::pin(async move {
+            let base = self.copy_on_read_base();
+            let options = CopyUpOptions { base, detect_zeroes: true, ..CopyUpOptions::default() };
+            // Waits here if somebody is already fetching these bytes; then they are local.
+            let fetch = copy_up::fetch(self, range.clone(), &options).await?;
+            if !fetch.is_empty() {
+                add(&self.stats.backing_reads, 1);
+                self.top().debug_event(DebugEvent::CorWrite);
+                // race-mark: copy-on-read-store
+                let stored = copy_up::store(self, &fetch, &options).await;
+                if stored.is_err() {
+                    add(&self.stats.copy_on_read_failures, 1);
+                }
+                if let Some(data) = fetch.get(&range) {
+                    return Ok(data);
+                }
             }
-            if let Some(data) = fetch.get(&range) {
-                return Ok(data);
-            }
-        }
-        drop(fetch);
-        let _guard = self.lock.acquire(Token::for_request(), range.clone(), Mode::Shared).await;
-        let buf = BufferMut::new((range.end - range.start) as usize);
-        Ok(self.top().read(range.start, buf).await?.freeze())
+            drop(fetch);
+            let _guard = self.lock.acquire(Token::for_request(), range.clone(), Mode::Shared).await;
+            let buf = BufferMut::new((range.end - range.start) as usize);
+            Ok(self.top().read(range.start, buf).await?.freeze())
+        })
     }
 }

@@ -307,7 +307,7 @@ impl Server {
 
     /// The URI of an export.
     pub(crate) fn uri(&self, export: &str) -> String {
-        headwater_nbd::NbdUri { address: self.address.clone(), export: export.to_owned() }.to_string()
+        headwater_nbd::NbdUri::new(self.address.clone(), export).to_string()
     }
 
     /// A path in the server's directory.

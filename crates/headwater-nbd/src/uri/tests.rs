@@ -5,11 +5,16 @@ use proptest::prelude::*;
 use super::*;
 
 fn tcp(host: &str, port: u16, export: &str) -> NbdUri {
-    NbdUri { address: NbdAddress::Tcp { host: host.to_owned(), port }, export: export.to_owned() }
+    NbdUri::new(NbdAddress::Tcp { host: host.to_owned(), port }, export)
 }
 
 fn unix(path: &str, export: &str) -> NbdUri {
-    NbdUri { address: NbdAddress::Unix { path: path.into() }, export: export.to_owned() }
+    NbdUri::new(NbdAddress::Unix { path: path.into() }, export)
+}
+
+fn over_tls(uri: NbdUri, certificates: &str, hostname: Option<&str>, verify_peer: bool) -> NbdUri {
+    let (certificates, hostname) = (certificates.into(), hostname.map(str::to_owned));
+    NbdUri { tls: Some(UriTls { certificates, hostname, verify_peer }), ..uri }
 }
 
 #[test]
@@ -26,6 +31,11 @@ fn addresses_are_understood() {
         ("nbd+unix:///disk?socket=/run/a%26b.sock", unix("/run/a&b.sock", "disk")),
         ("nbd+unix:///disk?socket=relative.sock", unix("relative.sock", "disk")),
         ("nbd+unix://?socket=/run/nbd.sock", unix("/run/nbd.sock", "")),
+        ("nbds://h/d?tls-certificates=/pki", over_tls(tcp("h", 10809, "d"), "/pki", None, true)),
+        (
+            "nbds+unix:///d?tls-verify-peer=false&socket=s&tls-hostname=h&tls-certificates=a%20b",
+            over_tls(unix("s", "d"), "a b", Some("h"), false),
+        ),
     ] {
         assert_eq!(text.parse(), Ok(expected), "{text}");
         assert!(NbdUri::is_nbd(text), "{text}");
@@ -37,8 +47,15 @@ fn mistakes_are_explained() {
     for (text, words) in [
         ("disk.qcow2", "expected nbd://"),
         ("http://host/", "unknown scheme http"),
-        ("nbds://host/disk", "TLS"),
-        ("nbds+unix:///?socket=/s", "TLS"),
+        ("nbds://host/disk", "TLS needs certificates"),
+        ("nbds+unix:///?socket=/s", "TLS needs certificates"),
+        ("nbds+unix:///?tls-certificates=/c", "socket is missing"),
+        ("nbd://host/?tls-certificates=/c", "belongs to nbds"),
+        ("nbds://host/?tls-certificates=", "needs a directory"),
+        ("nbds://host/?tls-certificates=/c&tls-certificates=/d", "twice"),
+        ("nbds://host/?tls-certificates=/c&tls-verify-peer=maybe", "true or false"),
+        ("nbds://host/?tls-certificates=/c&tls-hostname=", "needs a name"),
+        ("nbds+vsock://1/?tls-certificates=/c", "unknown scheme"),
         ("nbd+vsock://1/", "unknown scheme"),
         ("nbd:///disk", "host is missing"),
         ("nbd://:10809/disk", "host is missing"),
@@ -74,19 +91,27 @@ fn file_names_are_not_nbd() {
     for text in ["disk.qcow2", "/a/nbd", "nbd", "http://nbd/", "nbdx://host/", "C:\\nbd"] {
         assert!(!NbdUri::is_nbd(text), "{text}");
     }
-    assert!(NbdUri::is_nbd("nbds://host/"), "refused later, with a reason");
+    assert!(
+        NbdUri::is_nbd("nbds://host/") && NbdUri::is_nbd("nbds+vsock://1/"),
+        "perhaps refused later, with a reason"
+    );
 }
 
 proptest! {
     #[test]
     fn what_is_written_is_read_back(export: String, path: Vec<u8>, host in "[a-z0-9.-]{1,20}", port in 1_u16.., v6: bool) {
         let host = if v6 { "2001:db8::1".to_owned() } else { host };
-        let uri = NbdUri { address: NbdAddress::Tcp { host, port }, export: export.clone() };
-        prop_assert_eq!(uri.to_string().parse(), Ok(uri));
+        let uri = NbdUri::new(NbdAddress::Tcp { host: host.clone(), port }, export.clone());
+        prop_assert_eq!(uri.to_string().parse(), Ok(uri.clone()));
         let path: Vec<u8> = path.into_iter().filter(|byte| *byte != 0).collect();
         prop_assume!(!path.is_empty());
         let path = PathBuf::from(OsString::from_vec(path));
-        let uri = NbdUri { address: NbdAddress::Unix { path }, export };
+        let tls = UriTls { certificates: path.clone(), hostname: v6.then_some(host), verify_peer: port > 1000 };
+        let uri = NbdUri { tls: Some(tls.clone()), ..uri };
+        prop_assert_eq!(uri.to_string().parse(), Ok(uri));
+        let uri = NbdUri::new(NbdAddress::Unix { path }, export);
+        prop_assert_eq!(uri.to_string().parse(), Ok(uri.clone()));
+        let uri = NbdUri { tls: Some(tls), ..uri };
         prop_assert_eq!(uri.to_string().parse(), Ok(uri));
     }
 

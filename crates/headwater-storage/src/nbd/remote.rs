@@ -139,7 +139,7 @@ impl Remote {
 }
 
 fn describe(server: &Server, export: &str) -> String {
-    let uri = |address| NbdUri { address, export: export.to_owned() }.to_string();
+    let uri = |address| NbdUri::new(address, export).to_string();
     match server {
         Server::Inet { host, port, .. } => uri(NbdAddress::Tcp { host: host.clone(), port: *port }),
         Server::Unix { path } => uri(NbdAddress::Unix { path: path.clone() }),

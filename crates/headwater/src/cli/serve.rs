@@ -13,10 +13,11 @@ use std::rc::Rc;
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// The image: a file, or behind nbd://, nbd+unix://, http:// or https://.
+    /// The image: a file, or behind nbd://, nbd+unix://, nbds:// (TLS), http:// or https://.
     #[arg(value_parser = crate::source::parse)]
     pub image: String,
-    /// Where to serve it: nbd+unix:///NAME?socket=PATH or nbd://ADDRESS:PORT/NAME. May be given several times.
+    /// Where to serve it: nbd+unix:///NAME?socket=PATH or nbd://ADDRESS:PORT/NAME; with TLS, nbds://ADDRESS:PORT/NAME?tls-certificates=DIR,
+    /// with ca-cert.pem, server-cert.pem and server-key.pem in DIR. May be given several times.
     #[arg(long, value_name = "URI", required = true)]
     pub serve: Vec<NbdUri>,
     /// Refuse changes.

@@ -11,13 +11,14 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = AFTER)]
 pub struct StreamArgs {
-    /// Where the data are: a raw or qcow2 image in a file or behind nbd://, nbd+unix://, http:// or https://.
+    /// Where the data are: a raw or qcow2 image in a file or behind nbd://, nbd+unix://, nbds:// (TLS), http:// or https://.
     #[arg(value_parser = crate::source::parse)]
     pub source: String,
     /// The qcow2 image that the data stream into. Made if it isn't there; otherwise work goes on where it stopped.
     pub disk: PathBuf,
     /// Serve the disk to NBD clients here, from before the first byte is streamed: nbd+unix:///NAME?socket=PATH or
-    /// nbd://ADDRESS:PORT/NAME. May be given several times.
+    /// nbd://ADDRESS:PORT/NAME; with TLS, nbds://ADDRESS:PORT/NAME?tls-certificates=DIR, with ca-cert.pem, server-cert.pem and
+    /// server-key.pem in DIR. May be given several times.
     #[arg(long, value_name = "URI")]
     pub serve: Vec<NbdUri>,
     /// Copy at most RATE bytes a second (200M); 0 is without limit. `headwater ctl` changes it while the stream runs.

@@ -71,6 +71,26 @@ fn an_nbd_export_streams() {
 }
 
 #[test]
+fn an_nbd_export_streams_over_tls() {
+    let scratch = Scratch::new();
+    let (raw, certificates) = (scratch.path("source.raw"), scratch.path("certificates"));
+    make_raw(&raw, 8 * MIB + 512, 11);
+    tool(concat!(env!("CARGO_MANIFEST_DIR"), "/../headwater-tls/tests/make-certificates"), &[&certificates]);
+    let plain = scratch.uri("golden");
+    let tls = format!("{}&tls-certificates={certificates}", plain.replace("nbd+unix", "nbds+unix"));
+    let mut far = Running::start(&["serve", &raw, "--format", "raw", "--read-only", "--serve", &tls]);
+    far.wait_for_socket(&scratch.path("golden.sock"));
+    let disk = scratch.path("disk.qcow2");
+    headwater(&["stream", &plain, &disk]).code(1).says(&["requires TLS"]);
+    headwater(&["stream", &tls, &disk]).code(1).says(&["host name", "tls-hostname"]);
+    stream_and_compare(&format!("{tls}&tls-hostname=localhost"), &scratch, &raw, "raw");
+    let nowhere = plain.replace("nbd+unix", "nbds+unix") + "&tls-certificates=/nowhere";
+    headwater(&["serve", &raw, "--format", "raw", "--read-only", "--serve", &nowhere])
+        .code(1)
+        .says(&["/nowhere/server-cert.pem"]);
+}
+
+#[test]
 fn a_qcow2_image_behind_an_nbd_export_streams() {
     let scratch = Scratch::new();
     let (raw, image, socket) =
