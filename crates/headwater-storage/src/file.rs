@@ -26,4 +26,4 @@ mod zeroes;
 pub use engine::{Engine, EngineKind, IoMode};
 pub use lock::Use;
 pub use node::FileNode;
-pub use open::{Cache, FileOptions, Locking};
+pub use open::{Cache, Demand, Discard, FileOptions, Locking};

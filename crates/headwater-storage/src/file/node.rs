@@ -11,7 +11,7 @@ use super::flush::Durability;
 use super::holes::{Holes, Run};
 use super::lock::{self, Use};
 use super::op::{OpenFile, Request};
-use super::open::{self, FileOptions, Kind, Opened};
+use super::open::{self, Discard, FileOptions, Kind, Opened};
 use super::zeroes::Abilities;
 use headwater_block::node::{Access, Change};
 use headwater_block::write_watch::WriteWatch;
@@ -39,7 +39,8 @@ pub struct FileNode {
     pub(super) file: Rc<OpenFile>,
     pub(super) name: String,
     pub(super) kind: Kind,
-    read_only: bool,
+    /// How it was opened, in the end.
+    options: FileOptions,
     locked: Cell<bool>,
     /// What the locks were last changed to; none if they are those of the opening.
     usage: Cell<Option<Use>>,
@@ -70,7 +71,7 @@ impl FileNode {
     pub fn open(engine: &Rc<Engine>, path: impl AsRef<Path>, options: FileOptions) -> Result<Rc<Self>> {
         let name = path.as_ref().display().to_string();
         let opened = open::existing(path.as_ref(), &name, &options)?;
-        Ok(Self::new(engine, name, opened, options.read_only))
+        Ok(Self::new(engine, name, opened, options))
     }
 
     /// Makes an empty file with mode 0644 (less the umask), durably, and opens it for reading and writing, whatever
@@ -79,17 +80,18 @@ impl FileNode {
         let name = path.as_ref().display().to_string();
         let options = FileOptions { read_only: false, ..options };
         let opened = open::new(path.as_ref(), &name, &options)?;
-        Ok(Self::new(engine, name, opened, false))
+        Ok(Self::new(engine, name, opened, options))
     }
 
-    fn new(engine: &Rc<Engine>, name: String, opened: Opened, read_only: bool) -> Rc<Self> {
+    fn new(engine: &Rc<Engine>, name: String, opened: Opened, options: FileOptions) -> Rc<Self> {
+        let options = FileOptions { read_only: opened.read_only, ..options };
         Rc::new_cyclic(|me| Self {
             me: me.clone(),
             engine: engine.clone(),
             file: Rc::new(opened.file),
             name,
             kind: opened.kind,
-            read_only,
+            options,
             locked: Cell::new(opened.locked),
             usage: Cell::new(None),
             closed: Cell::new(false),
@@ -162,7 +164,7 @@ impl FileNode {
 
     fn check_writable(&self) -> Result<()> {
         self.check_open()?;
-        if !self.read_only {
+        if !self.options.read_only {
             return Ok(());
         }
         Err(Error::new(ErrorKind::ReadOnly, format!("{} is open for reading only", self.name)))
@@ -187,6 +189,7 @@ impl FileNode {
             let why = format_args!("direct I/O takes multiples of {align} bytes only; use the page cache");
             return refuse(ErrorKind::InvalidInput, why);
         }
+        self.write_watch.writes_until(end);
         Ok(offset..end)
     }
 
@@ -233,7 +236,7 @@ impl FileNode {
     /// Refuses to go on with a file that is open for reading only and was made shorter by somebody else: what is missing would read as
     /// zeroes, and be taken for the truth.
     fn check_length(&self) -> Result<()> {
-        if !self.read_only || self.kind == Kind::BlockDevice {
+        if !self.options.read_only || self.kind == Kind::BlockDevice {
             return Ok(());
         }
         let stat = rustix::fs::fstat(&self.file.fd)
@@ -301,7 +304,7 @@ impl FileNode {
     /// Writes what the file takes as it is.
     pub(super) async fn write_aligned(&self, offset: u64, data: Buffer, durable: bool) -> Result<()> {
         let len = data.len() as u64;
-        let durable = durable && !self.no_durable_writes.get();
+        let durable = durable && !self.no_durable_writes.get() && !self.options.no_flush;
         let mut result = self.engine.write(&self.file, offset, data.clone(), durable).await;
         if durable && result.as_ref().is_err_and(|err| err.raw_os_error() == Some(libc::EOPNOTSUPP)) {
             self.no_durable_writes.set(true);
@@ -316,6 +319,16 @@ impl FileNode {
             self.durability.lose(&err);
         }
         Err(err)
+    }
+
+    /// What becomes of discards.
+    pub(super) fn discards(&self) -> Discard {
+        self.options.discard
+    }
+
+    /// Flushes do nothing.
+    pub(super) fn never_flushes(&self) -> bool {
+        self.options.no_flush
     }
 
     async fn status_of(&self, range: Range<u64>) -> Result<Extent> {
@@ -396,10 +409,10 @@ impl FileNode {
 
     async fn shut_down(&self) -> Result<()> {
         self.check_open()?;
-        let flushed = if self.read_only { Ok(()) } else { self.flush_changes().await };
+        let flushed = if self.options.read_only { Ok(()) } else { self.flush_changes().await };
         self.closed.set(true);
         if self.locked.replace(false) {
-            super::lock::release(self.file.fd.as_fd());
+            lock::release(self.file.fd.as_fd());
         }
         flushed
     }
@@ -439,7 +452,7 @@ impl Node for FileNode {
     }
 
     fn is_read_only(&self) -> bool {
-        self.read_only
+        self.options.read_only
     }
 
     fn resolve(&self, range: Range<u64>) -> Resolved {
@@ -480,7 +493,7 @@ impl Node for FileNode {
     fn flush(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
             self.check_open()?;
-            if self.read_only { Ok(()) } else { self.flush_changes().await }
+            if self.options.read_only { Ok(()) } else { self.flush_changes().await }
         })
     }
 

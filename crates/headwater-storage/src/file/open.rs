@@ -37,6 +37,28 @@ pub enum Locking {
     Off,
 }
 
+/// What becomes of discards, and of zeroes that may give storage back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Discard {
+    /// Storage is given back.
+    #[default]
+    Unmap,
+    /// Nothing: what is discarded stays as it is, and zeroes stay allocated.
+    Ignore,
+}
+
+/// What a name must lead to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Demand {
+    /// A regular file or a block device.
+    #[default]
+    Any,
+    /// A regular file.
+    Regular,
+    /// A block device.
+    Device,
+}
+
 /// How a file is to be opened. The default: read and write, O_DIRECT where possible, locked where possible.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FileOptions {
@@ -49,6 +71,15 @@ pub struct FileOptions {
     /// A reader tolerates that others write the image, and may get a mixture of old and new; for looking at images in use.
     /// No meaning for a writer.
     pub force_share: bool,
+    /// Opens for reading only what can't be opened for writing (the system refuses it, or the file system is read-only). Whether it came to
+    /// that, [`headwater_block::Node::is_read_only`] tells.
+    pub auto_read_only: bool,
+    /// What the name must lead to.
+    pub demand: Demand,
+    /// What becomes of discards.
+    pub discard: Discard,
+    /// Flushes succeed at once and do nothing, and so does the durability of single writes: for data that nobody will miss.
+    pub no_flush: bool,
 }
 
 /// What kind of file it is.
@@ -62,6 +93,8 @@ pub(super) enum Kind {
 pub(super) struct Opened {
     pub(super) file: OpenFile,
     pub(super) kind: Kind,
+    /// It was opened for reading only.
+    pub(super) read_only: bool,
     /// Image locks are held.
     pub(super) locked: bool,
     /// In bytes.
@@ -82,15 +115,25 @@ pub(super) fn existing(path: &Path, name: &str, options: &FileOptions) -> Result
     // Some devices act when they are opened, and a FIFO blocks, so look first.
     let stat =
         rustix::fs::stat(path).map_err(|err| Error::from_io(err.into(), format_args!("open {name}")))?;
-    kind_of(stat.st_mode, name)?;
-    let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
-    // NONBLOCK in case it became a FIFO in between; cleared below.
-    let flags = access | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|err| {
+    kind_of(stat.st_mode, name, options.demand)?;
+    let open = |access| {
+        // NONBLOCK in case it became a FIFO in between; cleared below.
+        let flags = access | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        rustix::fs::open(path, flags, Mode::empty())
+    };
+    let mut options = *options;
+    let mut opened = open(if options.read_only { OFlags::RDONLY } else { OFlags::RDWR });
+    let refused =
+        matches!(&opened, Err(rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS | rustix::io::Errno::PERM));
+    if refused && options.auto_read_only && !options.read_only {
+        options.read_only = true;
+        opened = open(OFlags::RDONLY);
+    }
+    let fd = opened.map_err(|err| {
         let what = if options.read_only { "reading" } else { "writing" };
         Error::from_io(err.into(), format_args!("open {name} for {what}"))
     })?;
-    examine(fd, name, options)
+    examine(fd, name, &options)
 }
 
 /// Makes a file that must not exist, empty, with mode 0644 (less the umask), durably.
@@ -123,24 +166,34 @@ fn sync_directory(path: &Path, name: &str) -> Result<()> {
     }
 }
 
-fn kind_of(mode: u32, name: &str) -> Result<Kind> {
+fn kind_of(mode: u32, name: &str, demand: Demand) -> Result<Kind> {
     let what = match FileType::from_raw_mode(mode) {
-        FileType::RegularFile => return Ok(Kind::Regular),
-        FileType::BlockDevice => return Ok(Kind::BlockDevice),
+        FileType::RegularFile if demand != Demand::Device => return Ok(Kind::Regular),
+        FileType::BlockDevice if demand != Demand::Regular => return Ok(Kind::BlockDevice),
+        FileType::RegularFile => "a regular file",
+        FileType::BlockDevice => "a block device",
         FileType::Directory => "a directory",
         FileType::Fifo => "a FIFO",
         FileType::Socket => "a socket",
         FileType::CharacterDevice => "a character device",
         _ => "no regular file",
     };
-    let message = format!("{name} is {what}; a disk needs a regular file or a block device");
+    let message = match demand {
+        Demand::Any => format!("{name} is {what}; a disk needs a regular file or a block device"),
+        Demand::Regular => {
+            format!("{name} is {what}; here it must be a regular file (devices are opened as host_device)")
+        }
+        Demand::Device => {
+            format!("{name} is {what}; here it must be a block device (files are opened as file)")
+        }
+    };
     Err(Error::new(ErrorKind::InvalidInput, message))
 }
 
 fn examine(fd: OwnedFd, name: &str, options: &FileOptions) -> Result<Opened> {
     let failed = |err: rustix::io::Errno| Error::from_io(err.into(), format_args!("examine {name}"));
     let stat = rustix::fs::fstat(&fd).map_err(failed)?;
-    let kind = kind_of(stat.st_mode, name)?;
+    let kind = kind_of(stat.st_mode, name, options.demand)?;
     // Before the size is asked for, which a writer could still change.
     let locked = take_locks(&fd, name, options)?;
     // Nobody uses the file position; the end is where a device, too, says its size.
@@ -159,17 +212,24 @@ fn examine(fd: OwnedFd, name: &str, options: &FileOptions) -> Result<Opened> {
     let Alignment { memory, offset } = alignment.unwrap_or(Alignment { memory: 1, offset: 1 });
     let block = u32::try_from(stat.st_blksize).unwrap_or(0).clamp(4096, 1 << 16).next_power_of_two();
     let file = OpenFile { fd, alignment: Cell::new(offset), memory_alignment: Cell::new(memory) };
-    Ok(Opened { file, kind, locked, size, block })
+    Ok(Opened { file, kind, read_only: options.read_only, locked, size, block })
+}
+
+/// What image locks are for, with these options.
+pub(super) fn usage(options: &FileOptions) -> lock::Use {
+    match options {
+        FileOptions { read_only: false, .. } => lock::Use::Write,
+        FileOptions { force_share: true, .. } => lock::Use::ReadShared,
+        _ => lock::Use::Read,
+    }
 }
 
 /// Takes the image locks that the options ask for. True if they are held.
 fn take_locks(fd: &OwnedFd, name: &str, options: &FileOptions) -> Result<bool> {
-    let usage = match options {
-        FileOptions { locking: Locking::Off, .. } => return Ok(false),
-        FileOptions { read_only: false, .. } => lock::Use::Write,
-        FileOptions { force_share: true, .. } => lock::Use::ReadShared,
-        _ => lock::Use::Read,
-    };
+    if options.locking == Locking::Off {
+        return Ok(false);
+    }
+    let usage = usage(options);
     let locked = lock::acquire(fd.as_fd(), name, usage)?;
     if !locked && options.locking == Locking::On {
         let message = format!(
@@ -283,5 +343,40 @@ mod tests {
         }
         let missing = existing(&dir.path().join("no"), "no", &FileOptions::default()).err().unwrap();
         assert_eq!(missing.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_demand_for_another_kind_is_not_met() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = |demand| existing(file.path(), "disk", &FileOptions { demand, ..FileOptions::default() });
+        assert!(open(Demand::Any).is_ok() && open(Demand::Regular).is_ok());
+        let err = open(Demand::Device).err().unwrap();
+        assert_eq!(err.kind(), ErrorKind::InvalidInput);
+        assert!(err.to_string().contains("must be a block device"), "{err}");
+        let device = FileType::BlockDevice.as_raw_mode();
+        let err = kind_of(device, "disk", Demand::Regular).unwrap_err();
+        assert!(err.to_string().contains("must be a regular file"), "{err}");
+        assert_eq!(kind_of(device, "disk", Demand::Device).unwrap(), Kind::BlockDevice);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_read_if_that_is_good_enough() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        rustix::fs::chmod(file.path(), Mode::from_raw_mode(0o444)).unwrap();
+        // To root all files are writable, but for what the kernel lets nobody write.
+        let for_root = Path::new("/sys/kernel/uevent_seqnum");
+        let is_root = std::fs::File::options().write(true).open(file.path()).is_ok();
+        let path = if is_root { for_root } else { file.path() };
+        if !path.exists() {
+            return;
+        }
+        let open = |options: FileOptions| existing(path, "disk", &options);
+        let err = open(FileOptions::default()).err().unwrap();
+        assert!(matches!(err.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnly), "{err}");
+        let opened = open(FileOptions { auto_read_only: true, ..FileOptions::default() }).ok().unwrap();
+        assert!(opened.read_only);
+        let writable = tempfile::NamedTempFile::new().unwrap();
+        let auto = FileOptions { auto_read_only: true, ..FileOptions::default() };
+        assert!(!existing(writable.path(), "disk", &auto).ok().unwrap().read_only);
     }
 }

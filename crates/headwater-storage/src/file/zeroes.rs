@@ -2,7 +2,7 @@
 
 use super::node::FileNode;
 use super::op::Request;
-use super::open::Kind;
+use super::open::{Discard, Kind};
 use headwater_block::{Buffer, Error, ErrorKind, Result, ZeroFlags};
 use std::cell::Cell;
 use std::io;
@@ -30,7 +30,7 @@ impl FileNode {
             return Ok(());
         }
         let change = self.change(range.clone());
-        let fast = if flags.unmap {
+        let fast = if flags.unmap && self.discards() == Discard::Unmap {
             self.zero_by_hole(&range).await? || self.zero_in_place(&range, flags).await?
         } else {
             self.zero_in_place(&range, flags).await?
@@ -111,6 +111,9 @@ impl FileNode {
     /// is read afterwards.
     pub(super) async fn discard_bytes(&self, offset: u64, len: u64) -> Result<()> {
         self.check_open()?;
+        if self.discards() == Discard::Ignore {
+            return Ok(());
+        }
         let end = offset.saturating_add(len).min(self.size.get());
         let align = self.alignment();
         // Inwards to whole blocks: a part of one can't be given back.

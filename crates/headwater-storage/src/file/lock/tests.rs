@@ -149,3 +149,41 @@ fn we_respect_qemus_locks() {
         assert!(message.contains(image.to_str().unwrap()) && message.contains("Stop"), "{message}");
     });
 }
+
+/// A reader becomes a writer and a reader again, with QEMU as the one who must be kept out, or who keeps us out.
+#[test]
+fn locks_are_handed_over_between_descriptors() {
+    let scratch = scratch_file();
+    on_runtime(async {
+        let engine = Engine::new(IoMode::Auto).unwrap();
+        let open = |read_only, locking| {
+            FileNode::open(&engine, scratch.path(), FileOptions { locking, ..options(read_only) }).unwrap()
+        };
+        let refused = |usage| try_lock(scratch.path(), usage).err() == Some(ErrorKind::InUse);
+        let reader = open(true, Locking::On);
+        assert!(!refused(Use::Read));
+        let writer = open(false, Locking::Off);
+        reader.hand_over_locks(&writer).unwrap();
+        assert!(writer.is_locked() && !reader.is_locked());
+        assert!(refused(Use::Read), "a writer holds them now");
+        reader.close().await.unwrap();
+        assert!(refused(Use::Read), "closing the old one takes nothing away");
+        let again = open(true, Locking::Off);
+        writer.hand_over_locks(&again).unwrap();
+        writer.close().await.unwrap();
+        assert!(!refused(Use::Read) && refused(Use::Write));
+
+        // Another reader doesn't tolerate a writer: all stays as it was.
+        let other = try_lock(scratch.path(), Use::Read).unwrap();
+        let writer = open(false, Locking::Off);
+        assert_eq!(again.hand_over_locks(&writer).unwrap_err().kind(), ErrorKind::InUse);
+        assert!(again.is_locked() && !writer.is_locked());
+        drop(other);
+        assert!(refused(Use::Write) && !refused(Use::Read));
+        again.hand_over_locks(&writer).unwrap();
+        assert!(refused(Use::Read));
+        // Who holds none has none to give.
+        open(true, Locking::Off).hand_over_locks(&again).unwrap();
+        assert!(!again.is_locked());
+    });
+}
