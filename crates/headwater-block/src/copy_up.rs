@@ -156,9 +156,11 @@ pub async fn copy_up(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOptions
 /// The source half: steps 1 and 2. Safe to drop.
 pub(crate) async fn fetch(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOptions) -> Result<Fetch> {
     let work = fetch_unguarded(disk, disk.whole_units(range), options);
+    // A read that another disk keeps is a change there, which must not be dropped.
+    let may_drop = !disk.top().backing().is_some_and(|backing| backing.keeps_what_is_read());
     match &options.abort {
-        Some(abort) => abort.guard(work).await?,
-        None => work.await,
+        Some(abort) if may_drop => abort.guard(work).await?,
+        _ => work.await,
     }
 }
 

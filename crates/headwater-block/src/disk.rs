@@ -316,6 +316,11 @@ impl Disk {
         (self.options.get().copy_on_read || !self.copy_on_read.borrow().is_empty()) && !self.is_read_only()
     }
 
+    /// True if what guests read is kept, here or in a layer below.
+    pub fn keeps_what_is_read(&self) -> bool {
+        self.copies_on_read() || self.top().keeps_what_is_read()
+    }
+
     /// What copy-on-read copies nothing of: only if all who want it agree to leave it out.
     fn copy_on_read_base(&self) -> Option<Rc<dyn Node>> {
         let wants = self.copy_on_read.borrow();

@@ -91,7 +91,7 @@ pub enum Access {
 /// **Offsets** are in bytes. **Reads** past the end of a node give zeroes. **Writes** past the end make a file longer; a format
 /// node refuses them with `OutOfRange`, but takes a request that ends at its size rounded up to `write_alignment`.
 ///
-/// **Cancellation**: the future of a read may be dropped at any time. The future of everything else must be polled to its end;
+/// **Cancellation**: the future of a read may be dropped at any time, unless [`Node::keeps_what_is_read`]. The future of everything else must be polled to its end;
 /// [`crate::Disk`] enforces that.
 ///
 /// **Concurrency**: [`crate::Disk`] holds the range lock as [`Node::access`] says while a change runs, and at least shared while a
@@ -187,6 +187,15 @@ pub trait Node {
         for child in [self.file(), self.filtered(), self.backing()].into_iter().flatten() {
             child.hurry(held);
         }
+    }
+
+    /// True if a read may change this node or one below, because what is read is kept (copy-on-read in a filter or below one). Such a read
+    /// should be driven to its end: dropped while it changes something, it costs the disk that it changes its use.
+    fn keeps_what_is_read(&self) -> bool {
+        [self.file(), self.filtered(), self.backing()]
+            .into_iter()
+            .flatten()
+            .any(|child| child.keeps_what_is_read())
     }
 
     /// A layer above is about to do what `event` says: for fault injection. A node that doesn't inject passes it on to the one below, where

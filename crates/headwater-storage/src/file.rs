@@ -4,7 +4,7 @@
 //!   Behind it, `ring` (io_uring) and `threads` (a few workers, for where io_uring is forbidden) do the same requests, which `op`
 //!   describes and `syscalls` performs.
 //! - `node`: a [`headwater_block::Node`] over one file: any alignment in, the file's alignment out. `zeroes`: zeroes without data.
-//! - `open`: how a file is opened, and what O_DIRECT asks of requests. `lock`: the image locks that QEMU understands, too.
+//! - `open`: how a file is opened, and what O_DIRECT asks of requests. `lock`: the image locks that QEMU understands, too;
 //! - `flush`: durability, and why a failed flush is final. `holes`: what lseek said lately about which ranges are holes.
 //!
 //! `unsafe` stays in `ring`, `threads`, `syscalls`, `lock` and the one call in `engine` that starts an operation.

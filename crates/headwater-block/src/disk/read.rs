@@ -24,8 +24,8 @@ enum Way {
 }
 
 impl Disk {
-    /// Reads `len` bytes at `offset`; any alignment. Must be driven to its end while
-    /// copy-on-read is on, because it may then change the overlay; otherwise it may be dropped at any time.
+    /// Reads `len` bytes at `offset`; any alignment. Must be driven to its end while [`Disk::keeps_what_is_read`], because it may then change
+    /// the overlay; otherwise it may be dropped at any time.
     ///
     /// With copy-on-read, what had to be fetched from the backing is kept. If keeping it fails (the disk is full, say) the guest
     /// gets its data all the same.

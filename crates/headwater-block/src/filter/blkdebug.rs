@@ -8,7 +8,7 @@
 //!
 //! There are no breakpoints (QEMU's suspend and resume).
 
-use super::child::{self, Child, as_the_child};
+use super::child::{Child, as_the_child};
 use crate::buffer::{Buffer, BufferMut};
 use crate::debug_event::DebugEvent;
 use crate::disk::Disk;
@@ -96,7 +96,9 @@ impl BlkdebugNode {
     pub fn new(child: Rc<Edge>, options: BlkdebugOptions) -> Result<Rc<Self>> {
         options.check()?;
         let engine = Engine::new(options.inject_error.clone(), options.set_state.clone());
-        Ok(Rc::new(Self { child: Child::new(child), engine: RefCell::new(engine), options }))
+        // It fits: 64 KiB at most.
+        let child = Child::aligned(child, u32::try_from(options.align).unwrap_or(0));
+        Ok(Rc::new(Self { child, engine: RefCell::new(engine), options }))
     }
 
     /// Fails a request if a rule says so.
@@ -119,7 +121,7 @@ impl BlkdebugNode {
         for piece in pieces(range_of(offset, buf.len()), 1, self.options.max_transfer) {
             self.judge(piece.clone(), IoType::Read).await?;
             let rest = buf.split_off((piece.end - piece.start) as usize);
-            let part = child::read(&disk, piece.start, buf).await?;
+            let part = self.child.read_on(&disk, piece.start, buf).await?;
             buf = rest;
             done = Some(match done {
                 Some(before) => before.join(part),
@@ -131,7 +133,7 @@ impl BlkdebugNode {
 
     async fn write_piece(&self, disk: &Disk, offset: u64, data: Buffer, flags: WriteFlags) -> Result<()> {
         self.judge(range_of(offset, data.len()), IoType::Write).await?;
-        child::write(disk, offset, data, flags).await
+        self.child.write_on(disk, offset, data, flags).await
     }
 
     async fn zero_pieces(&self, disk: &Disk, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
@@ -140,7 +142,7 @@ impl BlkdebugNode {
             let len = piece.end - piece.start;
             if len >= unit {
                 self.judge(piece.clone(), IoType::WriteZeroes).await?;
-                child::write_zeroes(disk, piece.start, len, flags).await?;
+                self.child.write_zeroes_on(disk, piece.start, len, flags).await?;
             } else if flags.fast_only {
                 let message =
                     format!("{}: {len} bytes at {} are less than opt-write-zero", self.name(), piece.start);
@@ -158,7 +160,7 @@ impl BlkdebugNode {
         for piece in pieces(range, unit, self.options.max_discard) {
             if piece.end - piece.start >= self.options.align {
                 self.judge(piece.clone(), IoType::Discard).await?;
-                child::discard(disk, piece.start, piece.end - piece.start).await?;
+                self.child.discard_on(disk, piece.start, piece.end - piece.start).await?;
             }
         }
         Ok(())
@@ -201,9 +203,7 @@ impl Node for BlkdebugNode {
 
     fn limits(&self) -> Limits {
         let child = self.child.disk().limits();
-        // Both fit: an alignment is 64 KiB at most, and a smaller maximum is a smaller number.
-        let align = u32::try_from(self.options.align).unwrap_or(0);
-        let write_alignment = child.write_alignment.max(align);
+        let write_alignment = self.child.alignment();
         let max_transfer = match u32::try_from(self.options.max_transfer) {
             Ok(max) if max > 0 => child.max_transfer.min(max),
             _ => child.max_transfer,

@@ -10,7 +10,7 @@
 //! - Changes exclude each other and reads where they overlap ([`Node::access`]): otherwise the two children could carry them out in different orders.
 //! - Zeroes are written to both. Discards go to none, because what reads back afterwards is for each child to decide.
 
-use super::child;
+use super::child::Child;
 use crate::buffer::{Buffer, BufferMut};
 use crate::drain::Hurry;
 use crate::edge::Edge;
@@ -25,8 +25,8 @@ use std::rc::Rc;
 
 /// Two images that must hold the same; see the module.
 pub struct BlkverifyNode {
-    test: child::Child,
-    raw: child::Child,
+    test: Child,
+    raw: Child,
     /// The difference that was found.
     differ: RefCell<Option<Error>>,
 }
@@ -37,7 +37,10 @@ impl BlkverifyNode {
     /// # Errors
     /// `InvalidInput` if they differ in size.
     pub fn new(test: Rc<Edge>, raw: Rc<Edge>) -> Result<Rc<Self>> {
-        let (test, raw) = (child::Child::new(test), child::Child::new(raw));
+        // Both get whole blocks of both.
+        let alignment = |edge: &Rc<Edge>| edge.disk().limits().write_alignment;
+        let of_both = alignment(&test).max(alignment(&raw));
+        let (test, raw) = (Child::aligned(test, of_both), Child::aligned(raw, of_both));
         let (size, raw_size) = (test.disk().size(), raw.disk().size());
         if size != raw_size {
             return Err(Error::new(
@@ -203,6 +206,10 @@ impl Node for BlkverifyNode {
 
     fn use_buffered(&self) -> Result<()> {
         self.test.top().use_buffered().and(self.raw.top().use_buffered())
+    }
+
+    fn keeps_what_is_read(&self) -> bool {
+        self.test.disk().keeps_what_is_read() || self.raw.disk().keeps_what_is_read()
     }
 
     fn hurry(&self, held: &mut Vec<Hurry>) {

@@ -16,12 +16,24 @@ use std::rc::Rc;
 pub(super) struct Child {
     edge: Rc<Edge>,
     name: Box<str>,
+    /// What the filter itself asks changes to be aligned to, in bytes.
+    alignment: u32,
 }
 
 impl Child {
     pub(super) fn new(edge: Rc<Edge>) -> Self {
+        Self::aligned(edge, 1)
+    }
+
+    /// The child of a filter that asks for an alignment of its own.
+    pub(super) fn aligned(edge: Rc<Edge>, alignment: u32) -> Self {
         let name = edge.disk().name().into();
-        Self { edge, name }
+        Self { edge, name, alignment }
+    }
+
+    /// What changes through the filter are aligned to, in bytes.
+    pub(super) fn alignment(&self) -> u32 {
+        self.alignment.max(self.disk().limits().write_alignment)
     }
 
     /// What messages call the filter: as the child was called when it was made.
@@ -49,7 +61,8 @@ impl Child {
     }
 
     pub(super) async fn read(&self, offset: u64, buf: BufferMut) -> Result<BufferMut> {
-        read(&*self.enter().await, offset, buf).await
+        let disk = self.enter().await;
+        self.read_on(&disk, offset, buf).await
     }
 
     pub(super) async fn status(&self, range: Range<u64>) -> Result<Extent> {
@@ -57,15 +70,18 @@ impl Child {
     }
 
     pub(super) async fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> Result<()> {
-        write(&**self.enter().await, offset, data, flags).await
+        let disk = self.enter().await;
+        self.write_on(&disk, offset, data, flags).await
     }
 
     pub(super) async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        write_zeroes(&**self.enter().await, offset, len, flags).await
+        let disk = self.enter().await;
+        self.write_zeroes_on(&disk, offset, len, flags).await
     }
 
     pub(super) async fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        discard(&**self.enter().await, offset, len).await
+        let disk = self.enter().await;
+        self.discard_on(&disk, offset, len).await
     }
 
     pub(super) async fn flush(&self) -> Result<()> {
@@ -75,43 +91,73 @@ impl Child {
     pub(super) async fn resize(&self, size: u64) -> Result<()> {
         self.enter().await.resize(size).await
     }
-}
 
-/// How many of `len` bytes at `offset` exist on `disk`, where they are padding if they don't.
-fn within(disk: &Disk, offset: u64, len: u64) -> u64 {
-    let size = disk.size();
-    let limit = size.checked_next_multiple_of(u64::from(disk.limits().write_alignment)).unwrap_or(size);
-    let end = offset.saturating_add(len);
-    // What lies further out is no padding: the disk says what is wrong with it.
-    if disk.options().growable || end > limit { len } else { len.min(size.saturating_sub(offset)) }
-}
-
-pub(super) async fn read(disk: &Rc<Disk>, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
-    let there = disk.size().saturating_sub(offset);
-    let there = usize::try_from(there).map_or(buf.len(), |there| there.min(buf.len()));
-    if disk.options().growable || there == buf.len() {
-        return disk.read_into(offset, buf).await;
+    /// As [`Child::read`], for a request that was let in.
+    pub(super) async fn read_on(
+        &self,
+        disk: &Rc<Disk>,
+        offset: u64,
+        mut buf: BufferMut,
+    ) -> Result<BufferMut> {
+        let there = disk.size().saturating_sub(offset);
+        let there = usize::try_from(there).map_or(buf.len(), |there| there.min(buf.len()));
+        if disk.options().growable || there == buf.len() {
+            return disk.read_into(offset, buf).await;
+        }
+        let mut past_end = buf.split_off(there);
+        past_end.fill(0);
+        if there == 0 {
+            return Ok(buf.join(past_end));
+        }
+        Ok(disk.read_into(offset, buf).await?.join(past_end))
     }
-    let mut past_end = buf.split_off(there);
-    past_end.fill(0);
-    if there == 0 {
-        return Ok(buf.join(past_end));
+
+    /// As [`Child::write`], for a request that was let in.
+    pub(super) async fn write_on(
+        &self,
+        disk: &Disk,
+        offset: u64,
+        data: Buffer,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        let len = self.within(disk, offset, data.len() as u64) as usize;
+        if len == 0 && !data.is_empty() {
+            return Ok(());
+        }
+        let data = if len < data.len() { data.slice(0..len) } else { data };
+        disk.write(offset, data, flags).await
     }
-    Ok(disk.read_into(offset, buf).await?.join(past_end))
-}
 
-pub(super) async fn write(disk: &Disk, offset: u64, data: Buffer, flags: WriteFlags) -> Result<()> {
-    let len = within(disk, offset, data.len() as u64) as usize;
-    let data = if len < data.len() { data.slice(0..len) } else { data };
-    disk.write(offset, data, flags).await
-}
+    /// As [`Child::write_zeroes`], for a request that was let in.
+    pub(super) async fn write_zeroes_on(
+        &self,
+        disk: &Disk,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> Result<()> {
+        match self.within(disk, offset, len) {
+            0 if len > 0 => Ok(()),
+            within => disk.write_zeroes(offset, within, flags).await,
+        }
+    }
 
-pub(super) async fn write_zeroes(disk: &Disk, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-    disk.write_zeroes(offset, within(disk, offset, len), flags).await
-}
+    /// As [`Child::discard`], for a request that was let in.
+    pub(super) async fn discard_on(&self, disk: &Disk, offset: u64, len: u64) -> Result<()> {
+        match self.within(disk, offset, len) {
+            0 if len > 0 => Ok(()),
+            within => disk.discard(offset, within).await,
+        }
+    }
 
-pub(super) async fn discard(disk: &Disk, offset: u64, len: u64) -> Result<()> {
-    disk.discard(offset, within(disk, offset, len)).await
+    /// How many of `len` bytes at `offset` exist on `disk`, where those that don't are padding.
+    fn within(&self, disk: &Disk, offset: u64, len: u64) -> u64 {
+        let size = disk.size();
+        let limit = size.checked_next_multiple_of(u64::from(self.alignment())).unwrap_or(size);
+        let end = offset.saturating_add(len);
+        // What lies further out is no padding: the disk says what is wrong with it.
+        if disk.options().growable || end > limit { len } else { len.min(size.saturating_sub(offset)) }
+    }
 }
 
 /// What of [`Node`] is the same for every filter with one child, which is `self.child`: the answers of the child's node.
@@ -141,6 +187,10 @@ macro_rules! as_the_child {
             _change: $crate::node::Change,
         ) -> $crate::node::Access {
             $crate::node::Access::Shared
+        }
+
+        fn keeps_what_is_read(&self) -> bool {
+            self.child.disk().keeps_what_is_read()
         }
 
         fn backing(&self) -> Option<std::rc::Rc<dyn $crate::Node>> {

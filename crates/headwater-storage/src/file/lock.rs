@@ -70,14 +70,9 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 /// Takes the locks for `usage` on the file behind `fd`, which must be open for reading; `name` is for messages. `Ok(false)`: the file
 /// system has no such locks. Blocks for up to half a second if others hold them. Errors: `InUse`, with no lock held.
 pub(super) fn acquire(fd: BorrowedFd<'_>, name: &str, usage: Use) -> Result<bool> {
-    patiently(|| try_acquire(fd, name, usage))
-}
-
-/// Tries again for a while what fails because others hold locks.
-fn patiently<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
     let mut attempts = 1;
     loop {
-        match attempt() {
+        match try_acquire(fd, name, usage) {
             Err(err) if err.kind() == ErrorKind::InUse && attempts < ATTEMPTS => {
                 attempts += 1;
                 std::thread::sleep(BETWEEN_ATTEMPTS);
@@ -85,42 +80,6 @@ fn patiently<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
             result => return result,
         }
     }
-}
-
-/// Gives the locks that `from` holds for one use to `to`, another descriptor of the same file, for another use. At every moment at least one of the
-/// two declares what it does and forbids. `Ok(false)`: the file system has no such locks, and nothing was done.
-///
-/// Errors: `InUse`, with `to` holding no lock, and `from` its own again; unless what `to` declared allowed another to come in meanwhile that `from`
-/// doesn't tolerate. Then `from` holds none either, and [`HandOver::Lost`] says so.
-pub(super) fn hand_over(
-    from: (BorrowedFd<'_>, Use),
-    to: (BorrowedFd<'_>, Use),
-    name: &str,
-) -> Result<bool, HandOver> {
-    // Declaring meets only who forbids it; that is seen when looking, which would meet `from`, too.
-    if !declare(to.0, name, to.1).inspect_err(|_| release(to.0)).map_err(HandOver::Refused)? {
-        release(to.0);
-        return Ok(false);
-    }
-    release(from.0);
-    let Err(err) = patiently(|| check(to.0, name, to.1)) else { return Ok(true) };
-    let again = declare(from.0, name, from.1);
-    release(to.0);
-    match again.and_then(|_| check(from.0, name, from.1)) {
-        Ok(()) => Err(HandOver::Refused(err)),
-        Err(_) => {
-            release(from.0);
-            Err(HandOver::Lost(err))
-        }
-    }
-}
-
-/// Why locks were not handed over.
-pub(super) enum HandOver {
-    /// They are where they were.
-    Refused(Error),
-    /// Nobody holds them any more.
-    Lost(Error),
 }
 
 fn try_acquire(fd: BorrowedFd<'_>, name: &str, usage: Use) -> Result<bool> {

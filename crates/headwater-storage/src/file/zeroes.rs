@@ -143,3 +143,41 @@ impl Abilities {
         [&self.no_punch, &self.no_zero, &self.no_allocate].iter().for_each(|unknown| unknown.set(true));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::testing::{on_runtime, scratch_file};
+    use crate::file::{Engine, FileOptions, IoMode};
+    use headwater_block::{BufferMut, Node, WriteFlags};
+
+    #[test]
+    fn discards_can_be_ignored_and_flushes_left_out() {
+        on_runtime(async {
+            let engine = Engine::new(IoMode::Auto).unwrap();
+            let scratch = scratch_file();
+            let how = FileOptions { discard: Discard::Ignore, no_flush: true, ..FileOptions::default() };
+            let node = FileNode::open(&engine, scratch.path(), how).unwrap();
+            let read = async |offset, len| node.read(offset, BufferMut::new(len)).await.unwrap().to_vec();
+            let data = vec![7; 64 << 10];
+            node.write(0, Buffer::copy_of(&data), WriteFlags { fua: true }).await.unwrap();
+            node.discard(0, 64 << 10).await.unwrap();
+            assert_eq!(read(0, 64 << 10).await, data);
+            let flags = ZeroFlags { unmap: true, ..ZeroFlags::default() };
+            node.write_zeroes(0, 32 << 10, flags).await.unwrap();
+            assert!(read(0, 32 << 10).await.iter().all(|byte| *byte == 0));
+            assert_eq!(read(32 << 10, 32 << 10).await, data[32 << 10..]);
+            if node.abilities.knows_punch() {
+                use std::os::unix::fs::MetadataExt;
+                assert!(
+                    scratch.as_file().metadata().unwrap().blocks() * 512 >= 64 << 10,
+                    "nothing was given back"
+                );
+            }
+            // A lost write doesn't matter to who never wants to know.
+            node.durability.lose(&Error::new(ErrorKind::Io, "lost"));
+            node.flush().await.unwrap();
+            node.close().await.unwrap();
+        });
+    }
+}

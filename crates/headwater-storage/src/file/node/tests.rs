@@ -474,31 +474,3 @@ fn a_source_that_was_made_shorter_is_no_source_of_zeroes() {
         assert_eq!(node.status(32 << 10..64 << 10).await.unwrap_err().kind(), ErrorKind::SourceChanged);
     });
 }
-
-#[test]
-fn discards_can_be_ignored_and_flushes_left_out() {
-    everywhere(async |engine, cache| {
-        let scratch = scratch_file();
-        let how = FileOptions { discard: Discard::Ignore, no_flush: true, ..options(cache) };
-        let node = FileNode::open(engine, scratch.path(), how).unwrap();
-        let data = pattern(64 << 10, 3);
-        node.write(0, Buffer::copy_of(&data), WriteFlags { fua: true }).await.unwrap();
-        node.discard(0, 64 << 10).await.unwrap();
-        assert_eq!(read(&node, 0, 64 << 10).await, data);
-        let flags = ZeroFlags { unmap: true, ..ZeroFlags::default() };
-        node.write_zeroes(0, 32 << 10, flags).await.unwrap();
-        assert!(read(&node, 0, 32 << 10).await.iter().all(|byte| *byte == 0));
-        assert_eq!(read(&node, 32 << 10, 32 << 10).await, data[32 << 10..]);
-        if node.abilities.knows_punch() {
-            use std::os::unix::fs::MetadataExt;
-            assert!(
-                scratch.as_file().metadata().unwrap().blocks() * 512 >= 64 << 10,
-                "nothing was given back"
-            );
-        }
-        // A lost write doesn't matter to who never wants to know.
-        node.durability.lose(&Error::new(ErrorKind::Io, "lost"));
-        node.flush().await.unwrap();
-        node.close().await.unwrap();
-    });
-}
