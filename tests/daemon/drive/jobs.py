@@ -12,6 +12,16 @@ def finish(qmp, job="job"):
     return done
 
 
+def idle(qmp, job="job"):
+    """Waits until a job with a low speed has done its first step and sleeps: what a verb does then is no matter of chance."""
+
+    def sleeps():
+        state = qmp.block_job(job)
+        return state is None or (state["offset"] > 0 and not state["busy"])
+
+    qmp.poll(sleeps, f"{job} is idle")
+
+
 def query(qmp):
     """What both queries say about jobs."""
     qmp.run("query-jobs")

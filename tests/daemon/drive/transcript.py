@@ -32,7 +32,8 @@ class Transcript:
 
     def clean(self):
         """The streams as they are compared."""
-        return {name: [(self._text(label), self._clean(value)) for label, value in entries] for name, entries in self.streams.items()}
+        kept = {name: without_drains(entries) for name, entries in self.streams.items()}
+        return {name: [(self._text(label), self._clean(value)) for label, value in entries] for name, entries in kept.items()}
 
     def _text(self, text):
         for old, new in self._replace:
@@ -45,6 +46,30 @@ class Transcript:
         if isinstance(value, (list, tuple)):
             return [self._clean(inner) for inner in value]
         return self._text(value) if isinstance(value, str) else value
+
+
+# What a drain looks like from outside: a state of a job, and the one that it goes through for the moment.
+DRAINED = {"paused": "running", "standby": "ready"}
+
+
+def without_drains(entries):
+    """Entries without the pairs `paused`, `running` of one job that no command stands between.
+
+    A job says so each time the graph is drained; how often that is needed is the daemon's own affair.
+    """
+    dropped = set()
+    for at, (label, value) in enumerate(entries):
+        if label != "event JOB_STATUS_CHANGE" or value["data"]["status"] not in DRAINED:
+            continue
+        for later in range(at + 1, len(entries)):
+            name, follower = entries[later]
+            if not name.startswith("event"):
+                break
+            if owner(follower) == owner(value):
+                if follower["data"].get("status") == DRAINED[value["data"]["status"]]:
+                    dropped |= {at, later}
+                break
+    return [entry for at, entry in enumerate(entries) if at not in dropped]
 
 
 def without_length(value):

@@ -1,7 +1,7 @@
 """The states of a job and the verbs: what each does, which are refused in which state and why."""
 
 from drive import check, scenario
-from drive.jobs import SLOW, finish, let_go, query
+from drive.jobs import SLOW, finish, idle, let_go, query
 
 ALL = ["job-pause", "job-resume", "job-cancel", "job-complete", "job-finalize", "job-dismiss"]
 OLD = ["block-job-pause", "block-job-resume", "block-job-cancel", "block-job-complete", "block-job-finalize", "block-job-dismiss"]
@@ -14,6 +14,8 @@ def start(case, command="block-stream", names=("base", "mid", "top"), **options)
     qmp = case.daemon().qmp
     chain.add(qmp)
     qmp.run(command, job_id="job", device="top", **options)
+    if "speed" in options:
+        idle(qmp)
     return chain, qmp
 
 
@@ -193,7 +195,6 @@ def dismiss(case):
     verb(qmp, "block-job-cancel", force=True)
     qmp.attempt("block-job-set-speed", device="job", speed=5)
     qmp.refuse("block-stream", job_id="job", device="top")
-    qmp.run("query-named-block-nodes", flat=True)
     verb(qmp, "job-dismiss", refuse=False)
     query(qmp)
     verb(qmp, "job-dismiss")
@@ -236,8 +237,12 @@ def all_by_hand(case):
 def same_id(case):
     """An id is one job's."""
     chain, qmp = start(case, speed=SLOW)
+    other = case.images.chain("under", "other")
+    other.add(qmp)
     qmp.refuse("block-stream", job_id="job", device="mid")
+    qmp.refuse("block-stream", job_id="job", device="other")
     qmp.refuse("block-commit", job_id="job", device="top", top_node="mid", base_node="base")
+    qmp.refuse("block-commit", job_id="job", device="other", top_node="other", base_node="under")
     let_go(qmp)
     qmp.run("block-stream", job_id="job", device="top")
     finish(qmp)
@@ -284,6 +289,7 @@ def commit_ready(case):
     """An active commit that is ready: its states, and the verbs that are refused."""
     chain, qmp = start(case, "block-commit")
     qmp.wait("BLOCK_JOB_READY", device="job")
+    idle(qmp)
     query(qmp)
     for name in ["job-resume", "job-finalize", "job-dismiss"]:
         verb(qmp, name)
@@ -293,13 +299,27 @@ def commit_ready(case):
     qmp.wait_status("job", "standby")
     query(qmp)
     verb(qmp, "job-pause")
-    verb(qmp, "job-complete")
-    verb(qmp, "block-job-complete")
     verb(qmp, "job-finalize")
     verb(qmp, "job-dismiss")
     verb(qmp, "job-resume", refuse=False)
     qmp.wait_status("job", "ready")
     verb(qmp, "job-complete", refuse=False)
+    finish(qmp)
+    qmp.run("quit")
+    case.images.same("base.qcow2", chain.expected)
+
+
+@scenario
+def commit_complete_in_standby(case):
+    """A paused ready job takes `complete` and carries it out when it goes on."""
+    chain, qmp = start(case, "block-commit")
+    qmp.wait("BLOCK_JOB_READY", device="job")
+    idle(qmp)
+    verb(qmp, "job-pause", refuse=False)
+    qmp.wait_status("job", "standby")
+    verb(qmp, "job-complete", refuse=False)
+    query(qmp)
+    verb(qmp, "job-resume", refuse=False)
     finish(qmp)
     qmp.run("quit")
     case.images.same("base.qcow2", chain.expected)
