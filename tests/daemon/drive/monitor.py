@@ -5,7 +5,7 @@ import json
 import socket
 import time
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate, StateError
 
 # Seconds that anything may take before it counts as hung. Generous: both daemons and other tests share two cores.
 PATIENCE = 20
@@ -83,32 +83,35 @@ class Monitor:
         """The reply to what `start` sent; an error is an ExecuteError."""
         return self._complete(task)
 
+    def _execute(self, command, arguments):
+        """The reply to a command as a pair: what it returned, and the description of its error."""
+        told = f"{command} {json.dumps(names(arguments))}"
+        try:
+            return self._complete(self._client.execute(command, names(arguments) or None)), None
+        except ExecuteError as error:
+            return None, str(error)
+        except asyncio.TimeoutError:
+            raise Failed(f"{told}: no reply for {PATIENCE} s") from None
+        except (ExecInterruptedError, StateError):
+            raise Failed(f"{told}: the daemon closed the connection") from None
+
     def run(self, command, /, **arguments):
         """A command that must work; gives what it returns."""
-        try:
-            return self._complete(self._client.execute(command, names(arguments) or None))
-        except ExecuteError as error:
-            raise Failed(f"{command} {json.dumps(names(arguments))}: {error}") from None
-        except asyncio.TimeoutError:
-            raise Failed(f"{command} {json.dumps(names(arguments))}: no reply for {PATIENCE} s") from None
+        answer, error = self._execute(command, arguments)
+        if error is not None:
+            raise Failed(f"{command} {json.dumps(names(arguments))}: {error}")
+        return answer
 
     def refuse(self, command, /, **arguments):
         """A command that must be refused; gives the description."""
-        try:
-            answer = self._complete(self._client.execute(command, names(arguments) or None))
-        except ExecuteError as error:
-            return str(error)
-        except asyncio.TimeoutError:
-            raise Failed(f"{command} {json.dumps(names(arguments))}: no reply for {PATIENCE} s") from None
-        raise Failed(f"{command} {json.dumps(names(arguments))} should be refused, returned {answer}")
+        answer, error = self._execute(command, arguments)
+        if error is None:
+            raise Failed(f"{command} {json.dumps(names(arguments))} should be refused, returned {answer}")
+        return error
 
     def attempt(self, command, /, **arguments):
         """A command that may work or not: whether it did. What the daemon says is compared all the same."""
-        try:
-            self._complete(self._client.execute(command, names(arguments) or None))
-            return True
-        except ExecuteError:
-            return False
+        return self._execute(command, arguments)[1] is None
 
     def wait(self, event, /, **data):
         """Waits for the next event of this kind with these data, and gives its data.
