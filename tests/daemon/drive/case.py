@@ -155,7 +155,7 @@ class Daemon:
             self.child = case.launch(*words, **popen)
         self.pid = self.child.pid
         self._await_start()
-        self.monitors = [Monitor(case, path, f"d{number}m{index}") for index, path in enumerate(self.sockets)]
+        self.monitors = [Monitor(case, path, f"d{number}m{index}", self) for index, path in enumerate(self.sockets)]
         self.qmp = self.monitors[0] if self.monitors else None
 
     def _await_start(self):
@@ -196,9 +196,11 @@ class Daemon:
                 self.child.send_signal(signal.SIGTERM)
             else:
                 self.qmp.run("quit")
-                for monitor in self.monitors:
+                for monitor in self.monitors[1:]:
                     monitor.drain()
             check(self.ended() == 0, f"the daemon ended with {self.child.returncode}: {self.log()}")
+        elif self.child.returncode > 0 or self.child.returncode in CRASHES:
+            raise Failed(f"the daemon ended with {self.child.returncode}: {self.log()}")
 
 
 def own_name(text):

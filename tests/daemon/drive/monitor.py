@@ -45,9 +45,10 @@ class Monitor:
     Only while one of its methods runs does anything arrive; nothing is lost in between.
     """
 
-    def __init__(self, case, path, name):
+    def __init__(self, case, path, name, daemon=None):
         self.name = name
         self._case = case
+        self._daemon = daemon
         self._loop = case.loop
         self._news = asyncio.Event()
         self._counts = {}
@@ -96,10 +97,14 @@ class Monitor:
             raise Failed(f"{told}: the daemon closed the connection") from None
 
     def run(self, command, /, **arguments):
-        """A command that must work; gives what it returns."""
+        """A command that must work; gives what it returns. After `quit` the daemon is gone, and its last words are recorded."""
         answer, error = self._execute(command, arguments)
         if error is not None:
             raise Failed(f"{command} {json.dumps(names(arguments))}: {error}")
+        if command == "quit":
+            self.drain()
+            if self._daemon:
+                self._daemon.ended()
         return answer
 
     def refuse(self, command, /, **arguments):

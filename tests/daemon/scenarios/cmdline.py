@@ -31,6 +31,20 @@ def help_and_version(case):
 
 
 @scenario
+def other_name(case):
+    """The program under the name headwater-storage-daemon needs no `daemon`; the reference has but one name."""
+    words = case.program
+    if len(words) > 1:
+        os.symlink(words[0], case.path("headwater-storage-daemon"))
+        words = [case.path("headwater-storage-daemon")]
+    commands = b'{"execute": "qmp_capabilities"} {"execute": "query-block-jobs", "id": 1} {"execute": "quit"}'
+    child = case.spawn([*words, "--chardev", "stdio,id=c", "--monitor", "c"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    out, _ = child.communicate(commands, timeout=PATIENCE)
+    case.note("replies", [json.loads(line) for line in out.splitlines()[1:]])
+    check(child.returncode == 0, f"exit status {child.returncode}")
+
+
+@scenario
 def wrong_options(case):
     """Each with exit status 1 and a text on stderr."""
     wrong = [
@@ -364,7 +378,6 @@ def stale_pidfile(case):
     until(lambda: open(case.path("daemon0.pid"), encoding="ascii").read() == f"{child.pid}\n", "the pid file")
     monitor = Monitor(case, path, "daemon")
     monitor.run("quit")
-    monitor.drain()
     check(child.wait(PATIENCE) == 0, f"exit status {child.returncode}")
 
 
@@ -384,7 +397,6 @@ def daemonize(case):
     monitor = Monitor(case, path, "daemon")
     monitor.run("query-block-jobs")
     monitor.run("quit")
-    monitor.drain()
     until(lambda: not os.path.exists(f"/proc/{pid}") or state(pid) == "Z", "the end of the daemon")
     check(not os.path.exists(pidfile), "the pid file is still there")
 

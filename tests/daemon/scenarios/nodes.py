@@ -113,6 +113,7 @@ def qcow2(case):
     qmp.run("blockdev-add", driver="qcow2", node_name="none", file=file, backing=None)
     show(qmp)
     qmp.run("blockdev-del", node_name="none")
+    qmp.run("blockdev-del", node_name="mid")
     qmp.run("blockdev-add", driver="qcow2", node_name="tuned", file=file, lazy_refcounts=True, l2_cache_size=1 << 20, cache_clean_interval=0, discard_no_unref=False)
     qmp.refuse("blockdev-add", driver="qcow2", node_name="n", file=file, backing="missing")
     qmp.refuse("blockdev-add", driver="qcow2", node_name="n", file="missing")

@@ -387,7 +387,6 @@ def quit_with_job(case):
 
     def leave(daemon):
         daemon.qmp.run("quit")
-        daemon.qmp.drain()
 
     ended_with_job(case, leave)
 
@@ -427,7 +426,6 @@ def quit_with_ready_commit(case):
     qmp.wait("BLOCK_JOB_READY", device="job")
     idle(qmp)
     qmp.run("quit")
-    qmp.drain()
     case.note("exit status", daemon.ended())
     chain.reads_as_before()
 
@@ -442,7 +440,6 @@ def quit_with_pending(case):
     qmp.run("block-stream", job_id="job", device="top", auto_finalize=False)
     qmp.wait("BLOCK_JOB_PENDING")
     qmp.run("quit")
-    qmp.drain()
     case.note("exit status", daemon.ended())
     case.note("backing", case.images.backing("top.qcow2"))
     chain.reads_as_before()
@@ -456,6 +453,5 @@ def quit_with_paused(case):
         daemon.qmp.run("job-pause", id="job")
         daemon.qmp.wait_status("job", "paused")
         daemon.qmp.run("quit")
-        daemon.qmp.drain()
 
     ended_with_job(case, leave)
