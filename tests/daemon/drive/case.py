@@ -42,10 +42,11 @@ def check(condition, text):
 
 
 class Case:
-    """One run of one scenario against one program."""
+    """One run of one scenario against one program. `patient`: with the known races of the reference at its start."""
 
-    def __init__(self, program, folder):
+    def __init__(self, program, folder, patient=False):
         self.program = program
+        self.patient = patient
         self.folder = folder
         self.loop = asyncio.new_event_loop()
         # qemu.qmp leaves the end of a connection as an exception that nobody asks for.

@@ -62,7 +62,7 @@ def one(name, side, program, keep):
     result = Run(name, side)
     began = time.monotonic()
     folder = os.path.realpath(tempfile.mkdtemp(prefix="daemon-"))
-    case = Case(program, folder)
+    case = Case(program, folder, patient=program[0] == "qemu-storage-daemon")
     try:
         SCENARIOS[name](case)
         case.finish()

@@ -3,7 +3,7 @@
 import re
 
 # Values that depend on the machine, the build or the moment, by the name of their field.
-MASKED = {"actual-size": "<size>", "pid": "<pid>", "qemu-version": "<version>"}
+MASKED = {"actual-size": "<size>", "pid": "<pid>", "qemu-version": "<version>", "package": "<package>"}
 
 # Digits of names that the daemon makes up.
 MADE_UP = re.compile(r"#block\d+")

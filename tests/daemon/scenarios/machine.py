@@ -18,13 +18,16 @@ class Machine:
             raise Skipped("no qemu-system-x86_64 installed")
         words = ["-nodefaults", "-display", "none", "-machine", "none", "-qmp", "stdio"]
         node = {"driver": "nbd", "node-name": "far", "server": {"type": "unix", "path": socket}, "export": name, "discard": "unmap", "reconnect-delay": 1}
+        self._printed = ""
         self.child = case.spawn([program, *words, "-blockdev", json.dumps(node)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         check("QMP" in self._line(), "no greeting from qemu-system")
         self._ask("qmp_capabilities")
 
     def _line(self):
-        line = self.child.stdout.readline()
-        check(line, "qemu-system ended")
+        # What its qemu-io command prints stands between the messages.
+        while not (line := self.child.stdout.readline()).startswith(b"{"):
+            check(line, "qemu-system ended")
+            self._printed += line.decode()
         return json.loads(line)
 
     def _ask(self, command, **arguments):
@@ -38,7 +41,7 @@ class Machine:
     def do(self, command):
         """A qemu-io command on the disk; it must work."""
         out = self._ask("human-monitor-command", **{"command-line": f'qemu-io far "{command}"'})
-        text = out.get("return", str(out))
+        text, self._printed = self._printed + out.get("return", str(out)), ""
         check("rror" not in text and "failed" not in text, f"qemu-system: {command}: {text}")
 
     def quit(self):
