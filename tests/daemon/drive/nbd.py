@@ -19,7 +19,7 @@ def uri(socket, export=""):
 def io(address, *commands, read_only=False, options=()):
     """Runs qemu-io commands against an export; gives the output. Fails if one of them does."""
     out = tool("qemu-io", "-f", "raw", *options, *(["-r"] if read_only else []), address, script="\n".join(commands) + "\n")
-    if "failed" in out or "rror" in out:
+    if "failed" in out or "error" in out.lower():
         raise Failed(f"qemu-io {address} {commands}: {out}")
     return out
 
@@ -27,7 +27,7 @@ def io(address, *commands, read_only=False, options=()):
 def io_fails(address, *commands, read_only=False):
     """The same where it must fail; gives the output without the address."""
     out = tool("qemu-io", "-f", "raw", *(["-r"] if read_only else []), address, script="\n".join(commands) + "\n", status=None)
-    if "failed" not in out and "rror" not in out and "can't open" not in out:
+    if "failed" not in out and "error" not in out.lower() and "can't open" not in out:
         raise Failed(f"qemu-io {address} {commands} should fail: {out}")
     return out
 
@@ -89,7 +89,7 @@ class Client:
         """A command and its output; it must work."""
         self.start(command)
         out = self.result()
-        if "failed" in out or "rror" in out:
+        if "failed" in out or "error" in out.lower():
             raise Failed(f"qemu-io {command}: {out}")
         return out
 
@@ -97,7 +97,7 @@ class Client:
         """A command that must fail; gives the output."""
         self.start(command)
         out = self.result()
-        if "failed" not in out and "rror" not in out:
+        if "failed" not in out and "error" not in out.lower():
             raise Failed(f"qemu-io {command} should fail: {out}")
         return out
 

@@ -42,7 +42,7 @@ class Machine:
         """A qemu-io command on the disk; it must work."""
         out = self._ask("human-monitor-command", **{"command-line": f'qemu-io far "{command}"'})
         text, self._printed = self._printed + out.get("return", str(out)), ""
-        check("rror" not in text and "failed" not in text, f"qemu-system: {command}: {text}")
+        check("error" not in text.lower() and "failed" not in text, f"qemu-system: {command}: {text}")
 
     def quit(self):
         """Ends it in order."""

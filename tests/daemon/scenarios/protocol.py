@@ -117,7 +117,7 @@ def malformed(case):
     """What isn't JSON is refused and leaves the connection usable."""
     _, line = raw(case)
     line.negotiate()
-    texts = [b"nonsense\n", b"{]\n", b'{"execute" "x"}\n', b'{"execute": "query-version"\n}\n', b"'\n'\n", b'{"a": tru}\n', b"\xff\xfe\n", b"]\n", b"}\n"]
+    texts = [b"nonsense\n", b"{]\n", b'{"execute" "x"}\n', b'{"execute": "query-version"\n}\n', b"'\n'\n", b'{"a": maybe}\n', b"\xff\xfe\n", b"]\n", b"}\n"]
     for number, text in enumerate(texts):
         line.send(text)
         line.send({"execute": "query-version", "id": number})
