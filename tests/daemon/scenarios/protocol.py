@@ -376,6 +376,7 @@ def ended_with_job(case, how):
     daemon.qmp.run("block-stream", job_id="job", device="top", speed=SLOW)
     idle(daemon.qmp)
     how(daemon)
+    daemon.qmp.drain()
     case.note("exit status", daemon.ended())
     check(case.images.backing("top.qcow2")[0], "the link is gone although the stream wasn't done")
     chain.reads_as_before()
