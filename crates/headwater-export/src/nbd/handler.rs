@@ -136,7 +136,7 @@ impl Handler {
 
 /// Prefetches where there is a place that keeps what was fetched; elsewhere it would only cost I/O.
 async fn cache(disk: &Rc<Disk>, offset: u64, length: u64) -> Result<(), Error> {
-    if !disk.copies_on_read() {
+    if !disk.keeps_what_is_read() {
         return Ok(());
     }
     let end = offset + length;

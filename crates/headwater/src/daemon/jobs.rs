@@ -376,7 +376,8 @@ impl Job {
 
     /// Waits until a job that was dismissed is forgotten.
     pub(super) async fn wait_for_end_of_dismissed(&self) {
-        self.gone.subscribe().wait_for(|gone| *gone).await.map_or((), drop);
+        // The sender lives as long as the job.
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
     }
 
     /// How far it is, in bytes of the disk: what need not be copied counts as done.
