@@ -37,7 +37,7 @@ const ABSENCES: [Absence; 4] = [
         why: "unsafe code belongs to the buffers and the file engine only",
     },
     Absence {
-        below: &["crates/headwater-nbd/src/"],
+        below: &["crates/headwater-nbd/src/", "crates/headwater-qmp/src/"],
         except: &[],
         words: &["tcpstream", "unixstream", "udpsocket", "std::io::", "tokio::", "std::fs"],
         why: "the codec takes bytes and gives bytes; it does no I/O",
