@@ -135,7 +135,7 @@ impl Reader {
                 return outcome;
             }
         }
-        self.parser.is_inside().then(|| Err(self.parser.fail(SyntaxError::premature_end())))
+        self.parser.finish().map(Err)
     }
 }
 

@@ -191,14 +191,18 @@ fn listify(value: &mut Value, prefix: &str) -> Result<(), QmpError> {
     if indices < members.len() {
         return Err(inconsistent(prefix.trim_end_matches('.')));
     }
+    // Several keys may stand for one index, with zeros before it. An index beyond the list shows as one that is missing.
     let mut items = vec![None; indices];
+    let mut length = 0;
     for (name, member) in std::mem::take(members) {
-        // An index beyond the list shows as another one that is missing.
-        if let Some(item) = name.parse().ok().and_then(|index: usize| items.get_mut(index)) {
+        let index = name.parse().unwrap_or(usize::MAX);
+        length = length.max(index.saturating_add(1)).min(indices);
+        if let Some(item) = items.get_mut(index) {
             *item = Some(member);
         }
     }
-    let mut list = Vec::with_capacity(indices);
+    items.truncate(length);
+    let mut list = Vec::with_capacity(length);
     for (index, item) in items.into_iter().enumerate() {
         let missing = || QmpError::generic(format!("Parameter '{prefix}{index}' missing"));
         list.push(item.ok_or_else(missing)?);

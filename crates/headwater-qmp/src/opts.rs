@@ -8,7 +8,7 @@ mod trace;
 
 use crate::error::QmpError;
 use crate::keyval::unescape_value;
-use crate::schema::{bool_from_text, size_from_text};
+use crate::schema::{NumberError, bool_from_text, size_from_text, uint_from_text};
 
 pub use chardev::{Chardev, ParsedChardev, parse_chardev};
 pub use trace::{Trace, parse_trace};
@@ -106,27 +106,27 @@ impl Opts {
     }
 
     fn number(&self, key: &str) -> Option<u64> {
-        self.get(key).and_then(number_from_text)
+        self.get(key).and_then(|text| uint_from_text(text).ok())
     }
 }
 
 impl Kind {
     fn check(self, key: &str, value: &str) -> Result<(), QmpError> {
-        match self {
-            Self::Text => Ok(()),
-            Self::Switch if bool_from_text(value).is_none() => Err(QmpError::expects(key, "'on' or 'off'")),
-            Self::Number if number_from_text(value).is_none() => Err(QmpError::expects(key, "a number")),
-            Self::Size if size_from_text(value).is_none() => {
-                Err(QmpError::expects(key, "a non-negative number below 2^64"))
+        let (number, expected, range) = match self {
+            Self::Text => return Ok(()),
+            Self::Switch if bool_from_text(value).is_some() => return Ok(()),
+            Self::Switch => return Err(QmpError::expects(key, "'on' or 'off'")),
+            Self::Number => (uint_from_text(value), "a number", "too large"),
+            Self::Size => (size_from_text(value), "a non-negative number below 2^64", "out of range"),
+        };
+        match number {
+            Ok(_) => Ok(()),
+            Err(NumberError::Syntax) => Err(QmpError::expects(key, expected)),
+            Err(NumberError::Range) => {
+                Err(QmpError::generic(format!("Value '{value}' is {range} for parameter '{key}'")))
             }
-            Self::Switch | Self::Number | Self::Size => Ok(()),
         }
     }
-}
-
-/// As in [`crate::keyval`]'s options, a number may be hexadecimal, and a negative one wraps.
-fn number_from_text(text: &str) -> Option<u64> {
-    crate::schema::uint_from_text(text)
 }
 
 #[cfg(test)]

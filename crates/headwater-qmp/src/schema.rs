@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 use crate::error::QmpError;
 pub use check::Source;
-pub(crate) use number::{bool_from_text, size_from_text, uint_from_text};
+pub(crate) use number::{NumberError, bool_from_text, size_from_text, uint_from_text};
 
 static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     table::read(&[
@@ -71,6 +71,7 @@ enum Builtin {
     Str,
     Number,
     Int,
+    Int32,
     Uint16,
     Uint32,
     Uint64,

@@ -152,7 +152,7 @@ impl State {
             (Self::String { quote } | Self::Escape { quote }, b' '..=0xfd) => Go(Self::String { quote }),
 
             (Self::Zero | Self::Digits, b'.') => Go(Self::Point),
-            (Self::Zero | Self::Digits | Self::Fraction, b'e' | b'E') => Go(Self::Exponent),
+            (Self::Digits | Self::Fraction, b'e' | b'E') => Go(Self::Exponent),
             (Self::Digits, b'0'..=b'9') => Go(Self::Digits),
             (Self::Zero, b'0'..=b'9') => End(Kind::Stray),
             (Self::Zero | Self::Digits, _) => EndBefore(Kind::Integer),

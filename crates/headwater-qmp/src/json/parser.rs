@@ -41,11 +41,6 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    /// Whether a value was begun and isn't complete.
-    pub(super) fn is_inside(&self) -> bool {
-        self.tokens > 0
-    }
-
     /// How much longer the message may become.
     pub(super) fn room(&self) -> usize {
         MAX_MESSAGE.saturating_sub(self.bytes)
@@ -55,6 +50,12 @@ impl Parser {
     pub(super) fn fail(&mut self, error: SyntaxError) -> SyntaxError {
         *self = Self::default();
         error
+    }
+
+    /// Nothing more will come: what is wrong with a value that was begun and isn't complete.
+    pub(super) fn finish(&mut self) -> Option<SyntaxError> {
+        let begun = std::mem::take(self);
+        (begun.tokens > 0).then(|| begun.error.unwrap_or_else(SyntaxError::premature_end))
     }
 
     /// Takes a token; returns what it completed.

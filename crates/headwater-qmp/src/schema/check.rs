@@ -5,13 +5,16 @@
 //! enum, an alternate or the range of a number names the member alone, and any other the whole path. Where several
 //! members are left over, QEMU names the one that its hash table yields first; here it is the first in alphabetical order.
 //!
-//! The depth of recursion is that of the value, which its reader has bounded.
+//! Recursion ends at [`MAX_DEPTH`], which is less than a reader allows: a thread's usual stack must stand it.
 
 use serde_json::{Map, Number, Value};
 
 use super::number::{bool_from_text, int_from_text, size_from_text, uint_from_text};
 use super::{Builtin, EnumValue, Member, Schema, Shape, Type, TypeId, Union};
 use crate::error::QmpError;
+
+/// Most objects and lists within each other. No type needs more than a few, but for a chain of nodes described in one piece.
+const MAX_DEPTH: usize = 256;
 
 /// Where a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,7 @@ pub enum Source {
 #[derive(Clone, Copy)]
 struct Path<'a> {
     source: Source,
+    depth: usize,
     /// What contains it; `None` at the top.
     parent: Option<&'a Path<'a>>,
     step: Step<'a>,
@@ -40,15 +44,19 @@ enum Step<'a> {
 
 impl<'a> Path<'a> {
     fn root(source: Source) -> Self {
-        Self { source, parent: None, step: Step::Root }
+        Self { source, depth: 0, parent: None, step: Step::Root }
     }
 
     fn member(&'a self, name: &'a str) -> Self {
-        Self { source: self.source, parent: Some(self), step: Step::Member(name) }
+        self.step(Step::Member(name))
     }
 
     fn element(&'a self, index: usize) -> Self {
-        Self { source: self.source, parent: Some(self), step: Step::Element(index) }
+        self.step(Step::Element(index))
+    }
+
+    fn step(&'a self, step: Step<'a>) -> Self {
+        Self { source: self.source, depth: self.depth + 1, parent: Some(self), step }
     }
 
     /// The name alone. Elements have none.
@@ -104,6 +112,9 @@ impl Schema {
     }
 
     fn check(&self, id: TypeId, value: Value, path: &Path<'_>) -> Result<Value, QmpError> {
+        if path.depth > MAX_DEPTH {
+            return Err(QmpError::generic(format!("Parameter '{}' is nested too deeply", path.name())));
+        }
         let Type { name, shape, .. } = self.get(id);
         match shape {
             Shape::Builtin(builtin) => builtin.check(value, path),
@@ -173,12 +184,12 @@ impl Schema {
 
     /// Whether an alternate takes the branch of this type: its JSON type alone decides.
     fn takes(&self, id: TypeId, value: &Value) -> bool {
-        match (&self.get(id).shape, value) {
+        matches!(
+            (&self.get(id).shape, value),
             (Shape::Object { .. }, Value::Object(_))
-            | (Shape::Enum(_) | Shape::Builtin(Builtin::Str), Value::String(_))
-            | (Shape::Builtin(Builtin::Null), Value::Null) => true,
-            _ => false,
-        }
+                | (Shape::Enum(_) | Shape::Builtin(Builtin::Str), Value::String(_))
+                | (Shape::Builtin(Builtin::Null), Value::Null)
+        )
     }
 }
 
@@ -214,18 +225,28 @@ impl Builtin {
                 .and_then(Number::from_f64)
                 .map(Value::Number)
                 .ok_or_else(|| path.wrong_type("number")),
-            (Self::Int, Source::Json) => {
-                value.is_i64().then_some(value).ok_or_else(|| path.wrong_type("integer"))
+            (Self::Int | Self::Int32, _) => {
+                let integer = signed(&value, path)?;
+                match i32::try_from(integer) {
+                    Err(_) if self == Self::Int32 => Err(QmpError::expects(path.name(), "int32_t")),
+                    _ => Ok(integer.into()),
+                }
             }
-            (Self::Int, Source::Keyval) => int_from_text(path.text(&value)?)
-                .map(Value::from)
-                .ok_or_else(|| QmpError::expects(&path.full(), "integer")),
             (Self::Uint16, _) => unsigned(&value, path)?.below(1 << 16, "uint16_t"),
             (Self::Uint32, _) => unsigned(&value, path)?.below(1 << 32, "uint32_t"),
             (Self::Uint64, _) | (Self::Size, Source::Json) => Ok(unsigned(&value, path)?.value.into()),
             (Self::Size, Source::Keyval) => size_from_text(path.text(&value)?)
                 .map(Value::from)
-                .ok_or_else(|| QmpError::expects(&path.full(), "size")),
+                .map_err(|_| QmpError::expects(&path.full(), "size")),
+        }
+    }
+}
+
+fn signed(value: &Value, path: &Path<'_>) -> Result<i64, QmpError> {
+    match path.source {
+        Source::Json => value.as_i64().ok_or_else(|| path.wrong_type("integer")),
+        Source::Keyval => {
+            int_from_text(path.text(value)?).map_err(|_| QmpError::expects(&path.full(), "integer"))
         }
     }
 }
@@ -246,7 +267,7 @@ fn unsigned<'a>(value: &Value, path: &Path<'a>) -> Result<Unsigned<'a>, QmpError
     let (number, expected) = match path.source {
         // QEMU takes a negative integer modulo 2^64.
         Source::Json => (value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned)), "uint64"),
-        Source::Keyval => (uint_from_text(path.text(value)?), "integer"),
+        Source::Keyval => (uint_from_text(path.text(value)?).ok(), "integer"),
     };
     let value = number.ok_or_else(|| QmpError::expects(&path.full(), expected))?;
     Ok(Unsigned { value, name: path.name() })

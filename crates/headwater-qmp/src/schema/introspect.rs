@@ -150,7 +150,7 @@ impl Builtin {
             Self::Bool => "bool",
             Self::Str => "str",
             Self::Number => "number",
-            Self::Int | Self::Uint16 | Self::Uint32 | Self::Uint64 | Self::Size => "int",
+            Self::Int | Self::Int32 | Self::Uint16 | Self::Uint32 | Self::Uint64 | Self::Size => "int",
         }
     }
 
@@ -161,7 +161,7 @@ impl Builtin {
             Self::Bool => "boolean",
             Self::Str => "string",
             Self::Number => "number",
-            Self::Int | Self::Uint16 | Self::Uint32 | Self::Uint64 | Self::Size => "int",
+            Self::Int | Self::Int32 | Self::Uint16 | Self::Uint32 | Self::Uint64 | Self::Size => "int",
         }
     }
 }

@@ -19,20 +19,21 @@
 //!     name: str
 //! ```
 //!
-//! Types are `str bool int uint16 uint32 uint64 size number any null`, `[T]`, and those that the table defines, in any order.
+//! Types are `str bool int int32 uint16 uint32 uint64 size number any null`, `[T]`, and those that the table defines, in any order.
 //! The table is part of the program, so a mistake in it panics, and every test finds it.
 
 use std::collections::HashMap;
 
 use super::{Builtin, Command, EnumValue, Event, Member, Schema, Shape, Type, TypeId, Union};
 
-const BUILTINS: [(&str, Builtin); 10] = [
+const BUILTINS: [(&str, Builtin); 11] = [
     ("any", Builtin::Any),
     ("null", Builtin::Null),
     ("bool", Builtin::Bool),
     ("str", Builtin::Str),
     ("number", Builtin::Number),
     ("int", Builtin::Int),
+    ("int32", Builtin::Int32),
     ("uint16", Builtin::Uint16),
     ("uint32", Builtin::Uint32),
     ("uint64", Builtin::Uint64),
