@@ -58,7 +58,7 @@ impl SyntaxError {
     /// `token` cannot be one. Text ends at a zero byte, as it does for QEMU.
     fn stray(token: &[u8]) -> Self {
         let shown = token.split(|&b| b == 0).next().unwrap_or_default();
-        Self::parse(format!("stray '{}'", String::from_utf8_lossy(shown)))
+        Self::parse(format!("stray '{}'", text::lossy(shown)))
     }
 }
 

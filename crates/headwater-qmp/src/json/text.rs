@@ -23,9 +23,8 @@ pub(super) fn unquote(token: &[u8]) -> Result<String, SyntaxError> {
                 at += 1;
             }
             _ => {
-                let (character, length) = utf8_character(&body[at..])
-                    .ok_or_else(|| SyntaxError::parse("invalid UTF-8 sequence in string"))?;
-                text.push(character);
+                let (character, length) = character(&body[at..]);
+                text.push(character.ok_or_else(|| SyntaxError::parse("invalid UTF-8 sequence in string"))?);
                 at += length;
             }
         }
@@ -61,7 +60,7 @@ fn unicode_escape(bytes: &[u8]) -> Result<(char, usize), SyntaxError> {
     match code.and_then(char::from_u32).filter(|&c| is_character(c)) {
         Some(character) => Ok((character, length)),
         None => {
-            let shown = String::from_utf8_lossy(&bytes[..length.min(bytes.len())]);
+            let shown = lossy(&bytes[..length.min(bytes.len())]);
             Err(SyntaxError::parse(format!("{shown} is not a valid Unicode character")))
         }
     }
@@ -72,19 +71,38 @@ fn hex(bytes: &[u8]) -> Option<u32> {
     bytes.get(2..6)?.iter().try_fold(0, |value, &b| Some(value * 16 + char::from(b).to_digit(16)?))
 }
 
-/// The character at the start of `bytes`, and its length.
-fn utf8_character(bytes: &[u8]) -> Option<(char, usize)> {
-    if bytes.starts_with(&[0xc0, 0x80]) {
-        return Some(('\0', 2));
-    }
-    let length = match bytes.first()? {
-        0xc2..=0xdf => 2,
-        0xe0..=0xef => 3,
-        0xf0..=0xf4 => 4,
-        _ => return None,
+/// The character at the start of `bytes`, if it is one, and how many bytes that is or isn't.
+///
+/// A sequence has the length that its first byte promises, also where UTF-8 knows none, up to what cannot continue it.
+fn character(bytes: &[u8]) -> (Option<char>, usize) {
+    let promised = match bytes.first() {
+        Some(0xc0..=0xdf) => 2,
+        Some(0xe0..=0xef) => 3,
+        Some(0xf0..=0xf7) => 4,
+        Some(0xf8..=0xfb) => 5,
+        Some(0xfc..=0xfd) => 6,
+        _ => 1,
     };
-    let character = std::str::from_utf8(bytes.get(..length)?).ok()?.chars().next()?;
-    is_character(character).then_some((character, length))
+    let continued = bytes.iter().skip(1).take_while(|&&b| b & 0xc0 == 0x80).count();
+    let length = promised.min(1 + continued);
+    match &bytes[..length.min(bytes.len())] {
+        [0xc0, 0x80] => (Some('\0'), length),
+        sequence => {
+            let decoded = std::str::from_utf8(sequence).ok().and_then(|text| text.chars().next());
+            (decoded.filter(|&c| is_character(c)), length)
+        }
+    }
+}
+
+/// `bytes` as they are shown in a message: with U+FFFD for each sequence that is no character.
+pub(super) fn lossy(mut bytes: &[u8]) -> String {
+    let mut shown = String::with_capacity(bytes.len());
+    while !bytes.is_empty() {
+        let (character, length) = character(bytes);
+        shown.push(character.unwrap_or(char::REPLACEMENT_CHARACTER));
+        bytes = bytes.get(length..).unwrap_or_default();
+    }
+    shown
 }
 
 /// Unicode sets aside the last two code points of each plane, and 32 more, as "noncharacters".
