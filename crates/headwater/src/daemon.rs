@@ -62,7 +62,6 @@ pub fn run(arguments: Vec<OsString>) -> Outcome {
         objects.set_trust(trust(&line.allow_backing));
         let graph = Graph::new(engine, objects);
         let commands = Commands::new(graph, events);
-        let pidfile = line.pidfile.as_deref().map(background::PidFile::write).transpose()?;
         let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
             .map(signal)
             .into_iter()
@@ -79,23 +78,31 @@ pub fn run(arguments: Vec<OsString>) -> Outcome {
             () = &mut ended => Ok(false),
             done = setting_up => done.map(|()| true),
         };
+        let set_up = match (set_up, &line.pidfile) {
+            (Ok(true), Some(path)) => background::PidFile::write(path).map(Some),
+            (Ok(true), None) => Ok(None),
+            (Ok(false), _) => {
+                commands.shut_down().await;
+                return Ok(());
+            }
+            (Err(failure), _) => Err(failure),
+        };
         match set_up {
-            Ok(true) => {
+            Ok(pidfile) => {
                 started.tell();
                 tokio::select! {
                     () = ended => {}
                     () = commands.ending() => {}
                 }
                 commands.shut_down().await;
+                drop(pidfile);
             }
-            Ok(false) => commands.shut_down().await,
             Err(failure) => {
                 commands.shut_down().await;
                 return Err(failure);
             }
         }
         chardevs.iter().for_each(|chardev| chardev.finish());
-        drop(pidfile);
         Ok(())
     })
 }
@@ -132,7 +139,14 @@ async fn apply(commands: &Rc<Commands>, chardevs: &mut Vec<Rc<Chardev>>, setting
         Setting::Chardev(options, _) => {
             let chardev = Chardev::open(options).await?;
             if chardevs.iter().any(|other| other.id == chardev.id) {
-                return Err(generic(format!("Duplicate ID '{}' for chardev", chardev.id)));
+                let id = &chardev.id;
+                return Err(generic(format!("attempt to add duplicate property '{id}' to object (type 'container')")));
+            }
+            if chardev.is_stdio() && chardevs.iter().any(|other| other.is_stdio()) {
+                return Err(generic("cannot use stdio by multiple character devices"));
+            }
+            if chardev.is_stdio() && background::is_child() {
+                return Err(generic("cannot use stdio with -daemonize"));
             }
             commands.chardevs.borrow_mut().push((chardev.id.clone(), chardev.filename()));
             chardevs.push(chardev);
@@ -147,8 +161,9 @@ fn monitor(commands: &Rc<Commands>, chardevs: &[Rc<Chardev>], options: &Options)
     let found = chardevs.iter().find(|chardev| chardev.id == id).cloned();
     let chardev = found.ok_or_else(|| generic(format!("chardev \"{id}\" not found")))?;
     if options.text("mode").is_some_and(|mode| mode != "control") {
-        return Err(generic("only QMP is supported"));
+        return Err(generic("Only QMP is supported"));
     }
+    chardev.take()?;
     let pretty = options.flag("pretty").unwrap_or(false);
     let monitor = tokio::task::spawn_local(monitor::serve(chardev, commands.clone(), pretty));
     commands.monitors.borrow_mut().push(monitor);

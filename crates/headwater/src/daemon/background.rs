@@ -70,8 +70,16 @@ pub(super) fn enter(daemonize: bool, arguments: &[OsString]) -> Outcome<Option<S
     }
 }
 
-/// A file with the number of this process, for as long as it runs.
-pub(super) struct PidFile(PathBuf);
+/// True in the process that runs in the background.
+pub(super) fn is_child() -> bool {
+    std::env::var_os(MARK).is_some()
+}
+
+/// A file with the number of this process, locked, for as long as it runs.
+pub(super) struct PidFile {
+    path: PathBuf,
+    _locked: File,
+}
 
 impl PidFile {
     /// Writes it.
@@ -80,14 +88,20 @@ impl PidFile {
     /// If it can't be written.
     pub(super) fn write(path: &str) -> Outcome<Self> {
         let cannot = |err| Failure::new(format!("cannot create PID file: {path}: {err}"));
-        std::fs::write(path, format!("{}\n", std::process::id())).map_err(cannot)?;
-        Ok(Self(std::path::absolute(Path::new(path)).map_err(cannot)?))
+        let mut file = File::options().create(true).truncate(false).write(true).open(path).map_err(cannot)?;
+        if file.try_lock().is_err() {
+            let message = format!("cannot create PID file: {path}: Cannot lock pid file: another daemon has it");
+            return Err(Failure::new(message));
+        }
+        file.set_len(0).map_err(cannot)?;
+        file.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(cannot)?;
+        Ok(Self { path: std::path::absolute(Path::new(path)).map_err(cannot)?, _locked: file })
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
         // If it is gone already, so much the better.
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -1,9 +1,10 @@
 //! Character devices: where monitors are reached. Sockets that listen or connect, and standard input and output.
 
 use super::failure::{Refusal, generic};
+use super::graph::open::{Options, Read as _};
 use super::sources::port;
+use headwater_qmp::opts;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -12,9 +13,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-
-/// Options of `--chardev`, each a key and its value.
-pub(super) type ChardevOptions = Vec<(String, String)>;
 
 /// Two directions to a client.
 pub(super) struct Connection {
@@ -46,6 +44,8 @@ enum Kind {
     TcpServer(TcpListener),
     Client { address: Address, reconnect: Option<Duration> },
     Stdio,
+    /// Nobody ever comes.
+    Null,
 }
 
 /// A character device.
@@ -57,6 +57,8 @@ pub(super) struct Chardev {
     used_up: Cell<bool>,
     /// What writes to standard output.
     writer: RefCell<Option<JoinHandle<()>>>,
+    /// A monitor has it.
+    taken: Cell<bool>,
 }
 
 impl Drop for Chardev {
@@ -69,38 +71,60 @@ impl Drop for Chardev {
 }
 
 impl Chardev {
-    /// Makes a device from the options of `--chardev`: `socket,id=c,path=/run/qmp,server=on,wait=off`. Waits for a client where that was asked for.
+    /// Makes a device as `--chardev` asks: `socket,id=c,path=/run/qmp,server=on,wait=off`. Waits for a client where that was asked for.
     ///
     /// # Errors
     /// Options that don't fit together, and what the system says.
-    pub(super) async fn open(options: &ChardevOptions) -> Result<Rc<Self>, Refusal> {
-        let given: HashMap<&str, &str> = options.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        let id = given.get("id").copied().ok_or_else(|| generic("chardev: no id specified"))?.to_owned();
-        let kind = match given.get("backend").copied() {
-            Some("stdio") => Kind::Stdio,
-            Some("socket") => socket(&given, &id).await?,
-            Some(other) => {
-                return Err(generic(format!("chardev: '{other}' is not a valid char driver here; use socket or stdio")));
-            }
-            None => return Err(generic(format!("chardev: \"{id}\" missing backend"))),
+    pub(super) async fn open(asked: &opts::Chardev) -> Result<Rc<Self>, Refusal> {
+        let empty = Options::new();
+        let backend = asked.backend.as_object().unwrap_or(&empty);
+        let data = backend.object("data").unwrap_or(&empty);
+        let kind = match backend.text("type").unwrap_or_default() {
+            "stdio" => Kind::Stdio,
+            "null" => Kind::Null,
+            "socket" => socket(data).await?,
+            other => return Err(generic(format!("chardev: '{other}' is not supported; use socket or stdio"))),
         };
-        let device = Self { id, kind, first: RefCell::default(), used_up: Cell::new(false), writer: RefCell::default() };
-        let wait = switch(&given, "wait")?;
+        let device = Self {
+            id: asked.id.clone(),
+            kind,
+            first: RefCell::default(),
+            used_up: Cell::new(false),
+            writer: RefCell::default(),
+            taken: Cell::new(false),
+        };
         match &device.kind {
-            Kind::UnixServer(..) | Kind::TcpServer(_) if wait.unwrap_or(true) => {
+            Kind::UnixServer(..) | Kind::TcpServer(_) if data.flag("wait").unwrap_or(false) => {
                 tracing::info!("waiting for a connection to chardev {}", device.id);
                 let connection = device.accept().await;
                 device.first.replace(connection);
             }
             Kind::Client { address, reconnect: None } => {
                 let connection = connect(address).await.map_err(|err| {
-                    generic(format!("Failed to connect to {}: {err}", shown(address)))
+                    let name = shown(address);
+                    generic(format!("Failed to connect to '{}': {}", name.trim_start_matches("unix:"), errno(&err)))
                 })?;
                 device.first.replace(Some(connection));
             }
             _ => {}
         }
         Ok(Rc::new(device))
+    }
+
+    /// Gives it to a monitor, which must be the only one.
+    ///
+    /// # Errors
+    /// If another has it.
+    pub(super) fn take(&self) -> Result<(), Refusal> {
+        if self.taken.replace(true) {
+            return Err(generic(format!("chardev '{}' is already in use", self.id)));
+        }
+        Ok(())
+    }
+
+    /// True for standard input and output, which there is one of.
+    pub(super) fn is_stdio(&self) -> bool {
+        matches!(self.kind, Kind::Stdio)
     }
 
     /// The next connection; none if there can be no more.
@@ -119,7 +143,7 @@ impl Chardev {
                     return Some(connection);
                 }
             },
-            Kind::Client { .. } => None,
+            Kind::Client { .. } | Kind::Null => None,
             Kind::Stdio if self.used_up.replace(true) => None,
             Kind::Stdio => match self.stdio() {
                 Ok(connection) => Some(connection),
@@ -191,6 +215,7 @@ impl Chardev {
             }
             Kind::Client { address, .. } => shown(address),
             Kind::Stdio => "stdio".to_owned(),
+            Kind::Null => "null".to_owned(),
         }
     }
 }
@@ -209,45 +234,26 @@ async fn connect(address: &Address) -> std::io::Result<Connection> {
     }
 }
 
-fn switch(given: &HashMap<&str, &str>, key: &str) -> Result<Option<bool>, Refusal> {
-    match given.get(key).copied() {
-        None => Ok(None),
-        Some("on" | "yes" | "true" | "y") => Ok(Some(true)),
-        Some("off" | "no" | "false" | "n") => Ok(Some(false)),
-        Some(_) => Err(generic(format!("Parameter '{key}' expects 'on' or 'off'"))),
+async fn socket(data: &Options) -> Result<Kind, Refusal> {
+    let empty = Options::new();
+    if data.contains_key("tls-creds") || data.flag("telnet") == Some(true) || data.flag("websocket") == Some(true) {
+        return Err(generic("chardev: sockets with TLS, telnet or websocket are not supported"));
     }
-}
-
-async fn socket(given: &HashMap<&str, &str>, id: &str) -> Result<Kind, Refusal> {
-    const KNOWN: [&str; 18] = [
-        "backend", "id", "path", "host", "port", "server", "wait", "reconnect", "reconnect-ms", "nodelay", "ipv4",
-        "ipv6", "to", "abstract", "tight", "delay", "logfile", "mux",
-    ];
-    if let Some(unknown) = given.keys().find(|key| !KNOWN.contains(key)) {
-        return Err(generic(format!("Invalid parameter '{unknown}'")));
-    }
-    let server = switch(given, "server")?.unwrap_or(false);
-    let number = |key: &str| given.get(key).map(|text| text.parse::<u64>()).transpose();
-    let wrong = |_| generic("Parameter 'reconnect' expects a number");
-    let milliseconds = match (number("reconnect").map_err(wrong)?, number("reconnect-ms").map_err(wrong)?) {
-        (Some(seconds), _) => seconds.saturating_mul(1000),
-        (None, Some(milliseconds)) => milliseconds,
-        (None, None) => 0,
+    let addr = data.object("addr").unwrap_or(&empty);
+    let place = addr.object("data").unwrap_or(&empty);
+    let text = |key: &str| place.text(key).unwrap_or_default();
+    let address = match addr.text("type").unwrap_or_default() {
+        "unix" if place.flag("abstract") == Some(true) => {
+            return Err(generic("chardev: abstract sockets are not supported"));
+        }
+        "unix" => Address::Unix(PathBuf::from(text("path"))),
+        "inet" => Address::Tcp(text("host").to_owned(), port(text("port"))?),
+        "fd" => return Err(generic(format!("Unable to parse FD number {}", text("str")))),
+        other => return Err(generic(format!("chardev: sockets of type '{other}' are not supported"))),
     };
-    if server && milliseconds > 0 {
-        return Err(generic("'reconnect' option is incompatible with socket in server listen mode"));
-    }
-    if !server && given.contains_key("wait") {
-        return Err(generic("'wait' option is incompatible with socket in client connect mode"));
-    }
-    let address = match (given.get("path"), given.get("host"), given.get("port")) {
-        (Some(path), None, _) => Address::Unix(PathBuf::from(path)),
-        (None, host, Some(number)) => Address::Tcp(host.unwrap_or(&"").to_string(), port(number)?),
-        (None, ..) => return Err(generic(format!("chardev: socket: no path or port given for '{id}'"))),
-        (Some(_), Some(_), _) => return Err(generic("chardev: socket: 'path' and 'host' cannot both be given")),
-    };
-    if !server {
-        let reconnect = (milliseconds > 0).then(|| Duration::from_millis(milliseconds));
+    if !data.flag("server").unwrap_or(true) {
+        let milliseconds = data.number("reconnect-ms").or_else(|| data.number("reconnect").map(|s| s.saturating_mul(1000)));
+        let reconnect = milliseconds.filter(|ms| *ms > 0).map(Duration::from_millis);
         return Ok(Kind::Client { address, reconnect });
     }
     match address {

@@ -13,7 +13,8 @@ use super::jobs::{self, Jobs, refused};
 use super::snapshot;
 use headwater_block::range_lock::{Guard, Mode, RangeLock, Token};
 use headwater_job::Status;
-use headwater_qmp::{ErrorClass, schema};
+use headwater_qmp::{Version, schema};
+use headwater_qmp::message::VersionTriple;
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -98,19 +99,15 @@ impl Commands {
     }
 
     /// The version that is told: the QEMU whose language this is, and in `package` who speaks it.
-    pub(super) fn version(&self) -> Value {
-        json!({
-            "qemu": {"micro": 2, "minor": 0, "major": 10},
-            "package": concat!("headwater ", env!("CARGO_PKG_VERSION")),
-        })
+    pub(super) fn version(&self) -> Version {
+        let package = concat!("headwater ", env!("CARGO_PKG_VERSION")).to_owned();
+        Version { qemu: VersionTriple { micro: 2, minor: 0, major: 10 }, package }
     }
 
     /// Ends jobs, exports and nodes in this order: everything is consistent and flushed afterwards.
     pub(super) async fn shut_down(self: &Rc<Self>) {
         self.life.send_replace(Life::Ending);
-        self.jobs.cancel_all().await;
-        // If there is no server, there is none to stop.
-        let _ = self.exports.stop_server().await;
+        self.wind_up().await;
         let turn = self.turn.take().await;
         self.graph.close_all().await;
         drop(turn);
@@ -122,15 +119,18 @@ impl Commands {
         }
     }
 
+    /// Ends jobs, and then exports.
+    async fn wind_up(self: &Rc<Self>) {
+        self.jobs.cancel_all().await;
+        // If there is no server, there is none to stop.
+        let _ = self.exports.stop_server().await;
+    }
+
     /// Carries a command out.
     ///
     /// # Errors
     /// Why it wasn't.
-    pub(super) async fn execute(self: &Rc<Self>, name: &str, arguments: Value) -> Result<Value, Refusal> {
-        let args = match arguments {
-            Value::Object(args) => args,
-            _ => Options::new(),
-        };
+    pub(super) async fn execute(self: &Rc<Self>, name: &str, args: Options) -> Result<Value, Refusal> {
         if let Some(done) = self.job_verb(name, &args).await {
             return done.map(|()| json!({}));
         }
@@ -138,6 +138,8 @@ impl Commands {
             return answer;
         }
         if name == "quit" {
+            // What ends with the daemon is told of before the answer.
+            self.wind_up().await;
             self.life.send_replace(Life::Ending);
             return Ok(json!({}));
         }
@@ -148,9 +150,9 @@ impl Commands {
     /// Questions, which wait for nothing.
     fn query(&self, name: &str, args: &Options) -> Option<Result<Value, Refusal>> {
         Some(Ok(match name {
-            "query-version" => self.version(),
+            "query-version" => json!(self.version()),
             "query-commands" => schema::query_commands(),
-            "query-qmp-schema" => schema::query_qmp_schema(),
+            "query-qmp-schema" => schema::introspection().clone(),
             "query-jobs" => self.jobs.query(),
             "query-block-jobs" => self.jobs.query_block_jobs(),
             "query-named-block-nodes" => self.graph.describe_nodes(args.flag("flat").unwrap_or(false)),
@@ -280,7 +282,7 @@ impl Commands {
                 self.graph.objects.set(text("path"), text("property"), &value)
             }
             _ if name.starts_with("block-dirty-bitmap-") => Err(generic("Dirty bitmaps are not supported")),
-            _ => Err(Refusal::new(ErrorClass::GenericError, format!("The command {name} is not supported by headwater"))),
+            _ => Err(generic(format!("The command {name} is not supported by headwater"))),
         }
     }
 

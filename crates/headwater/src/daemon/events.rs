@@ -1,7 +1,7 @@
 //! Events: what happens, told to every monitor in the order in which it happened.
 
 use super::monitor::Outbox;
-use headwater_qmp::message;
+use headwater_qmp::message::{Event, Timestamp};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
@@ -31,7 +31,12 @@ impl Events {
     /// Tells everyone.
     pub(super) fn emit(&self, name: &str, data: Value) {
         tracing::debug!(event = name, %data, "event");
-        let event = message::event(name, data, now());
+        let now = now();
+        let timestamp = Timestamp {
+            seconds: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+            microseconds: now.subsec_micros(),
+        };
+        let event = Event { timestamp, name: name.to_owned(), data: Some(data) };
         for listener in self.listeners.borrow().iter().filter_map(Weak::upgrade) {
             listener.push_event(&event);
         }

@@ -2,16 +2,15 @@
 
 use headwater_block::{Error, ErrorKind};
 pub(super) use headwater_qmp::QmpError as Refusal;
-use headwater_qmp::ErrorClass;
 
 /// A refusal of the general class.
 pub(super) fn generic(desc: impl Into<String>) -> Refusal {
-    Refusal::new(ErrorClass::GenericError, desc)
+    Refusal::generic(desc)
 }
 
 /// A job or a device that isn't there.
 pub(super) fn no_device(desc: impl Into<String>) -> Refusal {
-    Refusal::new(ErrorClass::DeviceNotFound, desc)
+    Refusal::device_not_found(desc)
 }
 
 /// A failure of the data path.

@@ -331,7 +331,7 @@ impl Jobs {
     pub(super) fn find_block_job(&self, device: &str) -> Result<Rc<Job>, Refusal> {
         let found = self.jobs.borrow().iter().find(|job| job.id == device && job.is_block_job()).cloned();
         found.ok_or_else(|| {
-            Refusal::new(headwater_qmp::ErrorClass::DeviceNotActive, format!("Block job '{device}' not found"))
+            Refusal::device_not_active(format!("Block job '{device}' not found"))
         })
     }
 

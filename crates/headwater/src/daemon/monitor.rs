@@ -7,8 +7,8 @@
 use super::chardev::{Chardev, Connection};
 use super::commands::Commands;
 use super::failure::Refusal;
-use headwater_qmp::json::{Reader, Style, encode};
-use headwater_qmp::{ErrorClass, message, schema};
+use headwater_qmp::{Event, Greeting, Reader, Request, Response, Style, SyntaxError, encode, schema};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -35,12 +35,12 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    fn push(&self, value: &Value) {
+    fn push(&self, message: &impl Serialize) {
         if self.closed.get() {
             return;
         }
         let style = if self.pretty { Style::Pretty } else { Style::Compact };
-        let line = encode(value, style);
+        let line = encode(message, style);
         self.waiting.set(self.waiting.get() + line.len());
         self.lines.borrow_mut().push_back(line);
         if self.waiting.get() > TOO_MUCH_WAITING {
@@ -52,7 +52,7 @@ impl Outbox {
     }
 
     /// Puts an event where the client will find it.
-    pub(super) fn push_event(&self, event: &Value) {
+    pub(super) fn push_event(&self, event: &Event) {
         self.push(event);
     }
 
@@ -111,7 +111,7 @@ pub(super) async fn serve(chardev: Rc<Chardev>, commands: Rc<Commands>, pretty: 
 async fn converse(connection: Connection, commands: &Rc<Commands>, pretty: bool) {
     let Connection { mut input, mut output } = connection;
     let outbox = Rc::new(Outbox { pretty, ..Outbox::default() });
-    outbox.push(&message::greeting(&commands.version()));
+    outbox.push(&Greeting { version: &commands.version() });
     let writer = {
         let outbox = outbox.clone();
         async move {
@@ -142,7 +142,7 @@ async fn converse(connection: Connection, commands: &Rc<Commands>, pretty: bool)
                 Ok(read) => messages.push(&bytes[..read]),
             }
             while let Some(message) = messages.next() {
-                session.answer(message.map_err(|err| Refusal::new(ErrorClass::GenericError, err.to_string()))).await;
+                session.answer(message).await;
                 if commands.is_quitting() {
                     return;
                 }
@@ -169,34 +169,41 @@ struct Session {
 
 impl Session {
     /// Carries out one message and answers it.
-    async fn answer(&mut self, message: Result<Value, Refusal>) {
-        let (id, result) = match message {
-            Ok(value) => {
-                let id = value.as_object().and_then(|object| object.get("id")).cloned();
-                (id, self.carry_out(value).await)
-            }
-            Err(refusal) => (None, Err(refusal)),
+    async fn answer(&mut self, message: Result<Value, SyntaxError>) {
+        let response = match message {
+            Err(malformed) => Response::failure(malformed, None),
+            Ok(value) => match Request::parse(value) {
+                Err(bad) => Response::failure(bad.error, bad.id),
+                Ok(request) => {
+                    let id = request.id.clone();
+                    match self.carry_out(request).await {
+                        Ok(value) => Response::success(value, id),
+                        Err(refusal) => Response::failure(refusal, id),
+                    }
+                }
+            },
         };
-        self.outbox.push(&message::response(result, id));
+        self.outbox.push(&response);
     }
 
-    async fn carry_out(&mut self, value: Value) -> Result<Value, Refusal> {
-        let request = message::Request::parse(value)?;
+    async fn carry_out(&mut self, request: Request) -> Result<Value, Refusal> {
         let name = request.execute.as_str();
-        if !self.negotiated {
-            if name != "qmp_capabilities" {
-                let desc = "Expecting capabilities negotiation with 'qmp_capabilities'";
-                return Err(Refusal::new(ErrorClass::CommandNotFound, desc));
+        if name == "qmp_capabilities" {
+            if self.negotiated {
+                return Err(Refusal::negotiation_complete());
             }
-            schema::check_command(name, request.arguments)?;
+            let arguments = schema::check_command(name, request.arguments)?;
+            if arguments.get("enable").and_then(Value::as_array).is_some_and(|wanted| !wanted.is_empty()) {
+                return Err(Refusal::capability_unavailable("oob"));
+            }
             self.negotiated = true;
             self.commands.events().listen(&self.outbox);
             return Ok(json!({}));
         }
-        if name == "qmp_capabilities" {
-            let desc = "Capabilities negotiation is already complete, command ignored";
-            return Err(Refusal::new(ErrorClass::CommandNotFound, desc));
+        if !self.negotiated {
+            return Err(Refusal::negotiation_expected());
         }
+        tracing::trace!(target: super::trace::TARGET, event = "handle_qmp_command", name);
         let arguments = schema::check_command(name, request.arguments)?;
         self.commands.execute(name, arguments).await
     }

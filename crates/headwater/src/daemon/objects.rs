@@ -6,6 +6,7 @@ use super::graph::open::{Options, Read};
 use headwater_block::filter::throttle::{Directions, Limit, ThrottleGroup, ThrottleLimits};
 use headwater_block::{Clock, TokioClock};
 use headwater_image::open_gate::Trust;
+use headwater_qmp::option::check_identifier;
 use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -50,9 +51,7 @@ impl Objects {
     pub(super) fn add(&self, options: &Options) -> Result<(), Refusal> {
         let id = options.text("id").ok_or_else(|| generic("Parameter 'id' is missing"))?;
         let qom_type = options.text("qom-type").ok_or_else(|| generic("Parameter 'qom-type' is missing"))?;
-        if !is_identifier(id) {
-            return Err(generic("Parameter 'id' expects an identifier"));
-        }
+        check_identifier("id", id)?;
         if self.objects.borrow().iter().any(|object| object.id == id) {
             return Err(generic(format!("attempt to add duplicate property '{id}' to object (type 'container')")));
         }
@@ -65,16 +64,13 @@ impl Objects {
             "tls-creds-x509" => Kind::TlsCredentials(credentials(options, CredentialsKind::X509)?),
             "tls-creds-psk" => Kind::TlsCredentials(credentials(options, CredentialsKind::Psk)?),
             "secret" => {
-                let file = options.text("file").map(std::fs::read);
-                if let Some(Err(err)) = file {
-                    return Err(generic(format!("Unable to read {}: {err}", options.text("file").unwrap_or_default())));
-                }
-                if options.text("file").is_some() == options.text("data").is_some() {
-                    return Err(generic(if options.contains_key("file") {
-                        "'file' and 'data' are mutually exclusive"
-                    } else {
-                        "Must provide 'file' or 'data'"
-                    }));
+                match (options.text("file"), options.text("data")) {
+                    (Some(_), Some(_)) => return Err(generic("'file' and 'data' are mutually exclusive")),
+                    (None, None) => return Err(generic("Either 'file' or 'data' must be provided")),
+                    (Some(file), None) => {
+                        std::fs::metadata(file).map_err(|err| generic(format!("Unable to read {file}: {err}")))?;
+                    }
+                    (None, Some(_)) => {}
                 }
                 Kind::Secret
             }
@@ -217,12 +213,8 @@ impl Objects {
 fn find<'a>(objects: &'a [Object], path: &str) -> Result<&'a Object, Refusal> {
     let id = path.strip_prefix("/objects/").unwrap_or(path);
     objects.iter().find(|object| object.id == id).ok_or_else(|| {
-        Refusal::new(headwater_qmp::ErrorClass::DeviceNotFound, format!("Device '{path}' not found"))
+        Refusal::device_not_found(format!("Device '{path}' not found"))
     })
-}
-
-fn is_identifier(id: &str) -> bool {
-    id.starts_with(|c: char| c.is_ascii_alphabetic()) && id.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
 }
 
 fn credentials(options: &Options, kind: CredentialsKind) -> Result<TlsCredentials, Refusal> {

@@ -1,11 +1,10 @@
 //! The daemon's command line: `qemu-storage-daemon`'s options in their order, and a few of our own.
 
-use super::chardev::ChardevOptions;
 use super::graph::open::Options;
 use crate::failure::{Failure, Outcome};
-use headwater_qmp::schema::{self, Source};
-use headwater_qmp::{QmpError, keyval};
-use serde_json::Value;
+use headwater_qmp::option::{self, OptionKind, Parsed};
+use headwater_qmp::opts::{self, ParsedChardev, Trace};
+use headwater_qmp::QmpError;
 use std::ffi::OsString;
 
 /// What the command line asks for.
@@ -21,7 +20,7 @@ pub(super) enum CommandLine {
 pub(super) struct Line {
     /// In the order of the command line.
     pub(super) settings: Vec<Setting>,
-    pub(super) trace: Vec<String>,
+    pub(super) trace: Vec<Trace>,
     pub(super) daemonize: bool,
     pub(super) pidfile: Option<String>,
     pub(super) allow_backing: Vec<String>,
@@ -33,7 +32,7 @@ pub(super) enum Setting {
     Object(Options, String),
     NbdServer(Options, String),
     Export(Options, String),
-    Chardev(ChardevOptions, String),
+    Chardev(opts::Chardev, String),
     Monitor(Options, String),
 }
 
@@ -107,7 +106,7 @@ pub(super) fn parse(arguments: &[OsString]) -> Outcome<CommandLine> {
             "-T" => "trace",
             _ => match name.strip_prefix("--") {
                 Some(name) => full_name(name)?,
-                None => return Err(wrong(&format!("Unexpected argument: {argument}"))),
+                None => return Err(wrong(&format!("{argument}: Unexpected argument"))),
             },
         };
         if WITH_VALUE.contains(&name) {
@@ -118,10 +117,9 @@ pub(super) fn parse(arguments: &[OsString]) -> Outcome<CommandLine> {
                     None => return Err(wrong(&format!("option '--{name}' requires an argument"))),
                 },
             };
-            if let Some(help) = help_of(name, &value) {
+            if let Some(help) = take(&mut line, name, value)? {
                 return Ok(CommandLine::Print(help));
             }
-            take(&mut line, name, value)?;
         } else if inline.is_some() {
             return Err(wrong(&format!("option '--{name}' doesn't allow an argument")));
         } else {
@@ -155,60 +153,80 @@ fn full_name(name: &str) -> Outcome<&'static str> {
 }
 
 fn wrong(what: &str) -> Failure {
-    Failure::new(format!("{what}; try --help"))
+    Failure::new(what)
 }
 
-/// `--object help`, `--chardev help` and the like.
-fn help_of(name: &str, value: &str) -> Option<String> {
-    let asked = |text: &str| text == "help" || text == "?";
-    match (name, value.split_once(',')) {
-        ("object", None) if asked(value) => Some(
-            "List of user creatable objects:\n  iothread\n  secret\n  throttle-group\n  tls-creds-psk\n  tls-creds-x509\n".into(),
-        ),
-        ("object", Some((kind, rest))) if asked(rest) => Some(object_help(kind)),
-        ("chardev", None) if asked(value) => Some("Available chardev backend types:\n  socket\n  stdio\n".into()),
-        ("trace", None) if asked(value) => Some(super::trace::EVENTS.map(|name| format!("{name}\n")).concat()),
-        _ => None,
-    }
-}
-
-fn object_help(kind: &str) -> String {
-    let properties = schema::object_properties(kind).unwrap_or_default();
-    let listed: String = properties.iter().map(|(name, of)| format!("  {name}=<{of}>\n")).collect();
-    format!("{kind} options:\n{listed}")
-}
-
-fn take(line: &mut Line, name: &'static str, value: String) -> Outcome {
+/// Takes one option; gives the help that it asks for instead, if it does.
+fn take(line: &mut Line, name: &'static str, value: String) -> Outcome<Option<String>> {
     let refuse = |err: QmpError| Failure::new(format!("--{name} {value}: {}", err.desc));
-    let checked = |type_name: &str, implied: &str| match option_tree(&value, implied)
-        .and_then(|(tree, source)| schema::check_type(type_name, tree, source))
-    {
-        Ok(Value::Object(options)) => Ok(options),
-        Ok(_) => Err(Failure::new(format!("--{name} {value}: expected options"))),
-        Err(err) => Err(refuse(err)),
-    };
-    match name {
-        "blockdev" => line.settings.push(Setting::Blockdev(checked("BlockdevOptions", "driver")?, value)),
-        "object" => line.settings.push(Setting::Object(checked("ObjectOptions", "qom-type")?, value)),
-        "nbd-server" => line.settings.push(Setting::NbdServer(checked("NbdServerOptions", "")?, value)),
-        "export" => line.settings.push(Setting::Export(checked("BlockExportOptions", "type")?, value)),
-        "monitor" => line.settings.push(Setting::Monitor(checked("MonitorOptions", "chardev")?, value)),
+    let kind = match name {
+        "blockdev" => OptionKind::Blockdev,
+        "object" => OptionKind::Object,
+        "nbd-server" => OptionKind::NbdServer,
+        "export" => OptionKind::Export,
+        "monitor" => OptionKind::Monitor,
         "chardev" => {
-            let options = keyval::parse_opts(&value, Some("backend")).map_err(refuse)?;
-            line.settings.push(Setting::Chardev(options, value));
+            match opts::parse_chardev(&value).map_err(refuse)? {
+                ParsedChardev::Chardev(chardev) => line.settings.push(Setting::Chardev(chardev, value)),
+                ParsedChardev::Help => {
+                    return Ok(Some("Available chardev backend types: \n  null\n  socket\n  stdio\n".into()));
+                }
+            }
+            return Ok(None);
         }
-        "pidfile" => line.pidfile = Some(value),
-        "trace" => line.trace.push(value),
-        _ => line.allow_backing.push(value),
-    }
-    Ok(())
+        "trace" => {
+            let trace = opts::parse_trace(&value).map_err(refuse)?;
+            if trace.help || trace.enable.as_deref().is_some_and(|pattern| pattern == "help" || pattern == "?") {
+                return Ok(Some(super::trace::EVENTS.map(|name| format!("{name}\n")).concat()));
+            }
+            line.trace.push(trace);
+            return Ok(None);
+        }
+        "pidfile" => {
+            line.pidfile = Some(value);
+            return Ok(None);
+        }
+        _ => {
+            line.allow_backing.push(value);
+            return Ok(None);
+        }
+    };
+    let options = match option::parse(kind, &value).map_err(refuse)? {
+        Parsed::Value(options) => options,
+        Parsed::Help(asked) if kind == OptionKind::Object => {
+            return Ok(Some(object_help(asked.get("qom-type").and_then(|of| of.as_str()))));
+        }
+        Parsed::Help(_) => {
+            return Err(Failure::new(format!("--{name} {value}: Help is not available for this option")));
+        }
+    };
+    line.settings.push(match kind {
+        OptionKind::Blockdev => Setting::Blockdev(options, value),
+        OptionKind::Object => Setting::Object(options, value),
+        OptionKind::NbdServer => Setting::NbdServer(options, value),
+        OptionKind::Export => Setting::Export(options, value),
+        OptionKind::Monitor => Setting::Monitor(options, value),
+    });
+    Ok(None)
 }
 
-/// An option's value as a tree: JSON if it begins like that, else keys and values.
-fn option_tree(value: &str, implied: &str) -> Result<(Value, Source), QmpError> {
-    if value.starts_with('{') {
-        return keyval::parse_json(value).map(|tree| (tree, Source::Json));
-    }
-    let implied = (!implied.is_empty()).then_some(implied);
-    keyval::parse(value, implied).map(|tree| (tree, Source::Keyval))
+/// The object types that there are, or the properties of one.
+fn object_help(of: Option<&str>) -> String {
+    const LIMITS: [&str; 6] = ["bps-read", "bps-total", "bps-write", "iops-read", "iops-total", "iops-write"];
+    let tls = ["dir=<string>", "endpoint=<QCryptoTLSCredsEndpoint>", "verify-peer=<bool>"].map(str::to_owned);
+    let properties: Vec<String> = match of {
+        None => {
+            return "List of user creatable objects:\n  iothread\n  secret\n  throttle-group\n  tls-creds-psk\n  tls-creds-x509\n".into();
+        }
+        Some("throttle-group") => {
+            let one = |name: &str| [format!("x-{name}=<int>"), format!("x-{name}-max=<int>"), format!("x-{name}-max-length=<int>")];
+            let all = LIMITS.iter().flat_map(|name| one(name));
+            std::iter::once("limits=<ThrottleLimits>".to_owned()).chain(all).collect()
+        }
+        Some("secret") => vec!["data=<string>".into(), "file=<string>".into()],
+        Some("tls-creds-x509" | "tls-creds-psk") => tls.into(),
+        Some(_) => Vec::new(),
+    };
+    let listed: String = properties.iter().map(|property| format!("  {property}\n")).collect();
+    format!("{} options:\n{listed}", of.unwrap_or_default())
 }

@@ -2,6 +2,7 @@
 //! [`TARGET`], whose field `event` is the name.
 
 use crate::failure::{Failure, Outcome};
+use headwater_qmp::opts::Trace;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write;
@@ -36,30 +37,23 @@ static SINK: OnceLock<Sink> = OnceLock::new();
 ///
 /// # Errors
 /// If a file can't be opened.
-pub(super) fn start(options: &[String]) -> Outcome {
+pub(super) fn start(options: &[Trace]) -> Outcome {
     if options.is_empty() {
         return Ok(());
     }
     let mut sink = Sink { patterns: Vec::new(), file: None };
-    for option in options {
-        for part in option.split(',') {
-            match part.split_once('=') {
-                Some(("file", path)) => {
-                    let file = File::create(path)
-                        .map_err(|err| Failure::new(format!("--trace {option}: cannot write {path}: {err}")))?;
-                    sink.file = Some(Mutex::new(file));
-                }
-                Some(("events", path)) => {
-                    let list = std::fs::read_to_string(path)
-                        .map_err(|err| Failure::new(format!("--trace {option}: cannot read {path}: {err}")))?;
-                    let lines = list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-                    sink.patterns.extend(lines.map(str::to_owned));
-                }
-                Some(("enable", pattern)) => sink.patterns.push(pattern.to_owned()),
-                Some((key, _)) => return Err(Failure::new(format!("--trace {option}: Invalid parameter '{key}'"))),
-                None => sink.patterns.push(part.to_owned()),
-            }
+    for Trace { enable, events, file, .. } in options {
+        if let Some(path) = file {
+            let file = File::create(path).map_err(|err| Failure::new(format!("--trace: cannot write {path}: {err}")))?;
+            sink.file = Some(Mutex::new(file));
         }
+        if let Some(path) = events {
+            let list = std::fs::read_to_string(path)
+                .map_err(|err| Failure::new(format!("--trace: cannot read {path}: {err}")))?;
+            let lines = list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+            sink.patterns.extend(lines.map(str::to_owned));
+        }
+        sink.patterns.extend(enable.clone());
     }
     // The command line is read once.
     let _ = SINK.set(sink);
