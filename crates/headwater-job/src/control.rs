@@ -168,8 +168,8 @@ impl Control {
 
     pub(crate) fn is_busy(&self) -> bool {
         match self.status.get() {
-            Status::Running | Status::Aborting => true,
-            Status::Ready => !self.idle.get(),
+            Status::Running | Status::Ready => !self.idle.get(),
+            Status::Aborting => true,
             _ => false,
         }
     }

@@ -218,7 +218,10 @@ impl Run<'_> {
                 self.try_again();
                 continue;
             }
+            // Nothing is under way: the speed limit is what it waits for.
+            self.engine.control.set_idle(self.leave.is_some() && self.copies.is_empty());
             let happened = self.next().await;
+            self.engine.control.set_idle(false);
             let failed = match happened {
                 Happened::Command => None,
                 Happened::Leave => {

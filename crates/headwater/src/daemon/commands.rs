@@ -195,6 +195,7 @@ impl Commands {
             Ok(job) => job,
             Err(refusal) => return Some(Err(refusal)),
         };
+        let sleeps = !job.handle.is_busy();
         let force = family == "job" || args.flag("force").unwrap_or(false);
         let asked = match verb {
             "pause" => job.handle.pause(),
@@ -204,11 +205,9 @@ impl Commands {
             "complete" => job.handle.complete(),
             "finalize" => job.handle.finalize(),
             "dismiss" => job.handle.dismiss(),
-            "set-speed" => match args.get("speed").and_then(Value::as_i64) {
-                Some(speed) if speed < 0 => {
-                    return Some(Err(generic("Parameter 'speed' expects a non-negative value")));
-                }
-                _ => job.handle.set_speed(args.number("speed").unwrap_or(0)),
+            "set-speed" => match jobs::stream::speed(args) {
+                Ok(speed) => job.handle.set_speed(speed),
+                Err(refusal) => return Some(Err(refusal)),
             },
             "change" => return Some(Err(generic("Job type doesn't support change"))),
             _ => return None,
@@ -221,6 +220,15 @@ impl Commands {
             "finalize" => job.wait_for_rest().await,
             "dismiss" => job.wait_for_end_of_dismissed().await,
             "cancel" if job.handle.status() == Status::Pending => job.wait_for_rest().await,
+            // A job that isn't in the middle of something obeys at once.
+            "cancel" if sleeps && job.handle.status() != Status::Ready => {
+                job.wait_until_told(|_| false).await;
+                job.wait_for_end().await;
+            }
+            "pause" if sleeps => job.wait_until_told(|status| matches!(status, Status::Paused | Status::Standby)).await,
+            "resume" if sleeps => {
+                job.wait_until_told(|status| !matches!(status, Status::Paused | Status::Standby)).await;
+            }
             _ => {}
         }
         Some(Ok(()))
@@ -265,6 +273,7 @@ impl Commands {
             "nbd-server-add" => {
                 let mut export = args.clone();
                 let device = export.remove("device").unwrap_or_default();
+                self.graph.any(device.as_str().unwrap_or_default())?;
                 let id = args.get("name").cloned().unwrap_or_else(|| device.clone());
                 export.insert("node-name".into(), device);
                 export.insert("id".into(), id);
@@ -294,6 +303,10 @@ impl Commands {
             _ => args.number("size").unwrap_or(0),
         };
         node.check_idle()?;
+        self.graph.check_not_backing(&node)?;
+        if node.skip_filters().driver == "qcow2" && !size.is_multiple_of(512) {
+            return Err(generic("The new size must be a multiple of 512"));
+        }
         let rights = Rights { does: Doing::RESIZE, bears: Doing::ALL };
         let root = self.graph.attach(&node, "an unnamed block device", rights, false).await;
         let resized = match &root {

@@ -116,6 +116,11 @@ impl Exports {
         if kind != "nbd" {
             return Err(generic(format!("Exports of type '{kind}' are not supported")));
         }
+        if let Some(thread) = args.text("iothread")
+            && !self.graph.objects.is_io_thread(thread)
+        {
+            return Err(generic(format!("iothread \"{thread}\" not found")));
+        }
         let node = self.graph.device_or_node("", args.text("node-name").unwrap_or_default())?;
         let writable = args.flag("writable").unwrap_or(false);
         if writable && node.is_read_only() {

@@ -153,10 +153,8 @@ impl GraphNode {
         match (self.frozen.borrow().first(), self.below()) {
             (Some(job), Some(below)) => {
                 let link = if self.is_filter() { "file" } else { "backing" };
-                Err(generic(format!(
-                    "Cannot change '{link}' link from '{}' to '{}': job '{job}' needs it as it is",
-                    self.name, below.name
-                )))
+                tracing::debug!(node = self.name, "job {job} needs the link as it is");
+                Err(generic(format!("Cannot change frozen '{link}' link from '{}' to '{}'", self.name, below.name)))
             }
             _ => Ok(()),
         }
@@ -232,6 +230,30 @@ impl Graph {
         self.find(name).ok_or_else(|| {
             generic(format!("Cannot find device='{device}' nor node-name='{node}'"))
         })
+    }
+
+    /// The node of that name, for commands that have one argument for devices and nodes.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn any(&self, name: &str) -> Result<Rc<GraphNode>, Refusal> {
+        self.find(name).ok_or_else(|| generic(format!("Cannot find device='{name}' nor node-name='{name}'")))
+    }
+
+    /// Refuses what isn't done to a node that is the backing of another.
+    ///
+    /// # Errors
+    /// Names both.
+    pub(super) fn check_not_backing(&self, node: &Rc<GraphNode>) -> Result<(), Refusal> {
+        let over = self.parents(node).into_iter().find(|parent| {
+            parent.links.borrow().iter().any(|link| link.role == Role::Backing && Rc::ptr_eq(&link.to, node))
+        });
+        match over {
+            Some(over) => {
+                Err(generic(format!("Node '{}' is busy: node is used as backing hd of '{}'", node.name, over.name)))
+            }
+            None => Ok(()),
+        }
     }
 
     /// A name for a node that nobody named.

@@ -41,9 +41,12 @@ pub(super) struct Job {
     auto_dismiss: bool,
     /// The size in bytes of what it works on.
     len: u64,
+    follows: bool,
     /// How far it was last seen: what is told never goes back.
     offset: Cell<u64>,
     hold: RefCell<Option<Hold>>,
+    /// The last state that was told.
+    told: watch::Sender<Status>,
     /// True once its end was told.
     ended: watch::Sender<bool>,
     /// True once it is in the table no more.
@@ -62,7 +65,7 @@ pub(super) struct Hold {
     read_only_again: Vec<Rc<GraphNode>>,
     /// They stay writable: one of them is somebody's disk now.
     pub(super) keep_writable: Rc<Cell<bool>>,
-    /// The node that stands for the job in the graph, where the user named one.
+    /// The node that stands for the job in the graph.
     filter: Option<Rc<GraphNode>>,
 }
 
@@ -123,14 +126,14 @@ impl Hold {
         Ok(())
     }
 
-    /// Puts the node that the user named into the graph, on top of `on`.
+    /// Puts a node that stands for the job into the graph, on top of `on`, under the name that the user chose if he did.
     ///
     /// # Errors
     /// If the name is taken.
     pub(super) fn insert_filter(&mut self, name: Option<&str>, driver: &'static str, on: &Rc<GraphNode>) -> Result<(), Refusal> {
-        if let Some(name) = name {
-            self.filter = Some(self.graph.add_shadow(name, driver, on)?);
-        }
+        let made = self.graph.add_shadow(name, driver, on);
+        let made = made.map_err(|err| generic(format!("Could not create node: {}", err.desc)))?;
+        self.filter = Some(made);
         Ok(())
     }
 
@@ -172,6 +175,8 @@ pub(super) struct Plan {
     pub(super) kind: &'static str,
     pub(super) args: JobArgs,
     pub(super) len: u64,
+    /// It follows a disk that changes, so that only what is to be copied says how far it is.
+    pub(super) follows: bool,
     pub(super) hold: Hold,
     pub(super) handle: JobHandle,
     pub(super) work: LocalFuture<'static, Outcome>,
@@ -194,7 +199,7 @@ impl Jobs {
     /// # Errors
     /// If there is none, it is malformed or taken.
     pub(super) fn check_id<'a>(&self, id: Option<&'a str>) -> Result<&'a str, Refusal> {
-        let id = id.ok_or_else(|| generic("An explicit job ID is required for this node"))?;
+        let id = id.unwrap_or_default();
         let sound = id.starts_with(|c: char| c.is_ascii_alphabetic())
             && id.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
         if !sound {
@@ -206,9 +211,16 @@ impl Jobs {
         Ok(id)
     }
 
+    /// Tells of a job that came to an end before it began.
+    pub(super) fn tell_still_born(&self, id: &str) {
+        for status in [Status::Created, Status::Null] {
+            self.events.emit("JOB_STATUS_CHANGE", json!({"status": status.to_string(), "id": id}));
+        }
+    }
+
     /// Starts a job. Its first events have been told when this returns.
     pub(super) async fn start(self: &Rc<Self>, plan: Plan) {
-        let Plan { kind, args, len, hold, handle, mut work } = plan;
+        let Plan { kind, args, len, follows, hold, handle, mut work } = plan;
         let job = Rc::new(Job {
             id: args.id,
             kind,
@@ -216,7 +228,9 @@ impl Jobs {
             auto_finalize: args.auto_finalize,
             auto_dismiss: args.auto_dismiss,
             len,
+            follows,
             offset: Cell::new(0),
+            told: watch::Sender::new(Status::Created),
             hold: RefCell::new(Some(hold)),
             ended: watch::Sender::new(false),
             gone: watch::Sender::new(false),
@@ -274,6 +288,7 @@ impl Jobs {
     fn tell(&self, job: &Job, event: &Event) {
         match event {
             Event::Status(status) => {
+                tracing::trace!(target: super::trace::TARGET, event = "job_state_transition", id = job.id, state = %status);
                 self.events.emit("JOB_STATUS_CHANGE", json!({"status": status.to_string(), "id": job.id}));
                 match status {
                     Status::Pending if !job.auto_finalize && job.is_block_job() => {
@@ -284,9 +299,12 @@ impl Jobs {
                     }
                     _ => {}
                 }
+                job.told.send_replace(*status);
             }
             Event::Error { action, operation, .. } => {
-                let operation = if *operation == Operation::Write { "write" } else { "read" };
+                // A stream of the reference can't tell the two apart.
+                let write = *operation == Operation::Write && job.kind != "stream";
+                let operation = if write { "write" } else { "read" };
                 let action = match action {
                     Action::Report => "report",
                     Action::Ignore => "ignore",
@@ -380,9 +398,24 @@ impl Job {
         let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
     }
 
+    /// Waits until a state was told that fulfils a condition, or the job's end.
+    pub(super) async fn wait_until_told(&self, condition: impl Fn(Status) -> bool) {
+        let mut told = self.told.subscribe();
+        // The sender lives as long as the job.
+        let _ = told.wait_for(|status| condition(*status) || status.is_over()).await;
+    }
+
+    /// What it works on, in bytes: of a disk that changes, what was found to copy so far.
+    fn seen_len(&self) -> u64 {
+        if self.follows { self.handle.progress().total } else { self.len }
+    }
+
     /// How far it is, in bytes of the disk: what need not be copied counts as done.
     fn seen_offset(&self) -> u64 {
         let progress = self.handle.progress();
+        if self.follows {
+            return progress.done.min(progress.total);
+        }
         let done = match (self.handle.status(), self.handle.outcome()) {
             (_, Some(Outcome::Completed)) | (Status::Waiting | Status::Pending, _) => self.len,
             (Status::Created, _) => 0,
@@ -397,7 +430,7 @@ impl Job {
     fn numbers(&self) -> Value {
         json!({
             "device": self.id,
-            "len": self.len,
+            "len": self.seen_len(),
             "offset": self.seen_offset(),
             "speed": self.handle.speed(),
             "type": self.kind,
@@ -407,7 +440,7 @@ impl Job {
     fn describe(&self) -> Value {
         let block_job = self.is_block_job();
         let (current, total) = if block_job {
-            (self.seen_offset(), self.len)
+            (self.seen_offset(), self.seen_len())
         } else {
             (u64::from(self.handle.status().is_over()), 1)
         };
@@ -428,7 +461,8 @@ impl Job {
         match self.handle.outcome()? {
             Outcome::Failed(err) if self.is_block_job() => Some(brief(&err)),
             Outcome::Failed(err) => Some(err.to_string()),
-            Outcome::Cancelled | Outcome::Completed => None,
+            Outcome::Cancelled => Some(super::failure::errno_text(libc::ECANCELED)),
+            Outcome::Completed => None,
         }
     }
 
@@ -443,7 +477,7 @@ impl Job {
             "device": self.id,
             "type": self.kind,
             "status": status.to_string(),
-            "len": self.len,
+            "len": self.seen_len(),
             "offset": self.seen_offset(),
             "speed": self.handle.speed(),
             "busy": self.handle.is_busy(),

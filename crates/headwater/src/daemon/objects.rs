@@ -128,6 +128,11 @@ impl Objects {
         Ok(credentials.clone())
     }
 
+    /// True if there is an I/O thread called `id`.
+    pub(super) fn is_io_thread(&self, id: &str) -> bool {
+        self.objects.borrow().iter().any(|object| object.id == id && matches!(object.kind, Kind::IoThread))
+    }
+
     /// A limit of a throttle group; 0 if there is none.
     pub(super) fn limit(&self, group: &str, key: &str) -> u64 {
         let limits = self.throttle_group(group).map(|group| group.limits()).unwrap_or_default();

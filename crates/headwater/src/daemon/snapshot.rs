@@ -114,8 +114,9 @@ async fn finish(graph: &Rc<Graph>, taken: Result<(), Refusal>, done: Vec<Done>) 
 async fn take(graph: &Rc<Graph>, kind: &str, args: &Options, done: &mut Vec<Done>) -> Result<(), Refusal> {
     let text = |key: &str| args.text(key).unwrap_or_default();
     let sync = kind == "blockdev-snapshot-sync";
-    let node = if sync { graph.device_or_node(text("device"), text("node-name"))? } else { graph.device_or_node("", text("node"))? };
+    let node = if sync { graph.device_or_node(text("device"), text("node-name"))? } else { graph.any(text("node"))? };
     node.check_idle()?;
+    graph.check_not_backing(&node)?;
     let mut file = None;
     let overlay = if sync {
         if args.contains_key("node-name") && !args.contains_key("snapshot-node-name") {
@@ -137,7 +138,7 @@ async fn take(graph: &Rc<Graph>, kind: &str, args: &Options, done: &mut Vec<Done
         }
         opened?
     } else {
-        graph.device_or_node("", text("overlay"))?
+        graph.any(text("overlay"))?
     };
     let checked = check(graph, &node, &overlay);
     let was_writable = !node.is_read_only();
@@ -193,7 +194,10 @@ async fn make_overlay(graph: &Rc<Graph>, node: &Rc<GraphNode>, args: &Options) -
     let filename = args.text("snapshot-file").unwrap_or_default();
     let format = args.text("format").unwrap_or("qcow2");
     if format != "qcow2" {
-        return Err(generic(format!("Format '{format}' can't be made for a snapshot; use qcow2")));
+        return Err(generic(match format {
+            "raw" => "Backing file not supported for file format 'raw'".to_owned(),
+            _ => format!("Unknown file format '{format}'"),
+        }));
     }
     let image = node.skip_filters();
     let backing = recorded_name(filename, &image.filename);
@@ -239,7 +243,7 @@ async fn open_overlay(graph: &Rc<Graph>, args: &Options) -> Result<Rc<GraphNode>
 /// If there is no such image below the device, or it can't be written.
 pub(super) async fn change_backing_file(graph: &Rc<Graph>, args: &Options) -> Result<(), Refusal> {
     let text = |key: &str| args.text(key).unwrap_or_default();
-    let device = graph.find(text("device")).ok_or_else(|| super::jobs::device_not_found(text("device")))?;
+    let device = graph.any(text("device"))?;
     let image = graph.node(text("image-node-name")).map_err(|_| {
         generic(format!("Cannot find device='' nor node-name='{}'", text("image-node-name")))
     })?;

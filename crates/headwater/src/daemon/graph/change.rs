@@ -102,10 +102,14 @@ impl Graph {
     /// If there is none, or something uses it.
     pub(in crate::daemon) async fn remove(&self, name: &str) -> Result<(), Refusal> {
         let node = self.node(name)?;
-        if !self.roots_of(&node).is_empty() {
+        if self.roots_of(&node).iter().any(|root| root.follows) {
+            return Err(generic(format!("Node {name} is in use")));
+        }
+        if node.child(Role::Shadow).is_some() {
             return Err(generic(format!("Node {name} is in use")));
         }
         node.check_idle()?;
+        self.check_not_backing(&node)?;
         if !node.owned.get() {
             return Err(generic(format!("Node {name} is not owned by the monitor")));
         }
@@ -268,7 +272,7 @@ impl Graph {
             };
             self.change_backing_node(&node, wanted).await?;
         } else if node.driver == "qcow2" && node.child(Role::Backing).is_some() && !old.options.contains_key("backing") {
-            return Err(generic("backing is missing for 'blockdev-reopen': name the node, or null"));
+            return Err(generic(format!("backing is missing for '{name}'")));
         }
         let cache = options.object("cache");
         let of_cache = |key, default| cache.and_then(|cache| cache.flag(key)).unwrap_or(default);
@@ -368,18 +372,21 @@ impl Graph {
         }
     }
 
-    /// A node that stands for a job on top of `on`, under a name that the user chose. Requests don't pass it.
+    /// A node that stands for a job on top of `on`. Requests don't pass it.
     ///
     /// # Errors
     /// If the name can't be had.
     pub(in crate::daemon) fn add_shadow(
         &self,
-        name: &str,
+        name: Option<&str>,
         driver: &'static str,
         on: &Rc<GraphNode>,
     ) -> Result<Rc<GraphNode>, Refusal> {
         let node = Rc::new(GraphNode {
-            name: self.check_name(name)?.to_owned(),
+            name: match name {
+                Some(name) => self.check_name(name)?.to_owned(),
+                None => self.invent_name(),
+            },
             driver,
             disk: on.disk.clone(),
             filename: on.filename.clone(),

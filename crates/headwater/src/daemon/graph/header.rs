@@ -26,6 +26,9 @@ pub(super) async fn read(file: &GraphNode) -> Result<Header, Refusal> {
     if &start[..] != MAGIC {
         return Err(generic("Image is not in qcow2 format"));
     }
+    if top.size() < 72 {
+        return Err(generic("qcow2 header too short"));
+    }
     Header::read(&*top).await.map_err(|err| of_error(&err))
 }
 

@@ -177,7 +177,7 @@ impl Graph {
     ) -> Result<Built, Refusal> {
         match driver {
             "file" | "host_device" => self.open_file(driver, settings),
-            "null-co" | "null-aio" => Ok(self.open_null(driver, name, settings)),
+            "null-co" | "null-aio" => self.open_null(driver, name, settings),
             "nbd" => sources::open_nbd(&self.objects, settings).await,
             "http" | "https" => sources::open_http(settings).await,
             "raw" => self.open_raw(settings, level).await,
@@ -198,7 +198,7 @@ impl Graph {
         level: u32,
     ) -> Result<Option<Rc<GraphNode>>, Refusal> {
         match settings.options.get(key) {
-            Some(Value::String(name)) => self.device_or_node("", name).map(Some),
+            Some(Value::String(name)) => self.any(name).map(Some),
             Some(Value::Object(options)) => {
                 let above = Inherited::below(settings, role, level);
                 self.open(options.clone(), above).await.map(Some)
@@ -222,6 +222,12 @@ impl Graph {
     fn open_file(&self, driver: &str, settings: &mut Settings) -> Result<Built, Refusal> {
         let options = &settings.options;
         let filename = options.text("filename").unwrap_or_default().to_owned();
+        if filename.is_empty() {
+            return Err(generic(format!("The '{driver}' block driver requires a file name")));
+        }
+        if options.text("aio") == Some("native") && !settings.direct {
+            return Err(generic("aio=native was specified, but it requires cache.direct=on, which was not specified."));
+        }
         if options.contains_key("pr-manager") {
             return Err(generic("Option 'pr-manager' is not supported"));
         }
@@ -241,8 +247,13 @@ impl Graph {
         Ok(Built { inside, growable: driver == "file", ..Built::new(file, Vec::new(), filename) })
     }
 
-    fn open_null(&self, driver: &str, name: &str, settings: &Settings) -> Built {
+    fn open_null(&self, driver: &str, name: &str, settings: &Settings) -> Result<Built, Refusal> {
         let options = &settings.options;
+        for (key, what) in [("latency-ns", "latency-ns is invalid"), ("size", "Image size must be non-negative")] {
+            if options.get(key).and_then(Value::as_i64).is_some_and(|number| number < 0) {
+                return Err(generic(what));
+            }
+        }
         let null = NullOptions {
             driver: if driver == "null-co" { NullDriver::Co } else { NullDriver::Aio },
             size: options.number("size").unwrap_or(1 << 30),
@@ -251,7 +262,7 @@ impl Graph {
             read_only: settings.read_only,
         };
         let node = NullNode::new(name, self.clock.clone(), null);
-        Built::new(node, Vec::new(), format!("{driver}://"))
+        Ok(Built::new(node, Vec::new(), format!("{driver}://")))
     }
 
     async fn open_raw(self: &Rc<Self>, settings: &mut Settings, level: u32) -> Result<Built, Refusal> {
@@ -262,6 +273,7 @@ impl Graph {
             offset: settings.options.number("offset").unwrap_or(0),
             size: settings.options.number("size"),
         };
+        check_window(&options, file.disk.size())?;
         let node = RawNode::new(file.top(), options).map_err(|err| of_error(&err))?;
         let filename = file.filename.clone();
         let link = Link { name: "file", role: Role::File, to: file, edge: None };
@@ -323,6 +335,23 @@ pub(super) async fn open_image(
     };
     let children = Children { data_file: data_file.map(|node| node.top()), backing: backing.map(|node| node.top()) };
     Qcow2Node::open(file.top(), children, options).await.map_err(|err| of_error(&err))
+}
+
+/// Refuses windows that aren't in a file of `actual` bytes.
+fn check_window(options: &RawOptions, actual: u64) -> Result<(), Refusal> {
+    let RawOptions { offset, size, .. } = *options;
+    if offset > actual {
+        return Err(generic(format!(
+            "Offset ({offset}) cannot be greater than size of the containing file ({actual})"
+        )));
+    }
+    match size {
+        Some(size) if offset.checked_add(size).is_none_or(|end| end > actual) => Err(generic(format!(
+            "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the containing file ({actual})"
+        ))),
+        Some(size) if !size.is_multiple_of(512) => Err(generic("Specified size is not multiple of 512")),
+        _ => Ok(()),
+    }
 }
 
 /// An image can be written only if its file can.

@@ -3,7 +3,7 @@
 //! A commit of an intermediate layer ends by itself: the layer above gets a new backing. A commit of the active layer becomes ready, and when
 //! it is completed, all who used that layer use the base instead.
 
-use super::stream::{is_called, job_args, relink};
+use super::stream::{is_called, job_args, relink, speed};
 use super::{Hold, Jobs, Plan, device_not_found};
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
@@ -48,15 +48,20 @@ pub(in crate::daemon) async fn start(
     }
     let backing_file = args.text("backing-file").map(str::to_owned);
     let mask = args.flag("backing-mask-protocol").unwrap_or(false);
-    if backing_file.is_none() && mask {
-        return Err(generic("backing-mask-protocol specified without backing-file"));
-    }
     let job = job_args(jobs, args)?;
     let target = base.skip_filters();
     let mut hold = Hold::new(graph, &job.id);
+    let frozen: Vec<_> = over.iter().chain(&nodes).cloned().collect();
+    let named = hold.freeze(&frozen).and_then(|()| {
+        let driver = if *active { "mirror_top" } else { "commit_top" };
+        hold.insert_filter(args.text("filter-node-name"), driver, top)
+    });
+    if let Err(refusal) = named {
+        hold.release().await;
+        return Err(refusal);
+    }
     let prepared = async {
-        let frozen: Vec<_> = over.iter().chain(&nodes).cloned().collect();
-        hold.freeze(&frozen)?;
+        speed(args)?;
         hold.make_writable(&target).await?;
         if let Some(over) = &over {
             hold.make_writable(over).await?;
@@ -74,11 +79,12 @@ pub(in crate::daemon) async fn start(
         nodes.extend(over.iter().cloned());
         nodes.push(base.clone());
         hold.occupy(&nodes, "commit");
-        hold.insert_filter(args.text("filter-node-name"), if *active { "mirror_top" } else { "commit_top" }, top)
+        Ok(())
     }
     .await;
     if let Err(refusal) = prepared {
         hold.release().await;
+        jobs.tell_still_born(&job.id);
         return Err(refusal);
     }
     let len = top.disk.size();
@@ -137,7 +143,8 @@ pub(in crate::daemon) async fn start(
         let (handle, work) = headwater_job::commit(layer(top), target.disk.clone(), options);
         (handle, Box::pin(work))
     };
-    jobs.start(Plan { kind, args: job, len, hold, handle, work }).await;
+    let follows = *active;
+    jobs.start(Plan { kind, args: job, len, follows, hold, handle, work }).await;
     Ok(())
 }
 

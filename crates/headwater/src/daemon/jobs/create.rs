@@ -39,7 +39,7 @@ pub(in crate::daemon) async fn start(graph: &Rc<Graph>, jobs: &Rc<Jobs>, args: &
         }
     };
     let (handle, work) = headwater_job::task(work, true);
-    jobs.start(Plan { kind: "create", args: job, len: 1, hold, handle, work: Box::pin(work) }).await;
+    jobs.start(Plan { kind: "create", args: job, len: 1, follows: false, hold, handle, work: Box::pin(work) }).await;
     Ok(())
 }
 

@@ -22,15 +22,13 @@ pub(in crate::daemon) async fn start(
     turn: &Rc<Turn>,
     args: &Options,
 ) -> Result<(), Refusal> {
-    for (one, other) in [("base", "base-node"), ("base", "bottom"), ("base-node", "bottom")] {
+    for (one, other) in [("base", "base-node"), ("base", "bottom"), ("bottom", "base-node")] {
         if args.contains_key(one) && args.contains_key(other) {
             return Err(generic(format!("'{one}' and '{other}' cannot be specified at the same time")));
         }
     }
     let device = args.text("device").unwrap_or_default();
-    let top = graph
-        .find(device)
-        .ok_or_else(|| generic(format!("Cannot find device='{device}' nor node-name='{device}'")))?;
+    let top = graph.any(device)?;
     // The first node that isn't streamed any more.
     let end = end(graph, &top, args)?;
     let part = Graph::part(&top, end.as_ref());
@@ -41,17 +39,20 @@ pub(in crate::daemon) async fn start(
         return Err(generic("backing file specified, but streaming the entire chain"));
     }
     let backing_file = args.text("backing-file").map(str::to_owned);
-    if backing_file.is_none() && args.flag("backing-mask-protocol") == Some(true) {
-        return Err(generic("backing-mask-protocol specified without backing-file"));
-    }
     let mask = args.flag("backing-mask-protocol").unwrap_or(false);
     let job = job_args(jobs, args)?;
 
     let over = top.skip_filters();
     let mut hold = Hold::new(graph, &job.id);
+    let named = hold.freeze(&part).and_then(|()| {
+        hold.insert_filter(args.text("filter-node-name"), "copy-on-read", &over)
+    });
+    if let Err(refusal) = named {
+        hold.release().await;
+        return Err(refusal);
+    }
     let prepared = async {
-        // A freeze that another job has is the clearest thing to say.
-        hold.freeze(&part)?;
+        speed(args)?;
         hold.make_writable(&over).await?;
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
         hold.attach(&over, Doing::READ.and(Doing::REARRANGE), shares).await?;
@@ -59,11 +60,12 @@ pub(in crate::daemon) async fn start(
             hold.attach(node, Doing::READ, Doing::READ.and(Doing::REARRANGE)).await?;
         }
         hold.occupy(&part, "stream");
-        hold.insert_filter(args.text("filter-node-name"), "copy-on-read", &over)
+        Ok(())
     }
     .await;
     if let Err(refusal) = prepared {
         hold.release().await;
+        jobs.tell_still_born(&job.id);
         return Err(refusal);
     }
     let finish = {
@@ -92,7 +94,10 @@ pub(in crate::daemon) async fn start(
         ..StreamOptions::default()
     };
     let (handle, work) = headwater_job::stream(over.disk.clone(), options);
-    let plan = Plan { kind: "stream", args: job, len: over.disk.size(), hold, handle, work: Box::pin(work) };
+    // Where nothing can be missing, nothing is what the job works on.
+    let lower = over.below().filter(|below| end.as_ref().is_none_or(|end| !Rc::ptr_eq(below, end)));
+    let len = lower.map_or(0, |_| over.disk.size());
+    let plan = Plan { kind: "stream", args: job, len, follows: false, hold, handle, work: Box::pin(work) };
     jobs.start(plan).await;
     Ok(())
 }
@@ -102,17 +107,24 @@ pub(in crate::daemon) async fn start(
 /// # Errors
 /// If the id can't be.
 pub(super) fn job_args(jobs: &Jobs, args: &Options) -> Result<JobArgs, Refusal> {
-    let speed = match args.get("speed").and_then(serde_json::Value::as_i64) {
-        Some(speed) if speed < 0 => return Err(generic("Parameter 'speed' expects a non-negative value")),
-        _ => args.number("speed").unwrap_or(0),
-    };
     Ok(JobArgs {
         id: jobs.check_id(args.text("job-id"))?.to_owned(),
-        speed,
+        speed: args.number("speed").unwrap_or(0),
         on_error: on_error(args.text("on-error")),
         auto_finalize: args.flag("auto-finalize").unwrap_or(true),
         auto_dismiss: args.flag("auto-dismiss").unwrap_or(true),
     })
+}
+
+/// The speed that is asked for, in bytes per second.
+///
+/// # Errors
+/// If it is negative.
+pub(in crate::daemon) fn speed(args: &Options) -> Result<u64, Refusal> {
+    match args.get("speed").and_then(serde_json::Value::as_i64) {
+        Some(speed) if speed < 0 => Err(generic("Parameter 'speed' expects a non-negative value")),
+        _ => Ok(args.number("speed").unwrap_or(0)),
+    }
 }
 
 /// The node in the chain under `top` at which the stream ends: it remains. None if nothing does.
