@@ -94,7 +94,7 @@ impl Chardev {
             taken: Cell::new(false),
         };
         match &device.kind {
-            Kind::UnixServer(..) | Kind::TcpServer(_) if data.flag("wait").unwrap_or(false) => {
+            Kind::UnixServer(..) | Kind::TcpServer(_) if data.flag("wait").unwrap_or(true) => {
                 tracing::info!("waiting for a connection to chardev {}", device.id);
                 let connection = device.accept().await;
                 device.first.replace(connection);
@@ -251,8 +251,15 @@ async fn socket(data: &Options) -> Result<Kind, Refusal> {
         "fd" => return Err(generic(format!("Unable to parse FD number {}", text("str")))),
         other => return Err(generic(format!("chardev: sockets of type '{other}' are not supported"))),
     };
-    if !data.flag("server").unwrap_or(true) {
-        let milliseconds = data.number("reconnect-ms").or_else(|| data.number("reconnect").map(|s| s.saturating_mul(1000)));
+    let server = data.flag("server").unwrap_or(false);
+    let milliseconds = data.number("reconnect-ms").or_else(|| data.number("reconnect").map(|s| s.saturating_mul(1000)));
+    if server && milliseconds.is_some_and(|ms| ms > 0) {
+        return Err(generic("'reconnect' option is incompatible with socket in server listen mode"));
+    }
+    if !server && data.contains_key("wait") {
+        return Err(generic("'wait' option is incompatible with socket in client connect mode"));
+    }
+    if !server {
         let reconnect = milliseconds.filter(|ms| *ms > 0).map(Duration::from_millis);
         return Ok(Kind::Client { address, reconnect });
     }

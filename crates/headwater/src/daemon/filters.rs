@@ -43,7 +43,7 @@ pub(super) async fn open(
             let name = settings.options.text("throttle-group").unwrap_or_default().to_owned();
             let group = graph.objects.throttle_group(&name)?;
             let throttle = ThrottleNode::new(edge, group);
-            let inside = Inside { group: Some(name), throttle: Some(throttle.clone()), ..Inside::default() };
+            let inside = Inside { throttle: Some(throttle.clone()), ..Inside::default() };
             Ok(Built { inside, ..built(throttle, vec![link]) })
         }
         "copy-on-read" => {
@@ -88,7 +88,6 @@ pub(super) fn change_group(graph: &Graph, node: &GraphNode, group: &str) -> Resu
     let found = graph.objects.throttle_group(group)?;
     let Some(throttle) = node.inside.borrow().throttle.clone() else { return Ok(()) };
     throttle.set_group(found);
-    node.inside.borrow_mut().group = Some(group.to_owned());
     Ok(())
 }
 

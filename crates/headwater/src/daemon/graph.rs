@@ -75,9 +75,7 @@ pub(super) struct Inside {
     pub(super) file: Option<Rc<FileNode>>,
     /// The image that it is.
     pub(super) image: Option<Rc<Qcow2Node>>,
-    /// The name of the throttle group that it is a member of.
-    pub(super) group: Option<String>,
-    /// The filter that makes it one.
+    /// The throttle filter that it is.
     pub(super) throttle: Option<Rc<ThrottleNode>>,
 }
 
@@ -268,8 +266,11 @@ impl Graph {
         }
     }
 
-    fn enter(&self, node: &Rc<GraphNode>) {
-        self.nodes.borrow_mut().push(node.clone());
+    /// Puts a node into the table, at `place` or at the end.
+    fn enter(&self, node: &Rc<GraphNode>, place: Option<usize>) {
+        let mut nodes = self.nodes.borrow_mut();
+        let place = place.unwrap_or(nodes.len()).min(nodes.len());
+        nodes.insert(place, node.clone());
     }
 
     /// The nodes that have a link to `node`.

@@ -133,12 +133,6 @@ impl Objects {
         self.objects.borrow().iter().any(|object| object.id == id && matches!(object.kind, Kind::IoThread))
     }
 
-    /// A limit of a throttle group; 0 if there is none.
-    pub(super) fn limit(&self, group: &str, key: &str) -> u64 {
-        let limits = self.throttle_group(group).map(|group| group.limits()).unwrap_or_default();
-        shown_limits(&limits).get(key).and_then(Value::as_u64).unwrap_or(0)
-    }
-
     /// `qom-list` of a path.
     ///
     /// # Errors

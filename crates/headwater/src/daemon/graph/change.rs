@@ -398,7 +398,7 @@ impl Graph {
             frozen: RefCell::default(),
             active: Cell::new(true),
         });
-        self.enter(&node);
+        self.enter(&node, None);
         Ok(node)
     }
 

@@ -1,17 +1,16 @@
 //! What is told of nodes: `query-named-block-nodes` and the like.
 
 use super::{Graph, GraphNode, Role};
-use crate::daemon::objects::Objects;
 use headwater_block::DetectZeroes;
 use headwater_image::qcow2::header::{self, Header};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::rc::Rc;
 
 impl Graph {
     /// All nodes, the newest first. Without `flat` each tells of the images below it as well.
     pub(in crate::daemon) fn describe_nodes(&self, flat: bool) -> Value {
         let nodes = self.nodes().into_iter().rev();
-        nodes.map(|node| describe(&node, flat, &self.objects)).collect()
+        nodes.map(|node| describe(&node, flat)).collect()
     }
 
     /// Counters of all nodes: `query-blockstats` with `query-nodes`.
@@ -62,10 +61,8 @@ impl Graph {
 }
 
 /// One node.
-fn describe(node: &Rc<GraphNode>, flat: bool, objects: &Objects) -> Value {
+fn describe(node: &Rc<GraphNode>, flat: bool) -> Value {
     let settings = node.settings.borrow();
-    let group = node.inside.borrow().group.clone();
-    let limits = |key: &str| group.as_ref().map_or(0, |group| objects.limit(group, key));
     let detect = match node.disk.options().detect_zeroes {
         DetectZeroes::Off => "off",
         DetectZeroes::On => "on",
@@ -79,35 +76,21 @@ fn describe(node: &Rc<GraphNode>, flat: bool, objects: &Objects) -> Value {
         "active": node.active.get(),
         "encrypted": false,
         "detect_zeroes": detect,
-        "bps": limits("bps-total"),
-        "bps_rd": limits("bps-read"),
-        "bps_wr": limits("bps-write"),
-        "iops": limits("iops-total"),
-        "iops_rd": limits("iops-read"),
-        "iops_wr": limits("iops-write"),
+        "bps": 0,
+        "bps_rd": 0,
+        "bps_wr": 0,
+        "iops": 0,
+        "iops_rd": 0,
+        "iops_wr": 0,
         "cache": {"writeback": true, "direct": settings.direct, "no-flush": settings.no_flush},
         "write_threshold": threshold(node),
         "backing_file_depth": if flat { 0 } else { depth(node) },
         "image": image(node, flat),
     });
-    if let (Some(group), Value::Object(told)) = (group, &mut told) {
-        told.insert("group".into(), group.into());
-        for key in ["bps-total-max", "bps-read-max", "bps-write-max", "iops-total-max", "iops-read-max", "iops-write-max"] {
-            let max = objects.limit(&told_group(told), key);
-            if max > 0 {
-                let short = key.replace("-total", "").replace("-read", "_rd").replace("-write", "_wr").replace("-max", "_max");
-                told.insert(short, max.into());
-            }
-        }
-    }
     if let (Some(backing), Value::Object(told)) = (node.child(Role::Backing), &mut told) {
         told.insert("backing_file".into(), backing.filename.clone().into());
     }
     told
-}
-
-fn told_group(told: &Map<String, Value>) -> String {
-    told.get("group").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 fn threshold(node: &GraphNode) -> u64 {
@@ -129,17 +112,22 @@ fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
         "filename": node.filename,
         "format": node.driver,
         "virtual-size": size,
-        "dirty-flag": false,
     });
     let Value::Object(fields) = &mut told else { return told };
     if let Some(actual) = actual_size(node) {
         fields.insert("actual-size".into(), actual.into());
     }
-    let inside = node.inside.borrow();
-    if let Some(image) = &inside.image {
+    let holder = holder(node);
+    if let Some(image) = &holder.inside.borrow().image {
         let header = image.header();
         fields.insert("cluster-size".into(), header.cluster_size().into());
         fields.insert("dirty-flag".into(), (header.incompatible & header::INCOMPAT_DIRTY != 0).into());
+    } else if holder.inside.borrow().file.is_some() {
+        fields.insert("dirty-flag".into(), false.into());
+    }
+    let inside = node.inside.borrow();
+    if let Some(image) = &inside.image {
+        let header = image.header();
         fields.insert("format-specific".into(), format_specific(&header));
         if let Some(name) = &header.backing_name {
             fields.insert("backing-filename".into(), name.clone().into());
@@ -156,6 +144,15 @@ fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
         fields.insert("backing-image".into(), self::image(&below.skip_filters(), false));
     }
     told
+}
+
+/// The node that knows how the bytes are held: past filters, and past the raw format, which knows nothing.
+fn holder(node: &Rc<GraphNode>) -> Rc<GraphNode> {
+    let mut node = node.clone();
+    while let Some(below) = node.child(Role::Filtered).or_else(|| node.child(Role::File).filter(|_| node.driver == "raw")) {
+        node = below;
+    }
+    node
 }
 
 fn format_specific(header: &Header) -> Value {
@@ -181,6 +178,9 @@ fn actual_size(node: &Rc<GraphNode>) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
     let mut at = node.clone();
     loop {
+        if at.driver.starts_with("null-") {
+            return Some(0);
+        }
         if at.inside.borrow().file.is_some() {
             return std::fs::metadata(&at.filename).ok().map(|metadata| metadata.blocks() * 512);
         }

@@ -89,11 +89,13 @@ pub(in crate::daemon) struct Built {
     pub(in crate::daemon) inside: Inside,
     /// A file can grow under an image.
     pub(in crate::daemon) growable: bool,
+    /// Where among all nodes it stands: before those that were opened because its header names them.
+    pub(in crate::daemon) place: Option<usize>,
 }
 
 impl Built {
     pub(in crate::daemon) fn new(top: Rc<dyn Node>, links: Vec<Link>, filename: String) -> Self {
-        Self { top, links, filename, inside: Inside::default(), growable: false }
+        Self { top, links, filename, inside: Inside::default(), growable: false, place: None }
     }
 }
 
@@ -145,7 +147,7 @@ impl Graph {
                 frozen: RefCell::default(),
                 active: Cell::new(true),
             });
-            graph.enter(&node);
+            graph.enter(&node, built.place);
             graph.settle_rights().await?;
             Ok(node)
         })
@@ -250,7 +252,8 @@ impl Graph {
     fn open_null(&self, driver: &str, name: &str, settings: &Settings) -> Result<Built, Refusal> {
         let options = &settings.options;
         for (key, what) in [("latency-ns", "latency-ns is invalid"), ("size", "Image size must be non-negative")] {
-            if options.get(key).and_then(Value::as_i64).is_some_and(|number| number < 0) {
+            // Negative numbers come as the large ones that C makes of them.
+            if options.number(key).is_some_and(|number| i64::try_from(number).is_err()) {
                 return Err(generic(what));
             }
         }
@@ -287,6 +290,7 @@ impl Graph {
         let file = self.need_child(settings, "file", Role::File, level).await?;
         adapt_to_file(settings, &file)?;
         let header = header::read(&file).await?;
+        let place = Some(self.nodes.borrow().len());
         let backing = match settings.options.get("backing") {
             None => match header::backing_options(&header, &file, &self.objects.trust()).await? {
                 Some(options) => {
@@ -316,7 +320,7 @@ impl Graph {
         for (name, role, child) in others {
             links.extend(child.map(|to| Link { name, role, to, edge: None }));
         }
-        Ok(Built { inside, ..Built::new(node, links, filename) })
+        Ok(Built { inside, place, ..Built::new(node, links, filename) })
     }
 }
 

@@ -212,8 +212,6 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 fn locked(node: &GraphNode, wanted: Option<Use>, err: &headwater_block::Error) -> Refusal {
     tracing::debug!(node = node.name, "{err}");
     let quoted = if wanted == Some(Use::Write) { "\"write\"" } else { "shared \"write\"" };
-    generic(format!(
-        "Failed to get {quoted} lock: {} is used by another process; is it running? (lsof {} names it)",
-        node.filename, node.filename
-    ))
+    tracing::warn!("{} is used by another process (lsof {} names it)", node.filename, node.filename);
+    generic(format!("Failed to get {quoted} lock"))
 }

@@ -9,7 +9,7 @@ use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
-use crate::daemon::graph::{Graph, GraphNode, layer};
+use crate::daemon::graph::{Graph, GraphNode};
 use headwater_block::{Error, ErrorKind, LocalFuture};
 use headwater_job::{CommitOptions, MirrorOptions};
 use std::any::Any;
@@ -140,7 +140,7 @@ pub(in crate::daemon) async fn start(
             }),
             ..CommitOptions::default()
         };
-        let (handle, work) = headwater_job::commit(layer(top), target.disk.clone(), options);
+        let (handle, work) = headwater_job::commit(top.top(), target.disk.clone(), options);
         (handle, Box::pin(work))
     };
     let follows = *active;
