@@ -38,5 +38,5 @@ pub use mirror::{HoldGuests, MirrorOptions, SyncMode, commit_active, mirror};
 pub use on_error::OnError;
 pub use progress::Progress;
 pub use state::{Illegal, Status, Verb};
-pub use task::task;
 pub use stream::{Base, Link, StreamOptions, stream};
+pub use task::task;

@@ -30,8 +30,8 @@ use self::failure::{Refusal, generic};
 use self::graph::Graph;
 use self::graph::open::{Options, Read};
 use self::objects::Objects;
-use self::options::{CommandLine, Setting};
 pub use self::options::HELP;
+use self::options::{CommandLine, Setting};
 use crate::failure::{Failure, Outcome};
 use crate::runtime;
 use headwater_image::open_gate::Trust;
@@ -125,7 +125,11 @@ async fn set_up(commands: &Rc<Commands>, chardevs: &mut Vec<Rc<Chardev>>, settin
     Ok(())
 }
 
-async fn apply(commands: &Rc<Commands>, chardevs: &mut Vec<Rc<Chardev>>, setting: &Setting) -> Result<(), Refusal> {
+async fn apply(
+    commands: &Rc<Commands>,
+    chardevs: &mut Vec<Rc<Chardev>>,
+    setting: &Setting,
+) -> Result<(), Refusal> {
     match setting {
         Setting::Blockdev(options, _) => {
             if !options.contains_key("node-name") {
@@ -140,7 +144,9 @@ async fn apply(commands: &Rc<Commands>, chardevs: &mut Vec<Rc<Chardev>>, setting
             let chardev = Chardev::open(options).await?;
             if chardevs.iter().any(|other| other.id == chardev.id) {
                 let id = &chardev.id;
-                return Err(generic(format!("attempt to add duplicate property '{id}' to object (type 'container')")));
+                return Err(generic(format!(
+                    "attempt to add duplicate property '{id}' to object (type 'container')"
+                )));
             }
             if chardev.is_stdio() && chardevs.iter().any(|other| other.is_stdio()) {
                 return Err(generic("cannot use stdio by multiple character devices"));

@@ -5,10 +5,11 @@
 //! any other holds the opposite. The locks are open file description locks: they belong to our descriptor, end with it (also when
 //! the process dies), and hold off another descriptor of the same process, too.
 
+use super::node::FileNode;
 use headwater_block::{Error, ErrorKind, Result};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 /// "I do this" and "nobody else may do this": the first bytes of the two rows.
@@ -116,6 +117,24 @@ pub(super) fn change(fd: BorrowedFd<'_>, name: &str, old: Option<Use>, new: Opti
         let _ = try_acquire(fd, name, old);
     }
     changed
+}
+
+impl FileNode {
+    /// Changes what the image locks say that this file is used for; `None` takes them off. For a file that was opened with
+    /// [`Locking::Off`](super::Locking::Off) by someone who knows better what becomes of it. Doesn't wait for other processes. A file system without
+    /// locks is no error.
+    ///
+    /// # Errors
+    /// `InUse` if another process, or another descriptor of this one, is in the way; the locks are as before then.
+    pub fn change_locks(&self, usage: Option<Use>) -> Result<()> {
+        if self.usage.get() == usage {
+            return Ok(());
+        }
+        let held = change(self.file.fd.as_fd(), &self.name, self.usage.get(), usage)?;
+        self.locked.set(held && usage.is_some());
+        self.usage.set(usage);
+        Ok(())
+    }
 }
 
 /// Gives all locks of `fd` back.

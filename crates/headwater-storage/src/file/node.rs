@@ -41,9 +41,9 @@ pub struct FileNode {
     pub(super) kind: Kind,
     /// How it was opened, in the end.
     options: FileOptions,
-    locked: Cell<bool>,
+    pub(super) locked: Cell<bool>,
     /// What the locks were last changed to; none if they are those of the opening.
-    usage: Cell<Option<Use>>,
+    pub(super) usage: Cell<Option<Use>>,
     closed: Cell<bool>,
     /// In bytes, with everything that was written so far.
     pub(super) size: Cell<u64>,
@@ -114,22 +114,6 @@ impl FileNode {
     /// True if image locks keep other processes away.
     pub fn is_locked(&self) -> bool {
         self.locked.get()
-    }
-
-    /// Changes what the image locks say that this file is used for; `None` takes them off. For a file that was opened with
-    /// [`Locking::Off`](super::Locking::Off) by someone who knows better what becomes of it. Doesn't wait for other processes. A file system without
-    /// locks is no error.
-    ///
-    /// # Errors
-    /// `InUse` if another process, or another descriptor of this one, is in the way; the locks are as before then.
-    pub fn change_locks(&self, usage: Option<Use>) -> Result<()> {
-        if self.usage.get() == usage {
-            return Ok(());
-        }
-        let held = lock::change(self.file.fd.as_fd(), &self.name, self.usage.get(), usage)?;
-        self.locked.set(held && usage.is_some());
-        self.usage.set(usage);
-        Ok(())
     }
 
     /// Tells when a write goes past an offset of the file.

@@ -64,7 +64,8 @@ pub(super) fn enter(daemonize: bool, arguments: &[OsString]) -> Outcome<Option<S
         Some(Ok(1)) => Ok(None),
         _ => {
             let ended = child.wait().map_err(cannot)?;
-            let code = ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(crate::failure::code::FAILED);
+            let code =
+                ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(crate::failure::code::FAILED);
             Err(Failure::silent(code.max(1)))
         }
     }
@@ -90,7 +91,8 @@ impl PidFile {
         let cannot = |err| Failure::new(format!("cannot create PID file: {path}: {err}"));
         let mut file = File::options().create(true).truncate(false).write(true).open(path).map_err(cannot)?;
         if file.try_lock().is_err() {
-            let message = format!("cannot create PID file: {path}: Cannot lock pid file: another daemon has it");
+            let message =
+                format!("cannot create PID file: {path}: Cannot lock pid file: another daemon has it");
             return Err(Failure::new(message));
         }
         file.set_len(0).map_err(cannot)?;

@@ -42,7 +42,10 @@ enum Address {
 enum Kind {
     UnixServer(UnixListener, PathBuf),
     TcpServer(TcpListener),
-    Client { address: Address, reconnect: Option<Duration> },
+    Client {
+        address: Address,
+        reconnect: Option<Duration>,
+    },
     Stdio,
     /// Nobody ever comes.
     Null,
@@ -83,7 +86,9 @@ impl Chardev {
             "stdio" => Kind::Stdio,
             "null" => Kind::Null,
             "socket" => socket(data).await?,
-            other => return Err(generic(format!("chardev: '{other}' is not supported; use socket or stdio"))),
+            other => {
+                return Err(generic(format!("chardev: '{other}' is not supported; use socket or stdio")));
+            }
         };
         let device = Self {
             id: asked.id.clone(),
@@ -102,7 +107,11 @@ impl Chardev {
             Kind::Client { address, reconnect: None } => {
                 let connection = connect(address).await.map_err(|err| {
                     let name = shown(address);
-                    generic(format!("Failed to connect to '{}': {}", name.trim_start_matches("unix:"), errno(&err)))
+                    generic(format!(
+                        "Failed to connect to '{}': {}",
+                        name.trim_start_matches("unix:"),
+                        errno(&err)
+                    ))
                 })?;
                 device.first.replace(Some(connection));
             }
@@ -191,8 +200,12 @@ impl Chardev {
     async fn accept(&self) -> Option<Connection> {
         loop {
             let accepted = match &self.kind {
-                Kind::UnixServer(listener, _) => listener.accept().await.map(|(stream, _)| Connection::unix(stream)),
-                Kind::TcpServer(listener) => listener.accept().await.map(|(stream, _)| Connection::tcp(stream)),
+                Kind::UnixServer(listener, _) => {
+                    listener.accept().await.map(|(stream, _)| Connection::unix(stream))
+                }
+                Kind::TcpServer(listener) => {
+                    listener.accept().await.map(|(stream, _)| Connection::tcp(stream))
+                }
                 _ => return None,
             };
             match accepted {
@@ -236,7 +249,10 @@ async fn connect(address: &Address) -> std::io::Result<Connection> {
 
 async fn socket(data: &Options) -> Result<Kind, Refusal> {
     let empty = Options::new();
-    if data.contains_key("tls-creds") || data.flag("telnet") == Some(true) || data.flag("websocket") == Some(true) {
+    if data.contains_key("tls-creds")
+        || data.flag("telnet") == Some(true)
+        || data.flag("websocket") == Some(true)
+    {
         return Err(generic("chardev: sockets with TLS, telnet or websocket are not supported"));
     }
     let addr = data.object("addr").unwrap_or(&empty);
@@ -252,7 +268,8 @@ async fn socket(data: &Options) -> Result<Kind, Refusal> {
         other => return Err(generic(format!("chardev: sockets of type '{other}' are not supported"))),
     };
     let server = data.flag("server").unwrap_or(false);
-    let milliseconds = data.number("reconnect-ms").or_else(|| data.number("reconnect").map(|s| s.saturating_mul(1000)));
+    let milliseconds =
+        data.number("reconnect-ms").or_else(|| data.number("reconnect").map(|s| s.saturating_mul(1000)));
     if server && milliseconds.is_some_and(|ms| ms > 0) {
         return Err(generic("'reconnect' option is incompatible with socket in server listen mode"));
     }
@@ -268,7 +285,9 @@ async fn socket(data: &Options) -> Result<Kind, Refusal> {
         Address::Tcp(host, port) => {
             let host = if host.is_empty() { "0.0.0.0".to_owned() } else { host };
             let listener = TcpListener::bind((host.as_str(), port)).await;
-            listener.map(Kind::TcpServer).map_err(|err| generic(format!("Failed to listen on {host}:{port}: {err}")))
+            listener
+                .map(Kind::TcpServer)
+                .map_err(|err| generic(format!("Failed to listen on {host}:{port}: {err}")))
         }
     }
 }

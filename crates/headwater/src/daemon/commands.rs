@@ -13,8 +13,8 @@ use super::jobs::{self, Jobs, refused};
 use super::snapshot;
 use headwater_block::range_lock::{Guard, Mode, RangeLock, Token};
 use headwater_job::Status;
-use headwater_qmp::{Version, schema};
 use headwater_qmp::message::VersionTriple;
+use headwater_qmp::{Version, schema};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -123,7 +123,7 @@ impl Commands {
     async fn wind_up(self: &Rc<Self>) {
         self.jobs.cancel_all().await;
         // If there is no server, there is none to stop.
-        let _ = self.exports.stop_server().await;
+        let _ = self.exports.stop_server(true).await;
     }
 
     /// Carries a command out.
@@ -160,7 +160,11 @@ impl Commands {
             // Devices are what a machine has.
             "query-block" => json!([]),
             "query-blockstats" => {
-                if args.flag("query-nodes").unwrap_or(false) { self.graph.describe_stats() } else { json!([]) }
+                if args.flag("query-nodes").unwrap_or(false) {
+                    self.graph.describe_stats()
+                } else {
+                    json!([])
+                }
             }
             "query-chardev" => {
                 let chardevs = self.chardevs.borrow();
@@ -225,7 +229,9 @@ impl Commands {
                 job.wait_until_told(|_| false).await;
                 job.wait_for_end().await;
             }
-            "pause" if sleeps => job.wait_until_told(|status| matches!(status, Status::Paused | Status::Standby)).await,
+            "pause" if sleeps => {
+                job.wait_until_told(|status| matches!(status, Status::Paused | Status::Standby)).await
+            }
             "resume" if sleeps => {
                 job.wait_until_told(|status| !matches!(status, Status::Paused | Status::Standby)).await;
             }
@@ -269,7 +275,7 @@ impl Commands {
             "block-export-add" => self.exports.add(args).await,
             "block-export-del" => self.exports.remove(text("id"), text("mode") == "hard").await,
             "nbd-server-start" => self.exports.start_server(args),
-            "nbd-server-stop" => self.exports.stop_server().await,
+            "nbd-server-stop" => self.exports.stop_server(false).await,
             "nbd-server-add" => {
                 let mut export = args.clone();
                 let device = export.remove("device").unwrap_or_default();
@@ -296,7 +302,8 @@ impl Commands {
     }
 
     async fn resize(&self, args: &Options) -> Result<(), Refusal> {
-        let (device, name) = (args.text("device").unwrap_or_default(), args.text("node-name").unwrap_or_default());
+        let (device, name) =
+            (args.text("device").unwrap_or_default(), args.text("node-name").unwrap_or_default());
         let node = self.graph.device_or_node(device, name)?;
         let size = match args.get("size").and_then(Value::as_i64) {
             Some(size) if size < 0 => return Err(generic("Parameter 'size' expects a >0 size")),
@@ -308,7 +315,7 @@ impl Commands {
             return Err(generic("The new size must be a multiple of 512"));
         }
         let rights = Rights { does: Doing::RESIZE, bears: Doing::ALL };
-        let root = self.graph.attach(&node, "an unnamed block device", rights, false).await;
+        let root = self.graph.attach(&node, ("an unnamed block device", "root"), rights, false).await;
         let resized = match &root {
             Ok(_) => node.skip_filters().disk.resize(size).await.map_err(|err| of_error(&err)),
             Err(refusal) => Err(refusal.clone()),

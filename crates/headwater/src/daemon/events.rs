@@ -44,7 +44,10 @@ impl Events {
 }
 
 /// The time since 1970.
-#[allow(clippy::disallowed_methods, reason = "events carry the time of the day, which no decision depends on")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "events carry the time of the day, which no decision depends on"
+)]
 fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

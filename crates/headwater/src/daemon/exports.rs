@@ -1,7 +1,7 @@
 //! Exports: which nodes clients reach, and the NBD server through which they do.
 
 use super::events::Events;
-use super::failure::{Refusal, generic, of_error};
+use super::failure::{Refusal, errno_text, generic, of_error};
 use super::graph::open::{Options, Read};
 use super::graph::rights::Rights;
 use super::graph::{Graph, Root};
@@ -67,7 +67,14 @@ impl Exports {
             tls,
             ..defaults
         };
-        let server = NbdServer::start(listen(address)?, options).map_err(|err| of_error(&err))?;
+        let path = address.object("data").unwrap_or(address).text("path").map(str::to_owned);
+        let server =
+            NbdServer::start(listen(address)?, options).map_err(|err| match (path, err.os_code()) {
+                (Some(path), Some(code)) => {
+                    generic(format!("Failed to bind socket to {path}: {}", errno_text(code)))
+                }
+                _ => of_error(&err),
+            })?;
         self.server.replace(Some(server));
         Ok(())
     }
@@ -76,11 +83,14 @@ impl Exports {
     ///
     /// # Errors
     /// If there is none.
-    pub(super) async fn stop_server(self: &Rc<Self>) -> Result<(), Refusal> {
+    pub(super) async fn stop_server(self: &Rc<Self>, newest_first: bool) -> Result<(), Refusal> {
         if self.server.borrow().is_none() {
             return Err(generic("NBD server not running"));
         }
-        let ids: Vec<String> = self.exports.borrow().iter().map(|export| export.id.clone()).collect();
+        let mut ids: Vec<String> = self.exports.borrow().iter().map(|export| export.id.clone()).collect();
+        if newest_first {
+            ids.reverse();
+        }
         let mut gone = Vec::new();
         for id in ids {
             if let Ok((export, removed)) = self.withdraw(&id, Removal::Hard) {
@@ -137,12 +147,17 @@ impl Exports {
             return Err(generic(format!("export name '{name}' too long")));
         }
         if args.text("description").is_some_and(|text| text.len() > 4096) {
-            return Err(generic("description too long"));
+            let text = args.text("description").unwrap_or_default();
+            return Err(generic(format!("description '{text}' too long")));
         }
         if self.exports.borrow().iter().any(|export| export.name == name && !export.shutting_down.get()) {
             return Err(generic(format!("NBD server already has export named '{name}'")));
         }
-        let root = match self.graph.attach(&node, "an unnamed block device", Rights::of_export(writable), true).await {
+        let root = match self
+            .graph
+            .attach(&node, ("an unnamed block device", "root"), Rights::of_export(writable), true)
+            .await
+        {
             Ok(root) => root,
             Err(refusal) => {
                 self.graph.collect().await;
@@ -213,10 +228,8 @@ impl Exports {
     /// # Errors
     /// If there is none.
     pub(super) fn id_of(&self, name: &str) -> Result<String, Refusal> {
-        if self.server.borrow().is_none() {
-            return Err(generic("NBD server not running"));
-        }
-        let found = self.exports.borrow().iter().find(|export| export.name == name).map(|export| export.id.clone());
+        let found =
+            self.exports.borrow().iter().find(|export| export.name == name).map(|export| export.id.clone());
         found.ok_or_else(|| generic(format!("Export '{name}' is not found")))
     }
 
@@ -235,7 +248,11 @@ impl Exports {
 
     /// The ids of all exports and their nodes' names.
     pub(super) fn nodes(&self) -> Vec<(String, String)> {
-        self.exports.borrow().iter().map(|export| (export.id.clone(), export.root.node.borrow().name.clone())).collect()
+        self.exports
+            .borrow()
+            .iter()
+            .map(|export| (export.id.clone(), export.root.node.borrow().name.clone()))
+            .collect()
     }
 }
 

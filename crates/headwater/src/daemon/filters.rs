@@ -28,6 +28,9 @@ pub(super) async fn open(
         _ => "file",
     };
     let child = graph.need_child(settings, key, Role::Filtered, level).await?;
+    if child.is_read_only() && driver == "copy-on-read" {
+        return Err(generic("Block node is read-only"));
+    }
     if child.is_read_only() {
         if !settings.read_only && !settings.auto_read_only && settings.options.contains_key("read-only") {
             return Err(generic("Block node is read-only"));
@@ -49,12 +52,16 @@ pub(super) async fn open(
         "copy-on-read" => {
             let bottom = match settings.options.text("bottom") {
                 Some(name) => {
-                    let bottom = graph.node(name).map_err(|_| generic(format!("Bottom node '{name}' not found")))?;
+                    let bottom =
+                        graph.node(name).map_err(|_| generic(format!("Bottom node '{name}' not found")))?;
                     if bottom.is_filter() {
                         return Err(generic(format!("Bottom node '{name}' is a filter")));
                     }
                     if !Graph::is_in_chain(&child, &bottom) {
-                        return Err(generic(format!("Node '{name}' is not in the chain of '{}'", child.name)));
+                        return Err(generic(format!(
+                            "Node '{name}' is not in the chain of '{}'",
+                            child.name
+                        )));
                     }
                     Some(layer(&bottom))
                 }
@@ -64,7 +71,8 @@ pub(super) async fn open(
             Ok(built(node, vec![link]))
         }
         "blkdebug" => {
-            let node = BlkdebugNode::new(edge, blkdebug_options(&settings.options)?).map_err(|err| of_error(&err))?;
+            let node = BlkdebugNode::new(edge, blkdebug_options(&settings.options)?)
+                .map_err(|err| of_error(&err))?;
             Ok(built(node, vec![link]))
         }
         _ => {
@@ -93,12 +101,15 @@ pub(super) fn change_group(graph: &Graph, node: &GraphNode, group: &str) -> Resu
 
 fn blkdebug_options(options: &Options) -> Result<BlkdebugOptions, Refusal> {
     if options.contains_key("config") {
-        return Err(generic("blkdebug: rules come from 'inject-error' and 'set-state'; a 'config' file is not read"));
+        return Err(generic(
+            "blkdebug: rules come from 'inject-error' and 'set-state'; a 'config' file is not read",
+        ));
     }
     let state = |rule: &Options, key: &str| rule.number(key).and_then(|state| u32::try_from(state).ok());
     let event = |rule: &Options| {
         let name = rule.text("event").unwrap_or_default();
-        name.parse::<DebugEvent>().map_err(|_| generic(format!("Parameter 'event' does not accept value '{name}'")))
+        name.parse::<DebugEvent>()
+            .map_err(|_| generic(format!("Parameter 'event' does not accept value '{name}'")))
     };
     let rules = |key: &str| {
         let list = options.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
@@ -110,9 +121,10 @@ fn blkdebug_options(options: &Options) -> Result<BlkdebugOptions, Refusal> {
     let mut inject_error = Vec::new();
     for rule in rules("inject-error") {
         let iotype = match rule.text("iotype") {
-            Some(name) => {
-                Some(name.parse().map_err(|_| generic(format!("Parameter 'iotype' does not accept value '{name}'")))?)
-            }
+            Some(name) => Some(
+                name.parse()
+                    .map_err(|_| generic(format!("Parameter 'iotype' does not accept value '{name}'")))?,
+            ),
             None => None,
         };
         inject_error.push(InjectError {

@@ -152,7 +152,10 @@ impl GraphNode {
             (Some(job), Some(below)) => {
                 let link = if self.is_filter() { "file" } else { "backing" };
                 tracing::debug!(node = self.name, "job {job} needs the link as it is");
-                Err(generic(format!("Cannot change frozen '{link}' link from '{}' to '{}'", self.name, below.name)))
+                Err(generic(format!(
+                    "Cannot change frozen '{link}' link from '{}' to '{}'",
+                    self.name, below.name
+                )))
             }
             _ => Ok(()),
         }
@@ -167,6 +170,8 @@ impl GraphNode {
 pub(super) struct Root {
     /// How messages call it.
     pub(super) user: String,
+    /// And what it calls the node.
+    child: &'static str,
     pub(super) node: RefCell<Rc<GraphNode>>,
     pub(super) rights: Cell<Rights>,
     pub(super) edge: Rc<Edge>,
@@ -225,9 +230,8 @@ impl Graph {
     /// There is none.
     pub(super) fn device_or_node(&self, device: &str, node: &str) -> Result<Rc<GraphNode>, Refusal> {
         let name = if node.is_empty() { device } else { node };
-        self.find(name).ok_or_else(|| {
-            generic(format!("Cannot find device='{device}' nor node-name='{node}'"))
-        })
+        self.find(name)
+            .ok_or_else(|| generic(format!("Cannot find device='{device}' nor node-name='{node}'")))
     }
 
     /// The node of that name, for commands that have one argument for devices and nodes.
@@ -247,9 +251,10 @@ impl Graph {
             parent.links.borrow().iter().any(|link| link.role == Role::Backing && Rc::ptr_eq(&link.to, node))
         });
         match over {
-            Some(over) => {
-                Err(generic(format!("Node '{}' is busy: node is used as backing hd of '{}'", node.name, over.name)))
-            }
+            Some(over) => Err(generic(format!(
+                "Node '{}' is busy: node is used as backing hd of '{}'",
+                node.name, over.name
+            ))),
             None => Ok(()),
         }
     }
@@ -275,7 +280,8 @@ impl Graph {
 
     /// The nodes that have a link to `node`.
     pub(super) fn parents(&self, node: &Rc<GraphNode>) -> Vec<Rc<GraphNode>> {
-        let has = |parent: &&Rc<GraphNode>| parent.links.borrow().iter().any(|link| Rc::ptr_eq(&link.to, node));
+        let has =
+            |parent: &&Rc<GraphNode>| parent.links.borrow().iter().any(|link| Rc::ptr_eq(&link.to, node));
         self.nodes.borrow().iter().filter(has).cloned().collect()
     }
 
@@ -288,7 +294,7 @@ impl Graph {
         !self.parents(node).is_empty() || !self.roots_of(node).is_empty()
     }
 
-    /// Makes `user` a user of `node` with these rights; it is one for as long as the root lives. With `follows` it goes along when another
+    /// Makes `user`, who calls it `child`, a user of `node` with these rights; it is one for as long as the root lives. With `follows` it goes along when another
     /// node takes the place of this one.
     ///
     /// # Errors
@@ -296,12 +302,13 @@ impl Graph {
     pub(super) async fn attach(
         &self,
         node: &Rc<GraphNode>,
-        user: &str,
+        (user, child): (&str, &'static str),
         rights: Rights,
         follows: bool,
     ) -> Result<Rc<Root>, Refusal> {
         let root = Rc::new(Root {
             user: user.to_owned(),
+            child,
             node: RefCell::new(node.clone()),
             rights: Cell::new(rights),
             edge: Edge::new(node.disk.clone()),
@@ -327,7 +334,11 @@ impl Graph {
     pub(super) fn overlay_of(top: &Rc<GraphNode>, node: &Rc<GraphNode>) -> Option<Rc<GraphNode>> {
         top.chain().filter(|over| !over.is_filter()).find(|over| {
             over.child(Role::Backing).is_some_and(|backing| {
-                backing.chain().take_while(|n| n.is_filter()).chain([backing.skip_filters()]).any(|n| Rc::ptr_eq(&n, node))
+                backing
+                    .chain()
+                    .take_while(|n| n.is_filter())
+                    .chain([backing.skip_filters()])
+                    .any(|n| Rc::ptr_eq(&n, node))
             })
         })
     }

@@ -3,17 +3,17 @@
 //! The work is done by `headwater_job`; here a job gets an id, its hold on the graph, and a voice. Its events leave in the order in which the job
 //! had them. What it held in the graph is given back before its end is told, so that whoever hears of it finds the nodes free.
 //!
-//! - [`stream`], [`commit`]: how each kind starts, and what it changes in the graph when its work is done. [`create`]: the odd one, which makes a file.
+//! - `hold`: what a job holds in the graph. [`stream`], [`commit`]: how each kind starts, and what it changes in the graph when its work is done. [`create`]: the odd one, which makes a file.
 
 pub(super) mod commit;
 pub(super) mod create;
+mod hold;
 pub(super) mod stream;
 
+use self::hold::Hold;
 use super::commands::Turn;
 use super::events::Events;
 use super::failure::{Refusal, brief, generic, no_device};
-use super::graph::rights::{Doing, Rights};
-use super::graph::{Graph, GraphNode, Root};
 use headwater_block::LocalFuture;
 use headwater_job::{Action, Event, IoStatus, JobHandle, OnError, Operation, Outcome, Status};
 use serde_json::{Value, json};
@@ -52,122 +52,6 @@ pub(super) struct Job {
     /// True once it is in the table no more.
     gone: watch::Sender<bool>,
     was_ready: Cell<bool>,
-}
-
-/// What a job holds in the graph: given back at its end, by [`Hold::release`].
-pub(super) struct Hold {
-    graph: Rc<Graph>,
-    id: String,
-    roots: Vec<Rc<Root>>,
-    busy: Vec<Rc<GraphNode>>,
-    frozen: Vec<Rc<GraphNode>>,
-    /// Nodes that were made writable for the job.
-    read_only_again: Vec<Rc<GraphNode>>,
-    /// They stay writable: one of them is somebody's disk now.
-    pub(super) keep_writable: Rc<Cell<bool>>,
-    /// The node that stands for the job in the graph.
-    filter: Option<Rc<GraphNode>>,
-}
-
-impl Hold {
-    pub(super) fn new(graph: &Rc<Graph>, id: &str) -> Self {
-        Self {
-            graph: graph.clone(),
-            id: id.to_owned(),
-            roots: Vec::new(),
-            busy: Vec::new(),
-            frozen: Vec::new(),
-            read_only_again: Vec::new(),
-            keep_writable: Rc::default(),
-            filter: None,
-        }
-    }
-
-    /// Lets the job write to `node`.
-    pub(super) async fn make_writable(&mut self, node: &Rc<GraphNode>) -> Result<(), Refusal> {
-        if self.graph.make_writable(node, true).await? {
-            self.read_only_again.push(node.clone());
-        }
-        Ok(())
-    }
-
-    /// Makes the job a user of `node`.
-    pub(super) async fn attach(&mut self, node: &Rc<GraphNode>, does: Doing, bears: Doing) -> Result<Rc<Root>, Refusal> {
-        let user = format!("block job '{}'", self.id);
-        let root = self.graph.attach(node, &user, Rights { does, bears }, false).await?;
-        self.roots.push(root.clone());
-        Ok(root)
-    }
-
-    /// Keeps other jobs and commands away from `nodes`.
-    pub(super) fn occupy(&mut self, nodes: &[Rc<GraphNode>], kind: &str) {
-        let why = format!("block device is in use by block job: {kind}");
-        for node in nodes {
-            node.busy.borrow_mut().push((self.id.clone(), why.clone()));
-            self.busy.push(node.clone());
-        }
-    }
-
-    /// Keeps the links of `nodes` to what is below them as they are.
-    ///
-    /// # Errors
-    /// If another job has done so.
-    pub(super) fn freeze(&mut self, nodes: &[Rc<GraphNode>]) -> Result<(), Refusal> {
-        for node in nodes {
-            if let (false, Some(below)) = (node.frozen.borrow().is_empty(), node.below()) {
-                let link = if node.is_filter() { "file" } else { "backing" };
-                return Err(generic(format!("Cannot freeze '{link}' link to '{}'", below.name)));
-            }
-        }
-        for node in nodes {
-            node.frozen.borrow_mut().push(self.id.clone());
-            self.frozen.push(node.clone());
-        }
-        Ok(())
-    }
-
-    /// Puts a node that stands for the job into the graph, on top of `on`, under the name that the user chose if he did.
-    ///
-    /// # Errors
-    /// If the name is taken.
-    pub(super) fn insert_filter(&mut self, name: Option<&str>, driver: &'static str, on: &Rc<GraphNode>) -> Result<(), Refusal> {
-        let made = self.graph.add_shadow(name, driver, on);
-        let made = made.map_err(|err| generic(format!("Could not create node: {}", err.desc)))?;
-        self.filter = Some(made);
-        Ok(())
-    }
-
-    /// The links may be changed again: the job is about to do so.
-    pub(super) fn thaw(graph: &Graph, id: &str) {
-        for node in graph.nodes() {
-            node.frozen.borrow_mut().retain(|job| job != id);
-        }
-    }
-
-    /// Gives everything back.
-    pub(super) async fn release(mut self) {
-        self.roots.clear();
-        for node in self.busy.drain(..) {
-            node.busy.borrow_mut().retain(|(job, _)| *job != self.id);
-        }
-        for node in self.frozen.drain(..) {
-            node.frozen.borrow_mut().retain(|job| *job != self.id);
-        }
-        if let Some(filter) = self.filter.take() {
-            self.graph.remove_shadow(&filter);
-        }
-        self.graph.collect().await;
-        if self.keep_writable.get() {
-            return;
-        }
-        for node in self.read_only_again.drain(..) {
-            let there = self.graph.find(&node.name).is_some_and(|found| Rc::ptr_eq(&found, &node));
-            let written = self.graph.together(&node).does.has(Doing::WRITE.and(Doing::REARRANGE));
-            if there && !written && let Err(refusal) = self.graph.make_writable(&node, false).await {
-                tracing::warn!(node = node.name, "cannot be opened read-only again: {}", refusal.desc);
-            }
-        }
-    }
 }
 
 /// What a job is made of, before it is in the table.
@@ -238,7 +122,9 @@ impl Jobs {
         });
         self.jobs.borrow_mut().push(job.clone());
         // It gets as far as it gets at once, so that what it tells of its beginning comes before the command's answer.
-        let ended = std::future::poll_fn(|cx| std::task::Poll::Ready(Pin::as_mut(&mut work).poll(cx).is_ready())).await;
+        let ended =
+            std::future::poll_fn(|cx| std::task::Poll::Ready(Pin::as_mut(&mut work).poll(cx).is_ready()))
+                .await;
         while job.handle.status() < Status::Waiting
             && let Some(event) = job.handle.try_event()
         {
@@ -310,7 +196,10 @@ impl Jobs {
                     Action::Ignore => "ignore",
                     Action::Stop => "stop",
                 };
-                self.events.emit("BLOCK_JOB_ERROR", json!({"device": job.id, "operation": operation, "action": action}));
+                self.events.emit(
+                    "BLOCK_JOB_ERROR",
+                    json!({"device": job.id, "operation": operation, "action": action}),
+                );
             }
         }
     }
@@ -348,9 +237,7 @@ impl Jobs {
     /// There is none.
     pub(super) fn find_block_job(&self, device: &str) -> Result<Rc<Job>, Refusal> {
         let found = self.jobs.borrow().iter().find(|job| job.id == device && job.is_block_job()).cloned();
-        found.ok_or_else(|| {
-            Refusal::device_not_active(format!("Block job '{device}' not found"))
-        })
+        found.ok_or_else(|| Refusal::device_not_active(format!("Block job '{device}' not found")))
     }
 
     pub(super) fn query(&self) -> Value {
@@ -358,7 +245,12 @@ impl Jobs {
     }
 
     pub(super) fn query_block_jobs(&self) -> Value {
-        self.jobs.borrow().iter().filter(|job| job.is_block_job()).map(|job| job.describe_block_job()).collect()
+        self.jobs
+            .borrow()
+            .iter()
+            .filter(|job| job.is_block_job())
+            .map(|job| job.describe_block_job())
+            .collect()
     }
 
     /// Ends all jobs that can be: the daemon is about to end.
@@ -386,7 +278,9 @@ impl Job {
 
     /// Waits until it is over, or waits for something that isn't its own work.
     pub(super) async fn wait_for_rest(&self) {
-        self.handle.wait_for(|status| !matches!(status, Status::Pending | Status::Waiting | Status::Aborting)).await;
+        self.handle
+            .wait_for(|status| !matches!(status, Status::Pending | Status::Waiting | Status::Aborting))
+            .await;
         if self.handle.status().is_over() {
             self.wait_for_end().await;
         }
@@ -419,7 +313,9 @@ impl Job {
         let done = match (self.handle.status(), self.handle.outcome()) {
             (_, Some(Outcome::Completed)) | (Status::Waiting | Status::Pending, _) => self.len,
             (Status::Created, _) => 0,
-            _ if progress.total_is_exact => self.len.saturating_sub(progress.total.saturating_sub(progress.done)),
+            _ if progress.total_is_exact => {
+                self.len.saturating_sub(progress.total.saturating_sub(progress.done))
+            }
             _ => progress.done,
         };
         self.offset.set(self.offset.get().max(done.min(self.len)));

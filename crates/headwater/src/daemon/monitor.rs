@@ -146,7 +146,9 @@ async fn converse(connection: Connection, commands: &Rc<Commands>, pretty: bool)
                 if commands.is_quitting() {
                     return;
                 }
-                outbox.wait_until(|outbox| outbox.closed.get() || outbox.waiting.get() < ENOUGH_WAITING).await;
+                outbox
+                    .wait_until(|outbox| outbox.closed.get() || outbox.waiting.get() < ENOUGH_WAITING)
+                    .await;
             }
         }
     };

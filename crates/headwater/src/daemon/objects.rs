@@ -53,7 +53,9 @@ impl Objects {
         let qom_type = options.text("qom-type").ok_or_else(|| generic("Parameter 'qom-type' is missing"))?;
         check_identifier("id", id)?;
         if self.objects.borrow().iter().any(|object| object.id == id) {
-            return Err(generic(format!("attempt to add duplicate property '{id}' to object (type 'container')")));
+            return Err(generic(format!(
+                "attempt to add duplicate property '{id}' to object (type 'container')"
+            )));
         }
         let kind = match qom_type {
             "throttle-group" => {
@@ -68,7 +70,8 @@ impl Objects {
                     (Some(_), Some(_)) => return Err(generic("'file' and 'data' are mutually exclusive")),
                     (None, None) => return Err(generic("Either 'file' or 'data' must be provided")),
                     (Some(file), None) => {
-                        std::fs::metadata(file).map_err(|err| generic(format!("Unable to read {file}: {err}")))?;
+                        std::fs::metadata(file)
+                            .map_err(|err| generic(format!("Unable to read {file}: {err}")))?;
                     }
                     (None, Some(_)) => {}
                 }
@@ -103,9 +106,11 @@ impl Objects {
     /// # Errors
     /// If there is none.
     pub(super) fn throttle_group(&self, id: &str) -> Result<Rc<ThrottleGroup>, Refusal> {
-        let found = self.objects.borrow().iter().find(|object| object.id == id).and_then(|object| match &object.kind {
-            Kind::ThrottleGroup(group) => Some(group.clone()),
-            _ => None,
+        let found = self.objects.borrow().iter().find(|object| object.id == id).and_then(|object| {
+            match &object.kind {
+                Kind::ThrottleGroup(group) => Some(group.clone()),
+                _ => None,
+            }
         });
         found.ok_or_else(|| generic(format!("Throttle group '{id}' does not exist")))
     }
@@ -147,8 +152,9 @@ impl Objects {
         }
         if path.trim_end_matches('/') == "/objects" {
             let own = json!({"name": "type", "type": "string"});
-            let children =
-                objects.iter().map(|object| json!({"name": object.id, "type": format!("child<{}>", object.qom_type)}));
+            let children = objects
+                .iter()
+                .map(|object| json!({"name": object.id, "type": format!("child<{}>", object.qom_type)}));
             return Ok(std::iter::once(own).chain(children).collect());
         }
         let object = find(&objects, path)?;
@@ -199,7 +205,11 @@ impl Objects {
             ("limits", Value::Object(new)) => limits.extend(new.clone()),
             _ => match property.strip_prefix("x-").filter(|name| limits.contains_key(*name)) {
                 Some(name) if value.is_u64() => drop(limits.insert(name.to_owned(), value.clone())),
-                Some(_) => return Err(generic(format!("Invalid parameter type for '{property}', expected: integer"))),
+                Some(_) => {
+                    return Err(generic(format!(
+                        "Invalid parameter type for '{property}', expected: integer"
+                    )));
+                }
                 None => return Err(generic(format!("Property 'throttle-group.{property}' not found"))),
             },
         }
@@ -211,9 +221,10 @@ impl Objects {
 
 fn find<'a>(objects: &'a [Object], path: &str) -> Result<&'a Object, Refusal> {
     let id = path.strip_prefix("/objects/").unwrap_or(path);
-    objects.iter().find(|object| object.id == id).ok_or_else(|| {
-        Refusal::device_not_found(format!("Device '{path}' not found"))
-    })
+    objects
+        .iter()
+        .find(|object| object.id == id)
+        .ok_or_else(|| Refusal::device_not_found(format!("Device '{path}' not found")))
 }
 
 fn credentials(options: &Options, kind: CredentialsKind) -> Result<TlsCredentials, Refusal> {
@@ -221,7 +232,8 @@ fn credentials(options: &Options, kind: CredentialsKind) -> Result<TlsCredential
         Some("server") => Endpoint::Server,
         _ => Endpoint::Client,
     };
-    let directory = PathBuf::from(options.text("dir").ok_or_else(|| generic("Missing 'dir' property value"))?);
+    let directory =
+        PathBuf::from(options.text("dir").ok_or_else(|| generic("Missing 'dir' property value"))?);
     let verify_peer = options.flag("verify-peer").unwrap_or(true);
     TlsCredentials::load(&TlsOptions { kind, endpoint, directory, verify_peer }).map_err(|err| of_error(&err))
 }
@@ -230,8 +242,10 @@ fn credentials(options: &Options, kind: CredentialsKind) -> Result<TlsCredential
 fn throttle_limits(options: &Options) -> ThrottleLimits {
     let nested = options.object("limits");
     let number = |key: &str| {
-        let nested = nested.and_then(|limits| limits.number(key));
-        nested.or_else(|| options.number(&format!("x-{key}")))
+        let own = format!("x-{key}");
+        let given = nested.and_then(|limits| limits.get(key)).or_else(|| options.get(&own))?;
+        // A negative limit is none that could be kept, and refused as one that is too large.
+        Some(given.as_u64().unwrap_or(u64::MAX))
     };
     let limit = |name: &str| Limit {
         rate: number(name).unwrap_or(0),
@@ -243,13 +257,19 @@ fn throttle_limits(options: &Options) -> ThrottleLimits {
         read: limit(&format!("{unit}-read")),
         write: limit(&format!("{unit}-write")),
     };
-    ThrottleLimits { bps: directions("bps"), iops: directions("iops"), iops_size: number("iops-size").unwrap_or(0) }
+    ThrottleLimits {
+        bps: directions("bps"),
+        iops: directions("iops"),
+        iops_size: number("iops-size").unwrap_or(0),
+    }
 }
 
 fn shown_limits(limits: &ThrottleLimits) -> Value {
     let mut shown = Options::new();
     for (unit, directions) in [("iops", &limits.iops), ("bps", &limits.bps)] {
-        for (direction, limit) in [("total", &directions.total), ("read", &directions.read), ("write", &directions.write)] {
+        for (direction, limit) in
+            [("total", &directions.total), ("read", &directions.read), ("write", &directions.write)]
+        {
             let name = format!("{unit}-{direction}");
             shown.insert(name.clone(), limit.rate.into());
             shown.insert(format!("{name}-max"), limit.max.into());

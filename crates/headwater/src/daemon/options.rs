@@ -2,9 +2,9 @@
 
 use super::graph::open::Options;
 use crate::failure::{Failure, Outcome};
+use headwater_qmp::QmpError;
 use headwater_qmp::option::{self, OptionKind, Parsed};
 use headwater_qmp::opts::{self, ParsedChardev, Trace};
-use headwater_qmp::QmpError;
 use std::ffi::OsString;
 
 /// What the command line asks for.
@@ -146,7 +146,9 @@ fn full_name(name: &str) -> Outcome<&'static str> {
     let matching: Vec<&'static str> = all.filter(|option| option.starts_with(name)).collect();
     match matching[..] {
         [only] => Ok(only),
-        _ if matching.contains(&name) => Ok(matching.into_iter().find(|option| *option == name).unwrap_or("help")),
+        _ if matching.contains(&name) => {
+            Ok(matching.into_iter().find(|option| *option == name).unwrap_or("help"))
+        }
         [] => Err(wrong(&format!("unrecognized option '--{name}'"))),
         _ => Err(wrong(&format!("option '--{name}' is ambiguous: {}", matching.join(", ")))),
     }
@@ -176,7 +178,9 @@ fn take(line: &mut Line, name: &'static str, value: String) -> Outcome<Option<St
         }
         "trace" => {
             let trace = opts::parse_trace(&value).map_err(refuse)?;
-            if trace.help || trace.enable.as_deref().is_some_and(|pattern| pattern == "help" || pattern == "?") {
+            if trace.help
+                || trace.enable.as_deref().is_some_and(|pattern| pattern == "help" || pattern == "?")
+            {
                 return Ok(Some(super::trace::EVENTS.map(|name| format!("{name}\n")).concat()));
             }
             line.trace.push(trace);
@@ -219,7 +223,13 @@ fn object_help(of: Option<&str>) -> String {
             return "List of user creatable objects:\n  iothread\n  secret\n  throttle-group\n  tls-creds-psk\n  tls-creds-x509\n".into();
         }
         Some("throttle-group") => {
-            let one = |name: &str| [format!("x-{name}=<int>"), format!("x-{name}-max=<int>"), format!("x-{name}-max-length=<int>")];
+            let one = |name: &str| {
+                [
+                    format!("x-{name}=<int>"),
+                    format!("x-{name}-max=<int>"),
+                    format!("x-{name}-max-length=<int>"),
+                ]
+            };
             let all = LIMITS.iter().flat_map(|name| one(name));
             std::iter::once("limits=<ThrottleLimits>".to_owned()).chain(all).collect()
         }

@@ -114,7 +114,11 @@ async fn finish(graph: &Rc<Graph>, taken: Result<(), Refusal>, done: Vec<Done>) 
 async fn take(graph: &Rc<Graph>, kind: &str, args: &Options, done: &mut Vec<Done>) -> Result<(), Refusal> {
     let text = |key: &str| args.text(key).unwrap_or_default();
     let sync = kind == "blockdev-snapshot-sync";
-    let node = if sync { graph.device_or_node(text("device"), text("node-name"))? } else { graph.any(text("node"))? };
+    let node = if sync {
+        graph.device_or_node(text("device"), text("node-name"))?
+    } else {
+        graph.any(text("node"))?
+    };
     node.check_idle()?;
     graph.check_not_backing(&node)?;
     let mut file = None;
@@ -143,16 +147,18 @@ async fn take(graph: &Rc<Graph>, kind: &str, args: &Options, done: &mut Vec<Done
     let checked = check(graph, &node, &overlay);
     let was_writable = !node.is_read_only();
     let linked = match checked {
-        Ok(()) => async {
-            node.disk.flush().await.map_err(|err| of_error(&err))?;
-            graph.set_backing(&overlay, Some(&node)).await?;
-            if let Err(refusal) = graph.replace(&node, &overlay).await {
-                graph.set_backing(&overlay, None).await?;
-                return Err(refusal);
+        Ok(()) => {
+            async {
+                node.disk.flush().await.map_err(|err| of_error(&err))?;
+                graph.set_backing(&overlay, Some(&node)).await?;
+                if let Err(refusal) = graph.replace(&node, &overlay).await {
+                    graph.set_backing(&overlay, None).await?;
+                    return Err(refusal);
+                }
+                Ok(())
             }
-            Ok(())
+            .await
         }
-        .await,
         Err(refusal) => Err(refusal),
     };
     match linked {
@@ -184,7 +190,10 @@ fn check(graph: &Graph, node: &Rc<GraphNode>, overlay: &Rc<GraphNode>) -> Result
         return Err(generic("The overlay is already in use"));
     }
     if Rc::ptr_eq(node, overlay) || Graph::is_in_chain(node, overlay) {
-        return Err(generic(format!("Making '{}' a backing child of '{}' would create a cycle", node.name, overlay.name)));
+        return Err(generic(format!(
+            "Making '{}' a backing child of '{}' would create a cycle",
+            node.name, overlay.name
+        )));
     }
     Ok(())
 }
@@ -244,9 +253,9 @@ async fn open_overlay(graph: &Rc<Graph>, args: &Options) -> Result<Rc<GraphNode>
 pub(super) async fn change_backing_file(graph: &Rc<Graph>, args: &Options) -> Result<(), Refusal> {
     let text = |key: &str| args.text(key).unwrap_or_default();
     let device = graph.any(text("device"))?;
-    let image = graph.node(text("image-node-name")).map_err(|_| {
-        generic(format!("Cannot find device='' nor node-name='{}'", text("image-node-name")))
-    })?;
+    let image = graph
+        .node(text("image-node-name"))
+        .map_err(|_| generic(format!("Cannot find device='' nor node-name='{}'", text("image-node-name"))))?;
     if !Graph::is_in_chain(&device, &image) {
         return Err(generic(format!("'{}' and image file are not in the same chain", text("device"))));
     }
@@ -256,7 +265,8 @@ pub(super) async fn change_backing_file(graph: &Rc<Graph>, args: &Options) -> Re
     image.check_idle()?;
     let changed = graph.make_writable(&image, true).await?;
     let link = BackingLink { name: text("backing-file"), format: backing.skip_filters().driver };
-    let written = image.disk.change_backing(Some(link), Some(backing.top())).await.map_err(|err| of_error(&err));
+    let written =
+        image.disk.change_backing(Some(link), Some(backing.top())).await.map_err(|err| of_error(&err));
     if changed {
         graph.make_writable(&image, false).await?;
     }

@@ -1,9 +1,10 @@
 //! Nodes that are reached over a network, from options.
 
-use super::failure::{Refusal, cannot_open, generic};
+use super::failure::{Refusal, cannot_open, errno_text, generic};
 use super::graph::Settings;
 use super::graph::open::{Built, Options, Read};
 use super::objects::Objects;
+use headwater_block::ErrorKind;
 use headwater_nbd::{IpFamily, NbdAddress, NbdUri};
 use headwater_storage::http::{HttpNode, HttpOptions};
 use headwater_storage::nbd::{NbdNode, NbdOptions, Server};
@@ -40,14 +41,34 @@ pub(super) async fn open_nbd(objects: &Objects, settings: &mut Settings) -> Resu
         ..NbdOptions::default()
     };
     let filename = if export.is_empty() { shown } else { with_export(&shown, export) };
-    let node = NbdNode::open(server, export, nbd).await.map_err(|err| cannot_open(&filename, &err))?;
+    let node = NbdNode::open(server, export, nbd).await.map_err(|err| match (err.os_code(), err.kind()) {
+        (Some(code), _) => {
+            generic(format!("Failed to connect to '{}': {}", plain(address), errno_text(code)))
+        }
+        (None, ErrorKind::NotFound) => {
+            tracing::debug!("{err}");
+            generic("Requested export not available")
+        }
+        _ => cannot_open(&filename, &err),
+    })?;
     if headwater_block::Node::is_read_only(&*node) && !settings.read_only {
         if !settings.auto_read_only {
-            return Err(generic("request on write denied without write permission: the server exports it read-only"));
+            return Err(generic(
+                "request on write denied without write permission: the server exports it read-only",
+            ));
         }
         settings.read_only = true;
     }
     Ok(Built::new(node, Vec::new(), filename))
+}
+
+/// A server's address as messages have it.
+fn plain(address: &Options) -> String {
+    match (address.text("path"), address.text("host"), address.text("port")) {
+        (Some(path), ..) => path.to_owned(),
+        (None, Some(host), Some(port)) => format!("{host}:{port}"),
+        _ => address.text("str").unwrap_or_default().to_owned(),
+    }
 }
 
 fn with_export(address: &str, export: &str) -> String {
@@ -63,11 +84,15 @@ fn server(address: &Options) -> Result<(Server, String), Refusal> {
     match text("type") {
         "unix" if address.flag("abstract").unwrap_or(false) => {
             let tight = address.flag("tight").unwrap_or(true);
-            Ok((Server::Abstract { name: text("path").into(), tight }, format!("nbd+unix:///?socket=@{}", text("path"))))
+            Ok((
+                Server::Abstract { name: text("path").into(), tight },
+                format!("nbd+unix:///?socket=@{}", text("path")),
+            ))
         }
-        "unix" => {
-            Ok((Server::Unix { path: PathBuf::from(text("path")) }, format!("nbd+unix:///?socket={}", text("path"))))
-        }
+        "unix" => Ok((
+            Server::Unix { path: PathBuf::from(text("path")) },
+            format!("nbd+unix:///?socket={}", text("path")),
+        )),
         "inet" => {
             let port = port(text("port"))?;
             let host = text("host").to_owned();
@@ -108,7 +133,8 @@ pub(super) fn port(text: &str) -> Result<u16, Refusal> {
 /// # Errors
 /// If there is none of that number.
 pub(super) fn descriptor(text: &str) -> Result<OwnedFd, Refusal> {
-    let number: i32 = text.parse().map_err(|_| generic(format!("'{text}' is not the number of a file descriptor")))?;
+    let number: i32 =
+        text.parse().map_err(|_| generic(format!("'{text}' is not the number of a file descriptor")))?;
     // A copy of ours: who gave it to this process may use it for something else as well.
     let pid = rustix::process::getpid();
     let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
@@ -124,7 +150,9 @@ pub(super) fn descriptor(text: &str) -> Result<OwnedFd, Refusal> {
 /// If it can't be reached, or an option isn't supported.
 pub(super) async fn open_http(settings: &mut Settings) -> Result<Built, Refusal> {
     let options = settings.options.clone();
-    for unsupported in ["username", "password-secret", "proxy-username", "proxy-password-secret", "cookie", "cookie-secret"] {
+    for unsupported in
+        ["username", "password-secret", "proxy-username", "proxy-password-secret", "cookie", "cookie-secret"]
+    {
         if options.contains_key(unsupported) {
             return Err(generic(format!("Option '{unsupported}' is not supported")));
         }
@@ -156,7 +184,9 @@ pub(super) fn uri_options(uri: &str) -> Result<Options, Refusal> {
         _ if NbdUri::is_nbd(uri) => {
             let parsed: NbdUri = uri.parse().map_err(|err| generic(format!("{uri}: {err}")))?;
             let server = match &parsed.address {
-                NbdAddress::Tcp { host, port } => json!({"type": "inet", "host": host, "port": port.to_string()}),
+                NbdAddress::Tcp { host, port } => {
+                    json!({"type": "inet", "host": host, "port": port.to_string()})
+                }
                 NbdAddress::Unix { path } => json!({"type": "unix", "path": path.to_string_lossy()}),
             };
             json!({"driver": "nbd", "server": server, "export": parsed.export})

@@ -44,7 +44,8 @@ pub(super) fn start(options: &[Trace]) -> Outcome {
     let mut sink = Sink { patterns: Vec::new(), file: None };
     for Trace { enable, events, file, .. } in options {
         if let Some(path) = file {
-            let file = File::create(path).map_err(|err| Failure::new(format!("--trace: cannot write {path}: {err}")))?;
+            let file = File::create(path)
+                .map_err(|err| Failure::new(format!("--trace: cannot write {path}: {err}")))?;
             sink.file = Some(Mutex::new(file));
         }
         if let Some(path) = events {
@@ -115,7 +116,8 @@ fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
         Some((start, rest)) => {
-            name.starts_with(start) && (start.len()..=name.len()).any(|at| name.get(at..).is_some_and(|end| matches(rest, end)))
+            name.starts_with(start)
+                && (start.len()..=name.len()).any(|at| name.get(at..).is_some_and(|end| matches(rest, end)))
         }
     }
 }
@@ -126,9 +128,13 @@ mod tests {
 
     #[test]
     fn a_star_stands_for_anything() {
-        for (pattern, name, expected) in
-            [("stream_*", "stream_start", true), ("*_start", "stream_start", true), ("*", "", true), ("a*c", "abd", false), ("a", "ab", false)]
-        {
+        for (pattern, name, expected) in [
+            ("stream_*", "stream_start", true),
+            ("*_start", "stream_start", true),
+            ("*", "", true),
+            ("a*c", "abd", false),
+            ("a", "ab", false),
+        ] {
             assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
         }
     }

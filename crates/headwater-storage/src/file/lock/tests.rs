@@ -49,7 +49,10 @@ fn locks_follow_what_a_file_is_used_for() {
     assert!(try_lock(scratch.path(), Use::Read).is_err());
     change(file.as_fd(), "disk", Some(Use::Write), Some(Use::Read)).unwrap();
     let reader = try_lock(scratch.path(), Use::Read).expect("readers tolerate each other");
-    assert!(change(file.as_fd(), "disk", Some(Use::Read), Some(Use::Write)).is_err(), "a reader is in the way");
+    assert!(
+        change(file.as_fd(), "disk", Some(Use::Read), Some(Use::Write)).is_err(),
+        "a reader is in the way"
+    );
     drop(reader);
     assert!(try_lock(scratch.path(), Use::Write).is_err(), "what was held before the failure is held again");
     change(file.as_fd(), "disk", Some(Use::Read), None).unwrap();

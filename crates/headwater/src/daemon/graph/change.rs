@@ -3,11 +3,11 @@
 use super::open::{self, Options, Read};
 use super::rights::{Doing, Rights};
 use super::{Graph, GraphNode, Link, Role, Settings};
+use crate::daemon::events::Events;
 use crate::daemon::failure::{Refusal, generic, of_error};
 use headwater_block::drain::Drained;
 use headwater_block::{DetectZeroes, DiskOptions};
 use headwater_image::raw::{RawNode, RawOptions};
-use crate::daemon::events::Events;
 use serde_json::json;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -18,14 +18,25 @@ impl Graph {
     ///
     /// # Errors
     /// If the users of both don't agree; then nothing has changed.
-    pub(in crate::daemon) async fn replace(&self, from: &Rc<GraphNode>, to: &Rc<GraphNode>) -> Result<(), Refusal> {
-        let parents: Vec<_> = self.parents(from).into_iter().filter(|parent| !Rc::ptr_eq(parent, to)).collect();
+    pub(in crate::daemon) async fn replace(
+        &self,
+        from: &Rc<GraphNode>,
+        to: &Rc<GraphNode>,
+    ) -> Result<(), Refusal> {
+        let parents: Vec<_> =
+            self.parents(from).into_iter().filter(|parent| !Rc::ptr_eq(parent, to)).collect();
         for parent in &parents {
             parent.check_not_frozen()?;
-            if parent.links.borrow().iter().any(|link| {
-                Rc::ptr_eq(&link.to, from) && matches!(link.role, Role::File | Role::DataFile)
-            }) {
-                return Err(generic(format!("Node '{}' is the file of node '{}', which keeps it", from.name, parent.name)));
+            if parent
+                .links
+                .borrow()
+                .iter()
+                .any(|link| Rc::ptr_eq(&link.to, from) && matches!(link.role, Role::File | Role::DataFile))
+            {
+                return Err(generic(format!(
+                    "Node '{}' is the file of node '{}', which keeps it",
+                    from.name, parent.name
+                )));
             }
         }
         let roots: Vec<_> = self.roots_of(from).into_iter().filter(|root| root.follows).collect();
@@ -48,7 +59,9 @@ impl Graph {
         let mut edges: Vec<_> = roots.iter().map(|root| root.edge.clone()).collect();
         for parent in &parents {
             let links = parent.links.borrow();
-            edges.extend(links.iter().filter(|link| Rc::ptr_eq(&link.to, to)).filter_map(|link| link.edge.clone()));
+            edges.extend(
+                links.iter().filter(|link| Rc::ptr_eq(&link.to, to)).filter_map(|link| link.edge.clone()),
+            );
         }
         // All are held before the first leads elsewhere: no two of them may write to both nodes.
         let mut held = Vec::new();
@@ -85,7 +98,12 @@ impl Graph {
         let relink = |to: Option<&Rc<GraphNode>>| {
             let mut links = over.links.borrow_mut();
             links.retain(|link| link.role != Role::Backing);
-            links.extend(to.map(|to| Link { name: "backing", role: Role::Backing, to: to.clone(), edge: None }));
+            links.extend(to.map(|to| Link {
+                name: "backing",
+                role: Role::Backing,
+                to: to.clone(),
+                edge: None,
+            }));
         };
         relink(backing);
         if let Err(refusal) = self.settle_rights().await {
@@ -148,13 +166,27 @@ impl Graph {
     ///
     /// # Errors
     /// If a file can't be opened for writing, or somebody is in the way.
-    pub(in crate::daemon) async fn make_writable(self: &Rc<Self>, node: &Rc<GraphNode>, writable: bool) -> Result<bool, Refusal> {
+    pub(in crate::daemon) async fn make_writable(
+        self: &Rc<Self>,
+        node: &Rc<GraphNode>,
+        writable: bool,
+    ) -> Result<bool, Refusal> {
         let node = node.skip_filters();
         if node.is_read_only() != writable {
             return Ok(false);
         }
         let old = node.settings.borrow().clone();
         self.open_again(&node, Settings { read_only: !writable, ..old }).await?;
+        // A file that was opened with the image goes back with it.
+        if let Some(file) =
+            node.child(Role::File).filter(|file| !writable && !file.owned.get() && !file.is_read_only())
+        {
+            let old = file.settings.borrow().clone();
+            self.open_again(&file, Settings { read_only: true, ..old }).await?;
+            // The image holds the file by what it was.
+            let settings = node.settings.borrow().clone();
+            self.open_again(&node, settings).await?;
+        }
         Ok(true)
     }
 
@@ -255,7 +287,10 @@ impl Graph {
             return Err(generic(format!("Cannot change the option 'driver' of node '{name}'")));
         }
         if let Some(file) = options.text("file")
-            && node.child(Role::File).or_else(|| node.child(Role::Filtered)).is_some_and(|child| child.name != file)
+            && node
+                .child(Role::File)
+                .or_else(|| node.child(Role::Filtered))
+                .is_some_and(|child| child.name != file)
         {
             return Err(generic(format!("Cannot change the option 'file' of node '{name}' to another node")));
         }
@@ -267,11 +302,16 @@ impl Graph {
         }
         if let Some(wanted) = options.get("backing") {
             let wanted = match wanted {
-                serde_json::Value::String(wanted) if !wanted.is_empty() => Some(self.device_or_node("", wanted)?),
+                serde_json::Value::String(wanted) if !wanted.is_empty() => {
+                    Some(self.device_or_node("", wanted)?)
+                }
                 _ => None,
             };
             self.change_backing_node(&node, wanted).await?;
-        } else if node.driver == "qcow2" && node.child(Role::Backing).is_some() && !old.options.contains_key("backing") {
+        } else if node.driver == "qcow2"
+            && node.child(Role::Backing).is_some()
+            && !old.options.contains_key("backing")
+        {
             return Err(generic(format!("backing is missing for '{name}'")));
         }
         let cache = options.object("cache");
@@ -284,7 +324,9 @@ impl Graph {
             force_share: options.flag("force-share").unwrap_or(false),
             options: options.clone(),
         };
-        let differs = settings.read_only != old.read_only || settings.direct != old.direct || settings.no_flush != old.no_flush;
+        let differs = settings.read_only != old.read_only
+            || settings.direct != old.direct
+            || settings.no_flush != old.no_flush;
         if differs {
             node.check_idle()?;
             self.open_again(&node, settings).await?;
@@ -301,12 +343,20 @@ impl Graph {
             _ => DetectZeroes::Off,
         };
         let now = node.disk.options();
-        node.disk.set_options(DiskOptions { detect_zeroes, ignore_discards: ignore && !node.is_filter(), ..now });
+        node.disk.set_options(DiskOptions {
+            detect_zeroes,
+            ignore_discards: ignore && !node.is_filter(),
+            ..now
+        });
         Ok(())
     }
 
     /// Another backing for an image, as far as the graph allows it.
-    async fn change_backing_node(&self, node: &Rc<GraphNode>, wanted: Option<Rc<GraphNode>>) -> Result<(), Refusal> {
+    async fn change_backing_node(
+        &self,
+        node: &Rc<GraphNode>,
+        wanted: Option<Rc<GraphNode>>,
+    ) -> Result<(), Refusal> {
         let now = node.child(Role::Backing);
         let same = match (&now, &wanted) {
             (Some(now), Some(wanted)) => Rc::ptr_eq(now, wanted),
@@ -320,7 +370,10 @@ impl Graph {
         if let Some(wanted) = &wanted
             && Self::is_in_chain(wanted, node)
         {
-            return Err(generic(format!("Making '{}' a backing child of '{}' would create a cycle", wanted.name, node.name)));
+            return Err(generic(format!(
+                "Making '{}' a backing child of '{}' would create a cycle",
+                wanted.name, node.name
+            )));
         }
         let drained = node.disk.drain().await;
         let changed = self.set_backing(node, wanted.as_ref()).await;
@@ -414,7 +467,9 @@ impl Graph {
             self.roots_of(node).iter().filter(|root| root.follows).map(|root| root.edge.clone()).collect();
         for parent in self.parents(node) {
             let links = parent.links.borrow();
-            edges.extend(links.iter().filter(|link| Rc::ptr_eq(&link.to, node)).filter_map(|link| link.edge.clone()));
+            edges.extend(
+                links.iter().filter(|link| Rc::ptr_eq(&link.to, node)).filter_map(|link| link.edge.clone()),
+            );
         }
         let mut held = Vec::new();
         for edge in edges {
@@ -423,12 +478,16 @@ impl Graph {
         held
     }
 
-    /// Puts `base` in the place of `top`, for all who use that, at the end of job `id`, which still holds both.
+    /// Puts `base` in the place of `top`, for all who use that, at the end of the job that calls itself `user` and still holds both.
     ///
     /// # Errors
     /// If the users of both don't agree; then nothing has changed.
-    pub(in crate::daemon) async fn pivot(&self, top: &Rc<GraphNode>, base: &Rc<GraphNode>, id: &str) -> Result<(), Refusal> {
-        let user = format!("block job '{id}'");
+    pub(in crate::daemon) async fn pivot(
+        &self,
+        top: &Rc<GraphNode>,
+        base: &Rc<GraphNode>,
+        user: &str,
+    ) -> Result<(), Refusal> {
         let own: Vec<_> = self.roots().into_iter().filter(|root| root.user == user).collect();
         let was: Vec<Rights> = own.iter().map(|root| root.rights.get()).collect();
         // From here on the job needs nothing of them.

@@ -54,7 +54,9 @@ impl Graph {
         for (at, (export, node)) in exports.iter().enumerate() {
             let number = nodes.len() + 1 + at;
             all.push(json!({"id": number, "type": "block-backend", "name": export}));
-            edges.push(json!({"name": "root", "parent": number, "child": id(node), "perm": [], "shared-perm": []}));
+            edges.push(
+                json!({"name": "root", "parent": number, "child": id(node), "perm": [], "shared-perm": []}),
+            );
         }
         json!({"nodes": all, "edges": edges})
     }
@@ -131,7 +133,8 @@ fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
         fields.insert("format-specific".into(), format_specific(&header));
         if let Some(name) = &header.backing_name {
             fields.insert("backing-filename".into(), name.clone().into());
-            let full = node.child(Role::Backing).map_or_else(|| name.clone(), |backing| backing.filename.clone());
+            let full =
+                node.child(Role::Backing).map_or_else(|| name.clone(), |backing| backing.filename.clone());
             fields.insert("full-backing-filename".into(), full.into());
             if let Some(format) = header.backing_format() {
                 fields.insert("backing-filename-format".into(), format.into());
@@ -149,7 +152,9 @@ fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
 /// The node that knows how the bytes are held: past filters, and past the raw format, which knows nothing.
 fn holder(node: &Rc<GraphNode>) -> Rc<GraphNode> {
     let mut node = node.clone();
-    while let Some(below) = node.child(Role::Filtered).or_else(|| node.child(Role::File).filter(|_| node.driver == "raw")) {
+    while let Some(below) =
+        node.child(Role::Filtered).or_else(|| node.child(Role::File).filter(|_| node.driver == "raw"))
+    {
         node = below;
     }
     node

@@ -7,11 +7,12 @@ use super::GraphNode;
 use super::open::Options;
 use crate::daemon::failure::{Refusal, generic, of_error};
 use crate::daemon::sources;
-use headwater_block::BufferMut;
+use headwater_block::{BufferMut, ErrorKind};
 use headwater_image::open_gate::{self, Location, Role, Trust};
 use headwater_image::probe::{self, Format};
 use headwater_image::qcow2::header::Header;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// The first bytes of a qcow2 image.
 const MAGIC: &[u8] = b"QFI\xfb";
@@ -43,7 +44,16 @@ pub(super) async fn backing_options(
 ) -> Result<Option<Options>, Refusal> {
     let Some(name) = &header.backing_name else { return Ok(None) };
     let image = Location::of_operator(&file.filename);
-    let location = open_gate::admit(&image, name, Role::Backing, trust).map_err(|err| of_error(&err))?;
+    let location = open_gate::admit(&image, name, Role::Backing, trust).map_err(|err| match err.kind() {
+        ErrorKind::NotFound => {
+            let path = Path::new(&file.filename).parent().unwrap_or(Path::new("")).join(name);
+            let path = path.display();
+            generic(format!(
+                "Could not open backing file: Could not open '{path}': No such file or directory"
+            ))
+        }
+        _ => of_error(&err),
+    })?;
     let format = match header.backing_format() {
         Some(format) => format,
         None => guess_format(&location, trust)?,
@@ -99,7 +109,8 @@ fn guess_format(location: &Location, trust: &Trust) -> Result<String, Refusal> {
     let mut head = Vec::new();
     let cannot = |err| generic(format!("Could not open '{}': {err}", path.display()));
     let file = std::fs::File::open(path).map_err(cannot)?;
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, probe::PROBE_LEN as u64), &mut head).map_err(cannot)?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, probe::PROBE_LEN as u64), &mut head)
+        .map_err(cannot)?;
     let format = probe::probe(&head, &path.to_string_lossy()).map_err(|err| of_error(&err))?;
     if format == Format::Raw || trust.allow_probed_format {
         return Ok(format.to_string());

@@ -104,7 +104,11 @@ impl Graph {
     ///
     /// # Errors
     /// Names that are taken or not there, what can't be opened, and conflicts with others who use the same nodes.
-    pub(in crate::daemon) async fn add(self: &Rc<Self>, options: Options, owned: bool) -> Result<Rc<GraphNode>, Refusal> {
+    pub(in crate::daemon) async fn add(
+        self: &Rc<Self>,
+        options: Options,
+        owned: bool,
+    ) -> Result<Rc<GraphNode>, Refusal> {
         let made = self.open(options, Inherited::default()).await;
         if let Ok(node) = &made {
             node.owned.set(owned);
@@ -130,7 +134,8 @@ impl Graph {
                 Some(name) => graph.check_name(name)?.to_owned(),
                 None => graph.invent_name(),
             };
-            let driver = options.text("driver").ok_or_else(|| generic("Parameter 'driver' is missing"))?.to_owned();
+            let driver =
+                options.text("driver").ok_or_else(|| generic("Parameter 'driver' is missing"))?.to_owned();
             let mut settings = settings(options, above);
             let built = graph.build(&name, &driver, &mut settings, above.level).await?;
             let disk_options = disk_options(&settings, &built, above)?;
@@ -228,11 +233,14 @@ impl Graph {
             return Err(generic(format!("The '{driver}' block driver requires a file name")));
         }
         if options.text("aio") == Some("native") && !settings.direct {
-            return Err(generic("aio=native was specified, but it requires cache.direct=on, which was not specified."));
+            return Err(generic(
+                "aio=native was specified, but it requires cache.direct=on, which was not specified.",
+            ));
         }
         if options.contains_key("pr-manager") {
             return Err(generic("Option 'pr-manager' is not supported"));
         }
+        check_kind(driver, &filename)?;
         let file_options = FileOptions {
             read_only: settings.read_only,
             auto_read_only: settings.auto_read_only,
@@ -243,7 +251,8 @@ impl Graph {
             demand: if driver == "file" { Demand::Regular } else { Demand::Device },
             ..FileOptions::default()
         };
-        let file = FileNode::open(&self.engine, &filename, file_options).map_err(|err| cannot_open(&filename, &err))?;
+        let file = FileNode::open(&self.engine, &filename, file_options)
+            .map_err(|err| cannot_open(&filename, &err))?;
         settings.read_only = file.is_read_only();
         let inside = Inside { file: Some(file.clone()), ..Inside::default() };
         Ok(Built { inside, growable: driver == "file", ..Built::new(file, Vec::new(), filename) })
@@ -251,7 +260,9 @@ impl Graph {
 
     fn open_null(&self, driver: &str, name: &str, settings: &Settings) -> Result<Built, Refusal> {
         let options = &settings.options;
-        for (key, what) in [("latency-ns", "latency-ns is invalid"), ("size", "Image size must be non-negative")] {
+        for (key, what) in
+            [("latency-ns", "latency-ns is invalid"), ("size", "Image size must be non-negative")]
+        {
             // Negative numbers come as the large ones that C makes of them.
             if options.number(key).is_some_and(|number| i64::try_from(number).is_err()) {
                 return Err(generic(what));
@@ -337,8 +348,27 @@ pub(super) async fn open_image(
         read_only: settings.read_only,
         cache_size: cache_size.unwrap_or(Qcow2Options::DEFAULT_CACHE_SIZE).max(64 << 10),
     };
-    let children = Children { data_file: data_file.map(|node| node.top()), backing: backing.map(|node| node.top()) };
+    let children =
+        Children { data_file: data_file.map(|node| node.top()), backing: backing.map(|node| node.top()) };
     Qcow2Node::open(file.top(), children, options).await.map_err(|err| of_error(&err))
+}
+
+/// Refuses what isn't a file, or isn't a device. What isn't there at all, opening tells.
+fn check_kind(driver: &str, filename: &str) -> Result<(), Refusal> {
+    use std::os::unix::fs::FileTypeExt;
+    let Ok(kind) = std::fs::metadata(filename).map(|metadata| metadata.file_type()) else { return Ok(()) };
+    if kind.is_dir() {
+        return Err(generic(format!("Could not open '{filename}': Is a directory")));
+    }
+    match driver {
+        "file" if !kind.is_file() => {
+            Err(generic(format!("'file' driver requires '{filename}' to be a regular file")))
+        }
+        "host_device" if !kind.is_block_device() => Err(generic(format!(
+            "'host_device' driver requires '{filename}' to be either a character or block device"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses windows that aren't in a file of `actual` bytes.
@@ -404,7 +434,8 @@ fn disk_options(settings: &Settings, built: &Built, above: Inherited) -> Result<
     Ok(DiskOptions {
         detect_zeroes,
         read_only: settings.read_only,
-        growable: built.growable || (filter && built.links.iter().all(|link| link.to.disk.options().growable)),
+        growable: built.growable
+            || (filter && built.links.iter().all(|link| link.to.disk.options().growable)),
         ignore_discards: !unmap && !filter,
         copy_on_read: false,
     })
@@ -414,8 +445,18 @@ impl Built {
     /// The driver's name for as long as the program runs.
     fn top_driver(&self, driver: &str) -> &'static str {
         const DRIVERS: [&str; 12] = [
-            "file", "host_device", "null-co", "null-aio", "nbd", "http", "https", "raw", "qcow2", "throttle",
-            "copy-on-read", "blkdebug",
+            "file",
+            "host_device",
+            "null-co",
+            "null-aio",
+            "nbd",
+            "http",
+            "https",
+            "raw",
+            "qcow2",
+            "throttle",
+            "copy-on-read",
+            "blkdebug",
         ];
         DRIVERS.into_iter().find(|known| *known == driver).unwrap_or("blkverify")
     }

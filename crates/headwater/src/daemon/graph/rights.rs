@@ -63,10 +63,10 @@ pub(in crate::daemon) struct Rights {
 }
 
 impl Rights {
-    /// Of an export, which bears everything.
+    /// Of an export, which bears everything but another size.
     pub(in crate::daemon) fn of_export(writable: bool) -> Self {
         let does = if writable { Doing::READ.and(Doing::WRITE) } else { Doing::READ };
-        Self { does, bears: Doing::ALL }
+        Self { does, bears: Doing::ALL.without(Doing::RESIZE) }
     }
 }
 
@@ -83,7 +83,7 @@ impl Graph {
         let mut users: Vec<User> = self
             .roots_of(node)
             .iter()
-            .map(|root| User { who: root.user.clone(), child: "root", rights: root.rights.get() })
+            .map(|root| User { who: root.user.clone(), child: root.child, rights: root.rights.get() })
             .collect();
         for parent in self.parents(node) {
             for link in parent.links.borrow().iter().filter(|link| Rc::ptr_eq(&link.to, node)) {
@@ -129,7 +129,11 @@ impl Graph {
             }
             Role::File | Role::DataFile => {
                 let changes = Doing::WRITE.and(Doing::RESIZE);
-                let does = if settings.read_only || !parent.active.get() { Doing::READ } else { Doing::READ.and(changes) };
+                let does = if settings.read_only || !parent.active.get() {
+                    Doing::READ
+                } else {
+                    Doing::READ.and(changes)
+                };
                 let bears = if settings.force_share { Doing::ALL } else { Doing::ALL.without(changes) };
                 Rights { does, bears }
             }

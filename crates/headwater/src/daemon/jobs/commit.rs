@@ -37,8 +37,7 @@ pub(in crate::daemon) async fn start(
     let scope = scope(graph, args)?;
     let Scope { device, top, base, active } = &scope;
     let part = Graph::part(top, None);
-    let mut nodes: Vec<_> =
-        part.iter().take_while(|node| !Rc::ptr_eq(node, base)).cloned().collect();
+    let mut nodes: Vec<_> = part.iter().take_while(|node| !Rc::ptr_eq(node, base)).cloned().collect();
     let over = if *active { None } else { Graph::overlay_of(device, top) };
     for node in over.iter().chain(&nodes).chain([base]) {
         node.check_idle()?;
@@ -50,7 +49,7 @@ pub(in crate::daemon) async fn start(
     let mask = args.flag("backing-mask-protocol").unwrap_or(false);
     let job = job_args(jobs, args)?;
     let target = base.skip_filters();
-    let mut hold = Hold::new(graph, &job.id);
+    let mut hold = Hold::new(graph, "commit", &job.id);
     let frozen: Vec<_> = over.iter().chain(&nodes).cloned().collect();
     let named = hold.freeze(&frozen).and_then(|()| {
         let driver = if *active { "mirror_top" } else { "commit_top" };
@@ -67,18 +66,23 @@ pub(in crate::daemon) async fn start(
             hold.make_writable(over).await?;
             // Its header will change.
             let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
-            hold.attach(over, Doing::READ.and(Doing::REARRANGE), shares).await?;
+            hold.attach(over, "overlay", Doing::READ.and(Doing::REARRANGE), shares).await?;
         }
         // What is written to the base is not seen by those above, who find the same bytes in a layer that is nearer.
-        hold.attach(&target, Doing::READ.and(Doing::REARRANGE), Doing::READ.and(Doing::REARRANGE)).await?;
+        hold.attach(&target, "base", Doing::READ.and(Doing::REARRANGE), Doing::READ.and(Doing::REARRANGE))
+            .await?;
         for node in nodes.iter().filter(|node| !node.is_filter()) {
             let shares = Doing::READ.and(Doing::REARRANGE);
-            let shares = if *active && Rc::ptr_eq(node, &top.skip_filters()) { shares.and(Doing::WRITE) } else { shares };
-            hold.attach(node, Doing::READ, shares).await?;
+            let shares = if *active && Rc::ptr_eq(node, &top.skip_filters()) {
+                shares.and(Doing::WRITE)
+            } else {
+                shares
+            };
+            hold.attach(node, "intermediate node", Doing::READ, shares).await?;
         }
         nodes.extend(over.iter().cloned());
         nodes.push(base.clone());
-        hold.occupy(&nodes, "commit");
+        hold.occupy(&nodes);
         Ok(())
     }
     .await;
@@ -88,7 +92,7 @@ pub(in crate::daemon) async fn start(
         return Err(refusal);
     }
     let len = top.disk.size();
-    let (kind, id) = ("commit", job.id.clone());
+    let (kind, id, user) = ("commit", job.id.clone(), hold.user());
     let (handle, work): (_, LocalFuture<'static, _>) = if *active {
         let options = MirrorOptions {
             speed: job.speed,
@@ -109,7 +113,7 @@ pub(in crate::daemon) async fn start(
                     Box::pin(async move {
                         let _turn = turn.take().await;
                         Hold::thaw(&graph, &id);
-                        let pivoted = graph.pivot(&top, &base, &id).await;
+                        let pivoted = graph.pivot(&top, &base, &user).await;
                         keep_writable.set(pivoted.is_ok());
                         pivoted.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))
                     })
@@ -117,7 +121,8 @@ pub(in crate::daemon) async fn start(
             }),
             ..MirrorOptions::default()
         };
-        let (handle, work) = headwater_job::commit_active(top.skip_filters().disk.clone(), target.disk.clone(), options);
+        let (handle, work) =
+            headwater_job::commit_active(top.skip_filters().disk.clone(), target.disk.clone(), options);
         (handle, Box::pin(work))
     } else {
         let options = CommitOptions {
@@ -132,7 +137,9 @@ pub(in crate::daemon) async fn start(
                         let _turn = turn.take().await;
                         Hold::thaw(&graph, &id);
                         match &over {
-                            Some(over) => relink(&graph, over, Some(&base), backing_file.as_deref(), mask).await,
+                            Some(over) => {
+                                relink(&graph, over, Some(&base), backing_file.as_deref(), mask).await
+                            }
                             None => Ok(()),
                         }
                     })

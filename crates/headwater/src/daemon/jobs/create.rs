@@ -18,15 +18,25 @@ use std::rc::Rc;
 ///
 /// # Errors
 /// If the id is taken, or no such image can be made.
-pub(in crate::daemon) async fn start(graph: &Rc<Graph>, jobs: &Rc<Jobs>, args: &Options) -> Result<(), Refusal> {
+pub(in crate::daemon) async fn start(
+    graph: &Rc<Graph>,
+    jobs: &Rc<Jobs>,
+    args: &Options,
+) -> Result<(), Refusal> {
     let id = jobs.check_id(args.text("job-id"))?.to_owned();
     let options = args.object("options").cloned().unwrap_or_default();
     let driver = options.text("driver").unwrap_or_default().to_owned();
     if !matches!(driver.as_str(), "file" | "qcow2") {
         return Err(generic(format!("Driver '{driver}' does not support image creation")));
     }
-    let job = JobArgs { id: id.clone(), speed: 0, on_error: OnError::Report, auto_finalize: true, auto_dismiss: false };
-    let hold = Hold::new(graph, &id);
+    let job = JobArgs {
+        id: id.clone(),
+        speed: 0,
+        on_error: OnError::Report,
+        auto_finalize: true,
+        auto_dismiss: false,
+    };
+    let hold = Hold::new(graph, "create", &id);
     let work = {
         let graph = graph.clone();
         async move {
@@ -39,7 +49,16 @@ pub(in crate::daemon) async fn start(graph: &Rc<Graph>, jobs: &Rc<Jobs>, args: &
         }
     };
     let (handle, work) = headwater_job::task(work, true);
-    jobs.start(Plan { kind: "create", args: job, len: 1, follows: false, hold, handle, work: Box::pin(work) }).await;
+    jobs.start(Plan {
+        kind: "create",
+        args: job,
+        len: 1,
+        follows: false,
+        hold,
+        handle,
+        work: Box::pin(work),
+    })
+    .await;
     Ok(())
 }
 
@@ -53,7 +72,9 @@ async fn file(graph: &Rc<Graph>, options: &Options) -> Result<(), Refusal> {
     // As `O_CREAT | O_TRUNC` would: what is there is made empty, once nobody else uses it.
     let file_options = FileOptions { cache: Cache::Buffered, ..FileOptions::default() };
     let file = match FileNode::create(&graph.engine, filename, file_options) {
-        Err(err) if err.kind() == ErrorKind::AlreadyExists => FileNode::open(&graph.engine, filename, file_options),
+        Err(err) if err.kind() == ErrorKind::AlreadyExists => {
+            FileNode::open(&graph.engine, filename, file_options)
+        }
         made => made,
     };
     let file = file.map_err(|err| cannot_open(filename, &err))?;
@@ -83,7 +104,7 @@ async fn qcow2(graph: &Rc<Graph>, options: &Options) -> Result<(), Refusal> {
         return Err(generic("Preallocation of qcow2 images is not supported"));
     }
     let rights = Rights { does: Doing::WRITE.and(Doing::RESIZE), bears: Doing::NOTHING };
-    let root = graph.attach(&file, "image creation", rights, false).await?;
+    let root = graph.attach(&file, ("image creation", "file"), rights, false).await?;
     let v2 = options.text("version") == Some("v2");
     let backing = match options.text("backing-file") {
         Some(name) => {
@@ -95,9 +116,16 @@ async fn qcow2(graph: &Rc<Graph>, options: &Options) -> Result<(), Refusal> {
     let create = CreateOptions {
         version: if v2 { 2 } else { 3 },
         cluster_size: options.number("cluster-size").unwrap_or(65536),
-        refcount_bits: options.number("refcount-bits").and_then(|bits| u32::try_from(bits).ok()).unwrap_or(16),
+        refcount_bits: options
+            .number("refcount-bits")
+            .and_then(|bits| u32::try_from(bits).ok())
+            .unwrap_or(16),
         extended_l2: options.flag("extended-l2").unwrap_or(false),
-        compression: if options.text("compression-type") == Some("zstd") { Compression::Zstd } else { Compression::Zlib },
+        compression: if options.text("compression-type") == Some("zstd") {
+            Compression::Zstd
+        } else {
+            Compression::Zlib
+        },
         backing,
         ..CreateOptions::new(options.number("size").unwrap_or(0))
     };

@@ -43,10 +43,10 @@ pub(in crate::daemon) async fn start(
     let job = job_args(jobs, args)?;
 
     let over = top.skip_filters();
-    let mut hold = Hold::new(graph, &job.id);
-    let named = hold.freeze(&part).and_then(|()| {
-        hold.insert_filter(args.text("filter-node-name"), "copy-on-read", &over)
-    });
+    let mut hold = Hold::new(graph, "stream", &job.id);
+    let named = hold
+        .freeze(&part)
+        .and_then(|()| hold.insert_filter(args.text("filter-node-name"), "copy-on-read", &over));
     if let Err(refusal) = named {
         hold.release().await;
         return Err(refusal);
@@ -55,11 +55,11 @@ pub(in crate::daemon) async fn start(
         speed(args)?;
         hold.make_writable(&over).await?;
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
-        hold.attach(&over, Doing::READ.and(Doing::REARRANGE), shares).await?;
+        hold.attach(&over, "main node", Doing::READ.and(Doing::REARRANGE), shares).await?;
         for node in part.iter().filter(|node| !Rc::ptr_eq(node, &over) && !node.is_filter()) {
-            hold.attach(node, Doing::READ, Doing::READ.and(Doing::REARRANGE)).await?;
+            hold.attach(node, "intermediate node", Doing::READ, Doing::READ.and(Doing::REARRANGE)).await?;
         }
-        hold.occupy(&part, "stream");
+        hold.occupy(&part);
         Ok(())
     }
     .await;
@@ -82,7 +82,9 @@ pub(in crate::daemon) async fn start(
             })
         })
     };
-    let base = end.as_ref().map(|node| Base { node: layer(node), link: Link { name: String::new(), format: String::new() } });
+    let base = end
+        .as_ref()
+        .map(|node| Base { node: layer(node), link: Link { name: String::new(), format: String::new() } });
     let options = StreamOptions {
         base,
         speed: job.speed,
@@ -203,7 +205,9 @@ pub(in crate::daemon) fn recorded_name(over: &str, name: &str) -> String {
         parent.unwrap_or(Path::new(".")).to_owned()
     };
     if directory(over) == directory(name) {
-        return Path::new(name).file_name().map_or_else(|| name.to_owned(), |name| name.to_string_lossy().into_owned());
+        return Path::new(name)
+            .file_name()
+            .map_or_else(|| name.to_owned(), |name| name.to_string_lossy().into_owned());
     }
     std::fs::canonicalize(name).map_or_else(|_| name.to_owned(), |path| path.to_string_lossy().into_owned())
 }

@@ -1,0 +1,145 @@
+//! What a job holds in the graph while it exists: nodes that nobody else may work on, links that stay as they are, images that were opened for
+//! writing, and a node that stands for the job.
+
+use crate::daemon::failure::{Refusal, generic};
+use crate::daemon::graph::rights::{Doing, Rights};
+use crate::daemon::graph::{Graph, GraphNode, Root};
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// What a job holds in the graph: given back at its end, by [`Hold::release`].
+pub(in crate::daemon) struct Hold {
+    graph: Rc<Graph>,
+    kind: &'static str,
+    id: String,
+    roots: Vec<Rc<Root>>,
+    busy: Vec<Rc<GraphNode>>,
+    frozen: Vec<Rc<GraphNode>>,
+    /// Nodes that were made writable for the job.
+    read_only_again: Vec<Rc<GraphNode>>,
+    /// They stay writable: one of them is somebody's disk now.
+    pub(super) keep_writable: Rc<Cell<bool>>,
+    /// The node that stands for the job in the graph.
+    filter: Option<Rc<GraphNode>>,
+}
+
+impl Hold {
+    pub(super) fn new(graph: &Rc<Graph>, kind: &'static str, id: &str) -> Self {
+        Self {
+            graph: graph.clone(),
+            kind,
+            id: id.to_owned(),
+            roots: Vec::new(),
+            busy: Vec::new(),
+            frozen: Vec::new(),
+            read_only_again: Vec::new(),
+            keep_writable: Rc::default(),
+            filter: None,
+        }
+    }
+
+    /// Lets the job write to `node`.
+    pub(super) async fn make_writable(&mut self, node: &Rc<GraphNode>) -> Result<(), Refusal> {
+        if self.graph.make_writable(node, true).await? {
+            self.read_only_again.push(node.clone());
+        }
+        Ok(())
+    }
+
+    /// Makes the job a user of `node`.
+    pub(super) async fn attach(
+        &mut self,
+        node: &Rc<GraphNode>,
+        child: &'static str,
+        does: Doing,
+        bears: Doing,
+    ) -> Result<(), Refusal> {
+        let user = self.user();
+        let root = self.graph.attach(node, (&user, child), Rights { does, bears }, false).await?;
+        self.roots.push(root);
+        Ok(())
+    }
+
+    /// How messages call the job.
+    pub(super) fn user(&self) -> String {
+        format!("{} job '{}'", self.kind, self.id)
+    }
+
+    /// Keeps other jobs and commands away from `nodes`.
+    pub(super) fn occupy(&mut self, nodes: &[Rc<GraphNode>]) {
+        let why = format!("block device is in use by block job: {}", self.kind);
+        for node in nodes {
+            node.busy.borrow_mut().push((self.id.clone(), why.clone()));
+            self.busy.push(node.clone());
+        }
+    }
+
+    /// Keeps the links of `nodes` to what is below them as they are.
+    ///
+    /// # Errors
+    /// If another job has done so.
+    pub(super) fn freeze(&mut self, nodes: &[Rc<GraphNode>]) -> Result<(), Refusal> {
+        for node in nodes {
+            if let (false, Some(below)) = (node.frozen.borrow().is_empty(), node.below()) {
+                let link = if node.is_filter() { "file" } else { "backing" };
+                return Err(generic(format!("Cannot freeze '{link}' link to '{}'", below.name)));
+            }
+        }
+        for node in nodes {
+            node.frozen.borrow_mut().push(self.id.clone());
+            self.frozen.push(node.clone());
+        }
+        Ok(())
+    }
+
+    /// Puts a node that stands for the job into the graph, on top of `on`, under the name that the user chose if he did.
+    ///
+    /// # Errors
+    /// If the name is taken.
+    pub(super) fn insert_filter(
+        &mut self,
+        name: Option<&str>,
+        driver: &'static str,
+        on: &Rc<GraphNode>,
+    ) -> Result<(), Refusal> {
+        let made = self.graph.add_shadow(name, driver, on);
+        let made = made.map_err(|err| generic(format!("Could not create node: {}", err.desc)))?;
+        self.filter = Some(made);
+        Ok(())
+    }
+
+    /// The links may be changed again: the job is about to do so.
+    pub(super) fn thaw(graph: &Graph, id: &str) {
+        for node in graph.nodes() {
+            node.frozen.borrow_mut().retain(|job| job != id);
+        }
+    }
+
+    /// Gives everything back.
+    pub(super) async fn release(mut self) {
+        self.roots.clear();
+        for node in self.busy.drain(..) {
+            node.busy.borrow_mut().retain(|(job, _)| *job != self.id);
+        }
+        for node in self.frozen.drain(..) {
+            node.frozen.borrow_mut().retain(|job| *job != self.id);
+        }
+        if let Some(filter) = self.filter.take() {
+            self.graph.remove_shadow(&filter);
+        }
+        self.graph.collect().await;
+        if self.keep_writable.get() {
+            return;
+        }
+        for node in self.read_only_again.drain(..) {
+            let there = self.graph.find(&node.name).is_some_and(|found| Rc::ptr_eq(&found, &node));
+            let written = self.graph.together(&node).does.has(Doing::WRITE.and(Doing::REARRANGE));
+            if there
+                && !written
+                && let Err(refusal) = self.graph.make_writable(&node, false).await
+            {
+                tracing::warn!(node = node.name, "cannot be opened read-only again: {}", refusal.desc);
+            }
+        }
+    }
+}
