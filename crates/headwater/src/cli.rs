@@ -15,6 +15,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod demo;
 pub mod info;
+pub mod jobs;
 pub mod man;
 pub mod map;
 pub mod serve;
@@ -62,6 +63,8 @@ pub enum Verb {
     /// Run the storage daemon: qemu-storage-daemon's options and QMP.
     #[command(disable_help_flag = true, after_long_help = crate::daemon::HELP)]
     Daemon(daemon::DaemonArgs),
+    /// List, start, pause, limit, cancel and watch the jobs of a running daemon.
+    Jobs(jobs::JobsArgs),
     /// Show all of it at work on a source made for the occasion, prove it correct, and clean up.
     Demo(demo::DemoArgs),
     /// Print a completion script for a shell.
@@ -194,6 +197,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Check(args) => check::run(args),
         Verb::Ctl(args) => ctl::run(args),
         Verb::Daemon(args) => daemon::run(args),
+        Verb::Jobs(args) => jobs::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Completions(args) => completions::run(args),
         Verb::Man(args) => man::run(args),

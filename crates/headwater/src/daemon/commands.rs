@@ -267,6 +267,7 @@ impl Commands {
             "block_resize" => self.resize(args).await,
             "block-stream" => jobs::stream::start(&self.graph, &self.jobs, &self.turn, args).await,
             "block-commit" => jobs::commit::start(&self.graph, &self.jobs, &self.turn, args).await,
+            "blockdev-mirror" => jobs::mirror::start(&self.graph, &self.jobs, &self.turn, args).await,
             "block-set-write-threshold" => {
                 let node = self.graph.node(text("node-name"))?;
                 self.graph.watch_writes(&node, args.number("write-threshold").unwrap_or(0), &self.events);

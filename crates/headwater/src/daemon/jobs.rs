@@ -3,11 +3,12 @@
 //! The work is done by `headwater_job`; here a job gets an id, its hold on the graph, and a voice. Its events leave in the order in which the job
 //! had them. What it held in the graph is given back before its end is told, so that whoever hears of it finds the nodes free.
 //!
-//! - `hold`: what a job holds in the graph. [`stream`], [`commit`]: how each kind starts, and what it changes in the graph when its work is done. [`create`]: the odd one, which makes a file.
+//! - `hold`: what a job holds in the graph. [`stream`], [`commit`], [`mirror`]: how each kind starts, and what it changes in the graph when its work is done. [`create`]: the odd one, which makes a file.
 
 pub(super) mod commit;
 pub(super) mod create;
 mod hold;
+pub(super) mod mirror;
 pub(super) mod stream;
 
 use self::hold::Hold;
@@ -125,10 +126,11 @@ impl Jobs {
         let ended =
             std::future::poll_fn(|cx| std::task::Poll::Ready(Pin::as_mut(&mut work).poll(cx).is_ready()))
                 .await;
-        while job.handle.status() < Status::Waiting
-            && let Some(event) = job.handle.try_event()
-        {
+        while let Some(event) = job.handle.try_event() {
             self.tell(&job, &event);
+            if matches!(event, Event::Status(Status::Running)) {
+                break;
+            }
         }
         if !ended {
             tokio::task::spawn_local(work);

@@ -151,11 +151,14 @@ fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
 
 /// The node that knows how the bytes are held: past filters, and past the raw format, which knows nothing.
 fn holder(node: &Rc<GraphNode>) -> Rc<GraphNode> {
+    let below = |node: &Rc<GraphNode>| {
+        let raw = node.driver == "raw";
+        let passed = node.child(Role::Shadow).or_else(|| node.child(Role::Filtered));
+        passed.or_else(|| node.child(Role::File).filter(|_| raw))
+    };
     let mut node = node.clone();
-    while let Some(below) =
-        node.child(Role::Filtered).or_else(|| node.child(Role::File).filter(|_| node.driver == "raw"))
-    {
-        node = below;
+    while let Some(next) = below(&node) {
+        node = next;
     }
     node
 }
@@ -189,7 +192,7 @@ fn actual_size(node: &Rc<GraphNode>) -> Option<u64> {
         if at.inside.borrow().file.is_some() {
             return std::fs::metadata(&at.filename).ok().map(|metadata| metadata.blocks() * 512);
         }
-        let below = at.child(Role::File).or_else(|| at.child(Role::Filtered))?;
+        let below = [Role::File, Role::Filtered, Role::Shadow].into_iter().find_map(|role| at.child(role))?;
         at = below;
     }
 }

@@ -27,7 +27,7 @@ pub(in crate::daemon) async fn start(
     let options = args.object("options").cloned().unwrap_or_default();
     let driver = options.text("driver").unwrap_or_default().to_owned();
     if !matches!(driver.as_str(), "file" | "qcow2") {
-        return Err(generic(format!("Driver '{driver}' does not support image creation")));
+        return Err(generic("Driver does not support blockdev-create"));
     }
     let job = JobArgs {
         id: id.clone(),
@@ -91,7 +91,7 @@ async fn file(graph: &Rc<Graph>, options: &Options) -> Result<(), Refusal> {
 
 async fn qcow2(graph: &Rc<Graph>, options: &Options) -> Result<(), Refusal> {
     let file = match options.get("file") {
-        Some(Value::String(name)) => graph.device_or_node("", name)?,
+        Some(Value::String(name)) => graph.any(name)?,
         Some(Value::Object(inline)) => graph.add(inline.clone(), false).await?,
         _ => return Err(generic("Parameter 'file' is missing")),
     };
@@ -105,6 +105,15 @@ async fn qcow2(graph: &Rc<Graph>, options: &Options) -> Result<(), Refusal> {
     }
     let rights = Rights { does: Doing::WRITE.and(Doing::RESIZE), bears: Doing::NOTHING };
     let root = graph.attach(&file, ("image creation", "file"), rights, false).await?;
+    if options.contains_key("backing-fmt") && !options.contains_key("backing-file") {
+        return Err(generic("Backing format cannot be used without backing file"));
+    }
+    if !options.number("size").unwrap_or(0).is_multiple_of(512) {
+        return Err(generic("Image size must be a multiple of 512 bytes"));
+    }
+    if options.flag("lazy-refcounts") == Some(true) {
+        return Err(generic("Lazy refcounts are not supported"));
+    }
     let v2 = options.text("version") == Some("v2");
     let backing = match options.text("backing-file") {
         Some(name) => {

@@ -185,6 +185,10 @@ pub(in crate::daemon) async fn relink(
     });
     let format = image.as_ref().map(|image| recorded_format(image, mask));
     let link = recorded.as_ref().zip(format).map(|(name, format)| BackingLink { name, format });
+    if over.child(Role::Backing).is_none() && base.is_none() {
+        // It stood alone before, and some formats know nothing else.
+        return Ok(());
+    }
     over.disk.change_backing(link, base.map(|base| base.top())).await?;
     graph.set_backing(over, base).await.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))
 }

@@ -1,0 +1,230 @@
+//! `headwater jobs SOCKET`: the jobs of a running daemon, for people: list them, start, pause, limit, cancel and watch them, without typing JSON.
+
+use crate::failure::{Failure, Outcome, code};
+use crate::output;
+use crate::size::{human, parse_size};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `jobs`.
+#[derive(Debug, Args)]
+pub struct JobsArgs {
+    /// The Unix socket of one of the daemon's monitors (--chardev socket,path=SOCKET,server=on,...).
+    pub socket: PathBuf,
+    /// What to do; by default the jobs are listed.
+    #[command(subcommand)]
+    pub command: Option<JobsCommand>,
+}
+
+/// What can be done.
+#[derive(Debug, Clone, Subcommand)]
+pub enum JobsCommand {
+    /// List the jobs and how far they are.
+    List {
+        /// One line of JSON for each job.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Start to stream into a node what its backing chain holds.
+    Stream {
+        /// The node.
+        node: String,
+        /// The job's name; by default the node's.
+        #[arg(long)]
+        id: Option<String>,
+        /// Stream only what lies above this node.
+        #[arg(long)]
+        base: Option<String>,
+        /// Copy at most so many bytes a second (50M).
+        #[arg(long, value_parser = parse_size, default_value = "0")]
+        rate: u64,
+    },
+    /// Copy nothing until resumed.
+    Pause {
+        /// The job.
+        id: String,
+    },
+    /// Copy on.
+    Resume {
+        /// The job.
+        id: String,
+    },
+    /// Copy at most RATE bytes a second from now on; 0 is without limit.
+    Rate {
+        /// The job.
+        id: String,
+        /// Bytes a second (50M).
+        #[arg(value_parser = parse_size)]
+        rate: u64,
+    },
+    /// Give a job up; what it copied stays.
+    Cancel {
+        /// The job.
+        id: String,
+    },
+    /// End a job that is ready: what it made takes its place.
+    Complete {
+        /// The job.
+        id: String,
+    },
+    /// Make the result of a pending job final.
+    Finalize {
+        /// The job.
+        id: String,
+    },
+    /// Forget a job that is over.
+    Dismiss {
+        /// The job.
+        id: String,
+    },
+    /// Print what happens, one line for each event, until the job is over, or all are.
+    Watch {
+        /// The job; by default all.
+        id: Option<String>,
+    },
+}
+
+/// Does what the arguments say.
+///
+/// # Errors
+/// If the daemon can't be reached, or refuses.
+pub fn run(args: JobsArgs) -> Outcome {
+    let mut daemon = Daemon::connect(&args.socket)?;
+    let verb = |daemon: &mut Daemon, verb: &str, id: &str| daemon.command(verb, json!({"id": id})).map(drop);
+    match args.command.unwrap_or(JobsCommand::List { json: false }) {
+        JobsCommand::List { json } => list(&mut daemon, json),
+        JobsCommand::Stream { node, id, base, rate } => {
+            let mut arguments =
+                json!({"job-id": id.as_ref().unwrap_or(&node), "device": node, "speed": rate});
+            if let (Value::Object(arguments), Some(base)) = (&mut arguments, base) {
+                arguments.insert("base-node".into(), base.into());
+            }
+            daemon.command("block-stream", arguments).map(drop)
+        }
+        JobsCommand::Pause { id } => verb(&mut daemon, "job-pause", &id),
+        JobsCommand::Resume { id } => verb(&mut daemon, "job-resume", &id),
+        JobsCommand::Rate { id, rate } => {
+            daemon.command("block-job-set-speed", json!({"device": id, "speed": rate})).map(drop)
+        }
+        JobsCommand::Cancel { id } => verb(&mut daemon, "job-cancel", &id),
+        JobsCommand::Complete { id } => verb(&mut daemon, "job-complete", &id),
+        JobsCommand::Finalize { id } => verb(&mut daemon, "job-finalize", &id),
+        JobsCommand::Dismiss { id } => verb(&mut daemon, "job-dismiss", &id),
+        JobsCommand::Watch { id } => watch(&mut daemon, id.as_deref()),
+    }
+}
+
+fn list(daemon: &mut Daemon, as_json: bool) -> Outcome {
+    let jobs = daemon.command("query-jobs", json!({}))?;
+    let block_jobs = daemon.command("query-block-jobs", json!({}))?;
+    let mut lines = String::new();
+    for job in jobs.as_array().into_iter().flatten() {
+        let text = |key: &str| job.get(key).and_then(Value::as_str).unwrap_or_default();
+        let block_job =
+            block_jobs.as_array().into_iter().flatten().find(|other| other.get("device") == job.get("id"));
+        let number = |key: &str| block_job.and_then(|job| job.get(key)).and_then(Value::as_u64).unwrap_or(0);
+        if as_json {
+            lines.push_str(&format!("{}\n", block_job.unwrap_or(job)));
+            continue;
+        }
+        let (offset, len, speed) = (number("offset"), number("len"), number("speed"));
+        let percent = (u128::from(offset) * 100).checked_div(u128::from(len)).unwrap_or(100);
+        let limit = if speed > 0 { format!(", at most {}/s", human(speed)) } else { String::new() };
+        let error =
+            job.get("error").and_then(Value::as_str).map(|error| format!(": {error}")).unwrap_or_default();
+        lines.push_str(&format!(
+            "{}  {}  {}  {percent}% of {}{limit}{error}\n",
+            text("id"),
+            text("type"),
+            text("status"),
+            human(len),
+        ));
+    }
+    output::print(lines.as_bytes())
+}
+
+/// Prints events until the job is no more.
+fn watch(daemon: &mut Daemon, id: Option<&str>) -> Outcome {
+    let jobs = daemon.command("query-jobs", json!({}))?;
+    let known = |id: &str| {
+        jobs.as_array().into_iter().flatten().any(|job| job.get("id").and_then(Value::as_str) == Some(id))
+    };
+    if let Some(id) = id.filter(|id| !known(id)) {
+        return Err(Failure::new(format!("there is no job '{id}'")));
+    }
+    let mut left = jobs.as_array().map_or(0, Vec::len);
+    while id.is_some() || left > 0 {
+        let message = daemon.receive()?;
+        let Some(event) = message.get("event").and_then(Value::as_str) else { continue };
+        let data = message.get("data").cloned().unwrap_or_default();
+        let of = data
+            .get("id")
+            .or_else(|| data.get("device"))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
+        if id.is_some_and(|id| id != of) {
+            continue;
+        }
+        output::print(format!("{event} {data}\n").as_bytes())?;
+        match data.get("status").and_then(Value::as_str) {
+            Some("null") if id.is_some() => return Ok(()),
+            Some("null") => left = left.saturating_sub(1),
+            Some("created") => left += 1,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A connection to a daemon's monitor.
+struct Daemon {
+    shown: String,
+    stream: UnixStream,
+    lines: BufReader<UnixStream>,
+}
+
+impl Daemon {
+    fn connect(path: &Path) -> Outcome<Self> {
+        let shown = path.display().to_string();
+        let cannot =
+            |err| Failure::new(format!("cannot connect to {shown}: {err}; is a daemon's monitor there?"));
+        let stream = UnixStream::connect(path).map_err(cannot)?;
+        let lines = BufReader::new(stream.try_clone().map_err(cannot)?);
+        let mut daemon = Self { shown, stream, lines };
+        daemon.receive()?;
+        daemon.command("qmp_capabilities", json!({}))?;
+        Ok(daemon)
+    }
+
+    fn receive(&mut self) -> Outcome<Value> {
+        let mut line = String::new();
+        let lost = |why: &str| Failure::new(format!("{}: the connection was lost: {why}", self.shown));
+        match self.lines.read_line(&mut line) {
+            Ok(0) => Err(lost("the daemon has ended")),
+            Ok(_) => serde_json::from_str(&line).map_err(|err| lost(&err.to_string())),
+            Err(err) => Err(lost(&err.to_string())),
+        }
+    }
+
+    /// Gives a command and waits for its answer; events in between are nobody's concern.
+    fn command(&mut self, name: &str, arguments: Value) -> Outcome<Value> {
+        let line = format!("{}\n", json!({"execute": name, "arguments": arguments}));
+        self.stream
+            .write_all(line.as_bytes())
+            .map_err(|err| Failure::new(format!("{}: the connection was lost: {err}", self.shown)))?;
+        loop {
+            let mut answer = self.receive()?;
+            if let Some(result) = answer.get_mut("return") {
+                return Ok(result.take());
+            }
+            if let Some(error) = answer.get("error") {
+                let desc = error.get("desc").and_then(Value::as_str).unwrap_or_default();
+                return Err(Failure { code: code::FAILED, message: Some(format!("{}: {desc}", self.shown)) });
+            }
+        }
+    }
+}
