@@ -161,6 +161,7 @@ impl Copier for FromBelow {
     }
 
     fn copy(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<Copied, Failed>> {
+        tracing::trace!(target: "qemu", event = "stream_one_iteration", offset = run.range.start, end = run.range.end);
         let options = CopyUpOptions {
             base: self.base.clone(),
             detect_zeroes: self.detect_zeroes,

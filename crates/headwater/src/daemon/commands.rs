@@ -199,6 +199,7 @@ impl Commands {
             Ok(job) => job,
             Err(refusal) => return Some(Err(refusal)),
         };
+        tracing::trace!(target: super::trace::TARGET, event = "job_apply_verb", id, verb, state = %job.handle.status());
         let sleeps = !job.handle.is_busy();
         let force = family == "job" || args.flag("force").unwrap_or(false);
         let asked = match verb {
@@ -326,19 +327,24 @@ impl Commands {
         resized
     }
 
+    /// `blockdev-set-active`: an inactive image is left to others; nothing here writes to it.
     async fn set_active(&self, args: &Options) -> Result<(), Refusal> {
         let active = args.flag("active").unwrap_or(true);
-        let nodes = match args.text("node-name") {
+        let mut nodes = match args.text("node-name") {
             Some(name) => vec![self.graph.node(name)?],
             None => self.graph.nodes(),
         };
-        for node in &nodes {
-            if !active && self.graph.is_used(node) && args.contains_key("node-name") {
+        if !active && let Some(node) = nodes.iter().find(|node| self.graph.has_active_users(node)) {
+            if args.contains_key("node-name") {
                 return Err(generic(format!("Node '{}' is in use, so it can't be made inactive", node.name)));
             }
+            nodes.retain(|node| !self.graph.has_active_users(node));
         }
-        for node in nodes {
+        // What only an inactive node uses is inactive with it, and what an active one needs is active.
+        while let Some(node) = nodes.pop() {
             node.active.set(active);
+            let below = node.links.borrow().iter().map(|link| link.to.clone()).collect::<Vec<_>>();
+            nodes.extend(below.into_iter().filter(|child| active || !self.graph.has_active_users(child)));
         }
         self.graph.settle_rights().await
     }

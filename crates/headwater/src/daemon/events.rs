@@ -30,7 +30,7 @@ impl Events {
 
     /// Tells everyone.
     pub(super) fn emit(&self, name: &str, data: Value) {
-        tracing::debug!(event = name, %data, "event");
+        tracing::trace!(target: super::trace::TARGET, event = "monitor_protocol_event_emit", name, %data);
         let now = now();
         let timestamp = Timestamp {
             seconds: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),

@@ -294,6 +294,11 @@ impl Graph {
         !self.parents(node).is_empty() || !self.roots_of(node).is_empty()
     }
 
+    /// True if an active node stands on it, or somebody from outside uses it.
+    pub(super) fn has_active_users(&self, node: &Rc<GraphNode>) -> bool {
+        self.parents(node).iter().any(|parent| parent.active.get()) || !self.roots_of(node).is_empty()
+    }
+
     /// Makes `user`, who calls it `child`, a user of `node` with these rights; it is one for as long as the root lives. With `follows` it goes along when another
     /// node takes the place of this one.
     ///

@@ -242,14 +242,16 @@ impl Jobs {
         found.ok_or_else(|| Refusal::device_not_active(format!("Block job '{device}' not found")))
     }
 
+    /// All jobs, the newest first.
     pub(super) fn query(&self) -> Value {
-        self.jobs.borrow().iter().map(|job| job.describe()).collect()
+        self.jobs.borrow().iter().rev().map(|job| job.describe()).collect()
     }
 
     pub(super) fn query_block_jobs(&self) -> Value {
         self.jobs
             .borrow()
             .iter()
+            .rev()
             .filter(|job| job.is_block_job())
             .map(|job| job.describe_block_job())
             .collect()

@@ -7,6 +7,7 @@ use headwater_block::filter::throttle::{Directions, Limit, ThrottleGroup, Thrott
 use headwater_block::{Clock, TokioClock};
 use headwater_image::open_gate::Trust;
 use headwater_qmp::option::check_identifier;
+use headwater_qmp::schema::{self, Source};
 use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -202,7 +203,13 @@ impl Objects {
             _ => Options::new(),
         };
         match (property, value) {
-            ("limits", Value::Object(new)) => limits.extend(new.clone()),
+            ("limits", Value::Object(new)) => {
+                let known = schema::check_type("ThrottleLimits", new.clone().into(), Source::Json);
+                let inside = |err: Refusal| generic(err.desc.replacen('\'', "'limits.", 1));
+                known.map_err(inside)?;
+                limits.extend(new.clone());
+            }
+            ("limits", _) => return Err(generic("Invalid parameter type for 'limits', expected: object")),
             _ => match property.strip_prefix("x-").filter(|name| limits.contains_key(*name)) {
                 Some(name) if value.is_u64() => drop(limits.insert(name.to_owned(), value.clone())),
                 Some(_) => {

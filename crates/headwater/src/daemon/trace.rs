@@ -15,13 +15,13 @@ pub(crate) const TARGET: &str = "qemu";
 
 /// The names of the events that there are.
 pub(super) const EVENTS: [&str; 8] = [
-    "block_job_cancel",
     "commit_start",
     "handle_qmp_command",
     "job_apply_verb",
     "job_state_transition",
-    "monitor_qmp_respond",
-    "qmp_event",
+    "mirror_start",
+    "monitor_protocol_event_emit",
+    "stream_one_iteration",
     "stream_start",
 ];
 

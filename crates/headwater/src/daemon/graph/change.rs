@@ -435,6 +435,10 @@ impl Graph {
         driver: &'static str,
         on: &Rc<GraphNode>,
     ) -> Result<Rc<GraphNode>, Refusal> {
+        if !on.active.get() {
+            let above = name.unwrap_or("#block");
+            return Err(generic(format!("Inactive '{}' can't be a file child of active '{above}'", on.name)));
+        }
         let node = Rc::new(GraphNode {
             name: match name {
                 Some(name) => self.check_name(name)?.to_owned(),

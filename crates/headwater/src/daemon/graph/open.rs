@@ -227,11 +227,11 @@ impl Graph {
     }
 
     fn open_file(&self, driver: &str, settings: &mut Settings) -> Result<Built, Refusal> {
-        let options = &settings.options;
-        let filename = options.text("filename").unwrap_or_default().to_owned();
+        let filename = settings.options.text("filename").unwrap_or_default().to_owned();
         if filename.is_empty() {
             return Err(generic(format!("The '{driver}' block driver requires a file name")));
         }
+        let options = &settings.options;
         if options.text("aio") == Some("native") && !settings.direct {
             return Err(generic(
                 "aio=native was specified, but it requires cache.direct=on, which was not specified.",
@@ -241,6 +241,12 @@ impl Graph {
             return Err(generic("Option 'pr-manager' is not supported"));
         }
         check_kind(driver, &filename)?;
+        if driver == "host_device" && !settings.read_only && is_read_only_device(&filename) {
+            if !settings.auto_read_only {
+                return Err(generic("The device is not writable: Permission denied"));
+            }
+            settings.read_only = true;
+        }
         let file_options = FileOptions {
             read_only: settings.read_only,
             auto_read_only: settings.auto_read_only,
@@ -369,6 +375,15 @@ fn check_kind(driver: &str, filename: &str) -> Result<(), Refusal> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// True for a device that takes no writes, which opening it for writing doesn't show.
+fn is_read_only_device(filename: &str) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(metadata) = std::fs::metadata(filename) else { return false };
+    let device = metadata.rdev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro")).is_ok_and(|text| text.trim() == "1")
 }
 
 /// Refuses windows that aren't in a file of `actual` bytes.

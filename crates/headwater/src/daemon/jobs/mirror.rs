@@ -105,7 +105,8 @@ pub(in crate::daemon) async fn start(
     let len = source.disk.size();
     let (handle, work) =
         headwater_job::mirror(source.skip_filters().disk.clone(), target.disk.clone(), options);
-    jobs.start(Plan { kind: "mirror", args: job, len, follows: true, hold, handle, work: Box::pin(work) })
+    tracing::trace!(target: crate::daemon::trace::TARGET, event = "mirror_start", job = job.id, source = source.name, target = target.name);
+    jobs.start(Plan { kind: "mirror", args: job, len, follows: sync != SyncMode::Full, hold, handle, work: Box::pin(work) })
         .await;
     Ok(())
 }
