@@ -18,8 +18,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// With so many requests in flight on the least busy connection, another one is opened.
-const BUSY: usize = 2;
+/// With so many requests in flight on the least busy connection, another one is opened. Each TCP connection has a congestion window of
+/// its own. On a Unix socket a second one brings something only when the server has as many requests of the first as it works on at a
+/// time, and costs it threads with buffers: to send 512 MiB took nbdkit 0.45 s of CPU over four connections, and 0.31 s over two.
+const BUSY_TCP: usize = 2;
+const BUSY_UNIX: usize = super::DEPTH as usize;
 
 /// The first and the longest pause before the next attempt to reconnect.
 const BACKOFF: Duration = Duration::from_millis(50);
@@ -178,7 +181,7 @@ impl Pool {
             let (best, vacant, connecting) = self.survey();
             if let Some(best) = best {
                 self.outage.set(None);
-                let wanted = best.in_flight() >= BUSY && !connecting;
+                let wanted = best.in_flight() >= self.busy() && !connecting;
                 if let Some((slot, not_before)) = vacant
                     && wanted
                     && not_before <= Instant::now()
@@ -206,6 +209,11 @@ impl Pool {
                 let _ = receiver.await;
             }
         }
+    }
+
+    /// With so many requests in flight on the least busy connection, another one is opened.
+    fn busy(&self) -> usize {
+        if self.remote.is_tcp() { BUSY_TCP } else { BUSY_UNIX }
     }
 
     /// The least busy open slot, the vacant one that may be tried first, and whether one is being connected.

@@ -68,6 +68,11 @@ struct Tls {
 }
 
 impl Remote {
+    /// True if it is reached over TCP.
+    pub(super) fn is_tcp(&self) -> bool {
+        matches!(self.place, Place::Address(Server::Inet { .. }))
+    }
+
     /// The export called `export` of `server`. With credentials TLS is used, or nothing; `tls_hostname` is what the server's certificate
     /// must be for, unless that is the host that is connected to.
     pub(super) fn new(

@@ -106,7 +106,15 @@ pub(in crate::daemon) async fn start(
     let (handle, work) =
         headwater_job::mirror(source.skip_filters().disk.clone(), target.disk.clone(), options);
     tracing::trace!(target: crate::daemon::trace::TARGET, event = "mirror_start", job = job.id, source = source.name, target = target.name);
-    jobs.start(Plan { kind: "mirror", args: job, len, follows: sync != SyncMode::Full, hold, handle, work: Box::pin(work) })
-        .await;
+    jobs.start(Plan {
+        kind: "mirror",
+        args: job,
+        len,
+        follows: sync != SyncMode::Full,
+        hold,
+        handle,
+        work: Box::pin(work),
+    })
+    .await;
     Ok(())
 }
