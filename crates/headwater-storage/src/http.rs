@@ -29,8 +29,10 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// Reads longer than this, in bytes, are split into ranges of this size that run at the same time.
-const PIECE: usize = 1 << 20;
+/// Reads longer than this, in bytes, are split into ranges of this size that run at the same time. As long as a job's copies, because each
+/// connection has one range at a time: with 1 MiB, 16 connections had 16 MiB on the way, which at 20 ms makes 0.8 GB/s at
+/// the very best.
+const PIECE: usize = 2 << 20;
 
 /// Reads of at most this many bytes go through the cache.
 const SMALL: usize = 32 << 10;

@@ -126,7 +126,7 @@ impl Source {
         Ok(buf)
     }
 
-    async fn fill(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    async fn fill(&self, offset: u64, buf: &mut BufferMut) -> Result<()> {
         let mut patience = Patience::new(self.retry);
         let end = offset + buf.len() as u64;
         let filled = Cell::new(0);
@@ -210,7 +210,7 @@ async fn ask(
     target: &Target,
     pinned: Option<&Identity>,
     range: Range<u64>,
-    buf: &mut [u8],
+    buf: &mut BufferMut,
     filled: &Cell<usize>,
 ) -> Result<Identity, Failure> {
     let mut exchange = transport.exchange(target, || request(target, pinned, &range)).await?;
@@ -226,7 +226,7 @@ async fn receive(
     transport: &Transport,
     response: &mut Response<Incoming>,
     expected: usize,
-    buf: &mut [u8],
+    buf: &mut BufferMut,
     filled: &Cell<usize>,
 ) -> Result<(), Failure> {
     let end = filled.get() + expected;
@@ -243,6 +243,7 @@ async fn receive(
             let message = "the server sends more than its response's headers say";
             return Err(Failure::fatal(ErrorKind::Corrupt, message));
         }
+        // Only here does the buffer take memory.
         buf[at..at + data.len()].copy_from_slice(&data);
         filled.set(at + data.len());
     }
