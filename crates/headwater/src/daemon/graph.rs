@@ -7,13 +7,14 @@
 //! - [`rights`]: what each user of a node does to it and bears of others; a change of the books that leads to a conflict is taken back.
 //! - [`open`]: from options to nodes. [`header`]: the nodes that an image's header names.
 //! - [`change`]: a node takes another's place, images are opened again, nodes go.
-//! - [`describe`]: what is told of a node.
+//! - `for_jobs`: what jobs need of it. [`describe`]: what is told of a node.
 //!
 //! Commands that change the graph are carried out one at a time (see `commands`), so that no lock is needed here: what is awaited in between is
 //! I/O of nodes, not another command.
 
 pub(super) mod change;
 pub(super) mod describe;
+mod for_jobs;
 pub(super) mod header;
 pub(super) mod open;
 pub(super) mod rights;

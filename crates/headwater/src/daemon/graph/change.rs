@@ -1,15 +1,11 @@
 //! Changes of the graph: a node takes another's place, an image is opened again in another way, nodes go.
 
 use super::open::{self, Options, Read};
-use super::rights::{Doing, Rights};
 use super::{Graph, GraphNode, Link, Role, Settings};
-use crate::daemon::events::Events;
 use crate::daemon::failure::{Refusal, generic, of_error};
 use headwater_block::drain::Drained;
 use headwater_block::{DetectZeroes, DiskOptions};
 use headwater_image::raw::{RawNode, RawOptions};
-use serde_json::json;
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 impl Graph {
@@ -407,104 +403,5 @@ async fn close(node: &Rc<GraphNode>) -> Result<(), headwater_block::Error> {
         None if node.links.borrow().is_empty() => top.close().await,
         None if top.is_read_only() => Ok(()),
         None => top.flush().await,
-    }
-}
-
-impl Graph {
-    /// Tells of the first write to `node` past `threshold` bytes; 0 is no longer.
-    pub(in crate::daemon) fn watch_writes(&self, node: &Rc<GraphNode>, threshold: u64, events: &Rc<Events>) {
-        let (events, name) = (events.clone(), node.name.clone());
-        let tell = Rc::new(move |by: u64| {
-            let data = json!({"node-name": name, "amount-exceeded": by, "write-threshold": threshold});
-            events.emit("BLOCK_WRITE_THRESHOLD", data);
-        });
-        // An image writes to its file directly, everyone else through the disk.
-        match &node.inside.borrow().file {
-            Some(file) => file.write_watch().set(threshold, tell),
-            None => node.disk.write_watch().set(threshold, tell),
-        }
-    }
-
-    /// A node that stands for a job on top of `on`. Requests don't pass it.
-    ///
-    /// # Errors
-    /// If the name can't be had.
-    pub(in crate::daemon) fn add_shadow(
-        &self,
-        name: Option<&str>,
-        driver: &'static str,
-        on: &Rc<GraphNode>,
-    ) -> Result<Rc<GraphNode>, Refusal> {
-        if !on.active.get() {
-            let above = name.unwrap_or("#block");
-            return Err(generic(format!("Inactive '{}' can't be a file child of active '{above}'", on.name)));
-        }
-        let node = Rc::new(GraphNode {
-            name: match name {
-                Some(name) => self.check_name(name)?.to_owned(),
-                None => self.invent_name(),
-            },
-            driver,
-            disk: on.disk.clone(),
-            filename: on.filename.clone(),
-            links: RefCell::new(vec![Link { name: "file", role: Role::Shadow, to: on.clone(), edge: None }]),
-            owned: Cell::new(true),
-            settings: RefCell::new(Settings { read_only: on.is_read_only(), ..Settings::default() }),
-            inside: RefCell::default(),
-            busy: RefCell::default(),
-            frozen: RefCell::default(),
-            active: Cell::new(true),
-        });
-        self.enter(&node, None);
-        Ok(node)
-    }
-
-    /// Takes away what [`Graph::add_shadow`] made.
-    pub(in crate::daemon) fn remove_shadow(&self, node: &Rc<GraphNode>) {
-        self.nodes.borrow_mut().retain(|other| !Rc::ptr_eq(other, node));
-        node.links.borrow_mut().clear();
-    }
-
-    /// Holds back all who use `node` through an edge, until the guards are dropped.
-    pub(in crate::daemon) async fn hold_users(&self, node: &Rc<GraphNode>) -> Vec<Drained> {
-        let mut edges: Vec<_> =
-            self.roots_of(node).iter().filter(|root| root.follows).map(|root| root.edge.clone()).collect();
-        for parent in self.parents(node) {
-            let links = parent.links.borrow();
-            edges.extend(
-                links.iter().filter(|link| Rc::ptr_eq(&link.to, node)).filter_map(|link| link.edge.clone()),
-            );
-        }
-        let mut held = Vec::new();
-        for edge in edges {
-            held.push(edge.drain().await);
-        }
-        held
-    }
-
-    /// Puts `base` in the place of `top`, for all who use that, at the end of the job that calls itself `user` and still holds both.
-    ///
-    /// # Errors
-    /// If the users of both don't agree; then nothing has changed.
-    pub(in crate::daemon) async fn pivot(
-        &self,
-        top: &Rc<GraphNode>,
-        base: &Rc<GraphNode>,
-        user: &str,
-    ) -> Result<(), Refusal> {
-        let own: Vec<_> = self.roots().into_iter().filter(|root| root.user == user).collect();
-        let was: Vec<Rights> = own.iter().map(|root| root.rights.get()).collect();
-        // From here on the job needs nothing of them.
-        for root in &own {
-            root.rights.set(Rights { does: Doing::NOTHING, bears: Doing::ALL });
-        }
-        // The one that becomes the disk stays writable.
-        let replaced = self.replace(top, base).await;
-        if replaced.is_err() {
-            for (root, rights) in own.iter().zip(was) {
-                root.rights.set(rights);
-            }
-        }
-        replaced
     }
 }
