@@ -83,6 +83,7 @@ async fn finish(graph: &Rc<Graph>, taken: Result<(), Refusal>, done: Vec<Done>) 
                 tracing::warn!(node = one.node.name, "stays open for writing: {}", refusal.desc);
             }
         }
+        graph.collect().await;
         return taken;
     }
     for one in done.into_iter().rev() {
@@ -241,7 +242,8 @@ async fn open_overlay(graph: &Rc<Graph>, args: &Options) -> Result<Rc<GraphNode>
         options.insert("node-name".into(), name.into());
     }
     match options {
-        Value::Object(options) => graph.add(options, true).await,
+        // It stays for as long as somebody uses it.
+        Value::Object(options) => graph.add(options, false).await,
         _ => Err(generic("no options")),
     }
 }

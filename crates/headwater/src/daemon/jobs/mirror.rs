@@ -62,7 +62,7 @@ pub(in crate::daemon) async fn start(
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
         hold.attach(&source, "source", Doing::READ, shares).await?;
         hold.attach(&target, "target", Doing::READ.and(Doing::WRITE), Doing::READ).await?;
-        hold.freeze(&[source.clone()])?;
+        hold.freeze(std::slice::from_ref(&source))?;
         hold.occupy(&[source.clone(), target.clone()]);
         Ok(())
     }
