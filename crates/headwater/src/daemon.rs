@@ -1,6 +1,6 @@
 //! The storage daemon: QEMU's `qemu-storage-daemon`, spoken by headwater. Same command line, same QMP.
 //!
-//! - [`options`]: the command line, in order. [`chardev`], [`monitor`]: where QMP is spoken. [`commands`]: what is done about it.
+//! - [`options`]: the command line, in order. [`chardev`], [`mod@monitor`]: where QMP is spoken. [`commands`]: what is done about it.
 //! - [`graph`]: nodes and who may do what to them; [`filters`], [`sources`]: nodes of some kinds; [`objects`]: what they refer to.
 //! - [`jobs`]: stream, commit, create. [`snapshot`]: overlays that take a node's place. [`exports`]: the NBD server.
 //! - [`events`]: what is told to all monitors. [`trace`]: what is told to people who look for faults. [`background`]: leaving the terminal.

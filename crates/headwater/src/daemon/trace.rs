@@ -132,7 +132,7 @@ mod tests {
             ("stream_*", "stream_start", true),
             ("*_start", "stream_start", true),
             ("*", "", true),
-            ("a*c", "abd", false),
+            ("a*c", "axb", false),
             ("a", "ab", false),
         ] {
             assert_eq!(matches(pattern, name), expected, "{pattern} {name}");

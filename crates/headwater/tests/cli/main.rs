@@ -4,5 +4,6 @@
 mod bad_input;
 mod commands;
 mod common;
+mod daemon;
 mod interrupted;
 mod stream;

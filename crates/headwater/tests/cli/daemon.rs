@@ -1,0 +1,91 @@
+//! The storage daemon and the front for people, `headwater jobs`. What it says over QMP is compared with QEMU's daemon by tests/daemon.
+
+use crate::common::*;
+
+/// A daemon with an overlay over a raw image of 16 MiB.
+struct Daemon {
+    scratch: Scratch,
+    running: Running,
+    raw: String,
+    disk: String,
+}
+
+impl Daemon {
+    fn start(seed: u64, more: &[&str]) -> Self {
+        let scratch = Scratch::new();
+        let (raw, disk) = (scratch.path("base.raw"), scratch.path("disk.qcow2"));
+        make_raw(&raw, 16 * MIB, seed);
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", &disk]);
+        let blockdev = format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={disk}");
+        let chardev = format!("socket,id=qmp,path={},server=on,wait=off", scratch.path("qmp"));
+        let mut args = vec!["daemon", "--blockdev", &blockdev, "--chardev", &chardev, "--monitor", "qmp"];
+        args.extend(more);
+        let mut running = Running::start(&args);
+        running.wait_for_socket(&scratch.path("qmp"));
+        Self { scratch, running, raw, disk }
+    }
+
+    fn jobs(&self, args: &[&str]) -> Ended {
+        let socket = self.scratch.path("qmp");
+        headwater(&[&["jobs", socket.as_str()], args].concat())
+    }
+}
+
+#[test]
+fn jobs_are_led_without_typing_json() {
+    let daemon = Daemon::start(1, &[]);
+    assert_eq!(daemon.jobs(&[]).code(0).stdout, "");
+    daemon.jobs(&["stream", "disk", "--id", "fill", "--rate", "1M"]).code(0);
+    let listed = daemon.jobs(&[]).code(0).stdout;
+    assert!(listed.starts_with("fill  stream  running  "), "{listed}");
+    daemon.jobs(&["pause", "fill"]).code(0);
+    daemon.jobs(&["pause", "fill"]).code(1).says(&["already paused"]);
+    let listed = daemon.jobs(&["list", "--json"]).code(0).last_json();
+    assert_eq!((listed["device"].as_str(), listed["speed"].as_u64()), (Some("fill"), Some(MIB)));
+    daemon.jobs(&["complete", "fill"]).code(1).says(&["'fill'", "complete"]);
+    daemon.jobs(&["resume", "fill"]).code(0);
+    daemon.jobs(&["rate", "fill", "0"]).code(0);
+    daemon.jobs(&["watch"]).code(0);
+    assert_eq!(daemon.jobs(&["list"]).code(0).stdout, "");
+    daemon.running.signal("TERM");
+    daemon.running.wait().code(0);
+    assert_streamed(&daemon.disk, &daemon.raw, "raw");
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_disk_that_the_next_one_streams_to_its_end() {
+    let daemon = Daemon::start(2, &[]);
+    daemon.jobs(&["stream", "disk", "--rate", "4M"]).code(0);
+    daemon.running.kill();
+    assert_sound(&daemon.disk);
+    let blockdev = format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={}", daemon.disk);
+    let chardev = format!("socket,id=qmp,path={},server=on,wait=off", daemon.scratch.path("qmp"));
+    let mut next =
+        Running::start(&["daemon", "--blockdev", &blockdev, "--chardev", &chardev, "--monitor", "qmp"]);
+    next.wait_for_socket(&daemon.scratch.path("qmp"));
+    let socket = daemon.scratch.path("qmp");
+    headwater(&["jobs", &socket, "stream", "disk"]).code(0);
+    headwater(&["jobs", &socket, "watch"]).code(0);
+    next.signal("INT");
+    next.wait().code(0);
+    assert_streamed(&daemon.disk, &daemon.raw, "raw");
+}
+
+#[test]
+fn events_are_traced_under_their_names() {
+    let scratch = Scratch::new();
+    let trace = scratch.path("trace");
+    let daemon = Daemon::start(3, &["--trace", &format!("stream_*,file={trace}")]);
+    daemon.jobs(&["stream", "disk"]).code(0);
+    daemon.jobs(&["watch"]).code(0);
+    daemon.running.signal("TERM");
+    daemon.running.wait().code(0);
+    let traced = String::from_utf8(read_file(&trace)).unwrap();
+    assert!(traced.starts_with("stream_start ") && traced.contains("\nstream_one_iteration "), "{traced}");
+    assert!(!traced.contains("job_state_transition"), "only what was asked for: {traced}");
+}
+
+#[test]
+fn nobody_there_is_said() {
+    headwater(&["jobs", "/nowhere/qmp.sock"]).code(1).says(&["/nowhere/qmp.sock", "No such file"]);
+}
