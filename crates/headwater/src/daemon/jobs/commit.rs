@@ -3,16 +3,16 @@
 //! A commit of an intermediate layer ends by itself: the layer above gets a new backing. A commit of the active layer becomes ready, and when
 //! it is completed, all who used that layer use the base instead.
 
+use super::hold::{Hold, pivot_hooks};
 use super::stream::{is_called, job_args, relink, speed};
-use super::{Hold, Jobs, Plan, device_not_found};
+use super::{Jobs, Plan, device_not_found};
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
 use crate::daemon::graph::{Graph, GraphNode};
-use headwater_block::{Error, ErrorKind, LocalFuture};
+use headwater_block::LocalFuture;
 use headwater_job::{CommitOptions, MirrorOptions};
-use std::any::Any;
 use std::rc::Rc;
 
 /// What is to be moved where.
@@ -92,33 +92,16 @@ pub(in crate::daemon) async fn start(
         return Err(refusal);
     }
     let len = top.disk.size();
-    let (kind, id, user) = ("commit", job.id.clone(), hold.user());
+    let (kind, id) = ("commit", job.id.clone());
     let (handle, work): (_, LocalFuture<'static, _>) = if *active {
+        let (hold_guests, finish) = pivot_hooks(&hold, turn, top, base);
         let options = MirrorOptions {
             speed: job.speed,
             on_error: job.on_error,
             wait_for_finalize: !job.auto_finalize,
             wait_for_dismiss: !job.auto_dismiss,
-            hold_guests: Some({
-                let (graph, top) = (graph.clone(), top.clone());
-                Box::new(move || {
-                    let (graph, top) = (graph.clone(), top.clone());
-                    Box::pin(async move { Box::new(graph.hold_users(&top).await) as Box<dyn Any> })
-                })
-            }),
-            finish: Some({
-                let (graph, turn, top, base) = (graph.clone(), turn.clone(), top.clone(), base.clone());
-                let keep_writable = hold.keep_writable.clone();
-                Box::new(move || {
-                    Box::pin(async move {
-                        let _turn = turn.take().await;
-                        Hold::thaw(&graph, &id);
-                        let pivoted = graph.pivot(&top, &base, &user).await;
-                        keep_writable.set(pivoted.is_ok());
-                        pivoted.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))
-                    })
-                })
-            }),
+            hold_guests: Some(hold_guests),
+            finish: Some(finish),
             ..MirrorOptions::default()
         };
         let (handle, work) =

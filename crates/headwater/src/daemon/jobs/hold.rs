@@ -1,9 +1,13 @@
 //! What a job holds in the graph while it exists: nodes that nobody else may work on, links that stay as they are, images that were opened for
 //! writing, and a node that stands for the job.
 
+use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::rights::{Doing, Rights};
 use crate::daemon::graph::{Graph, GraphNode, Root};
+use headwater_block::{Error, ErrorKind};
+use headwater_job::{Finish, HoldGuests};
+use std::any::Any;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -18,7 +22,7 @@ pub(in crate::daemon) struct Hold {
     /// Nodes that were made writable for the job.
     read_only_again: Vec<Rc<GraphNode>>,
     /// They stay writable: one of them is somebody's disk now.
-    pub(super) keep_writable: Rc<Cell<bool>>,
+    keep_writable: Rc<Cell<bool>>,
     /// The node that stands for the job in the graph.
     filter: Option<Rc<GraphNode>>,
 }
@@ -142,4 +146,35 @@ impl Hold {
             }
         }
     }
+}
+
+/// How a job that follows `from` ends: its users are held back, and when it is completed `to` takes its place.
+pub(super) fn pivot_hooks(
+    hold: &Hold,
+    turn: &Rc<Turn>,
+    from: &Rc<GraphNode>,
+    to: &Rc<GraphNode>,
+) -> (HoldGuests, Finish) {
+    let graph = hold.graph.clone();
+    let hold_guests: HoldGuests = {
+        let (graph, from) = (graph.clone(), from.clone());
+        Box::new(move || {
+            let (graph, from) = (graph.clone(), from.clone());
+            Box::pin(async move { Box::new(graph.hold_users(&from).await) as Box<dyn Any> })
+        })
+    };
+    let finish: Finish = {
+        let (turn, from, to) = (turn.clone(), from.clone(), to.clone());
+        let (id, user, keep_writable) = (hold.id.clone(), hold.user(), hold.keep_writable.clone());
+        Box::new(move || {
+            Box::pin(async move {
+                let _turn = turn.take().await;
+                Hold::thaw(&graph, &id);
+                let pivoted = graph.pivot(&from, &to, &user).await;
+                keep_writable.set(pivoted.is_ok());
+                pivoted.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))
+            })
+        })
+    };
+    (hold_guests, finish)
 }

@@ -1,6 +1,6 @@
 //! `blockdev-mirror`: from arguments to a job that copies a disk to another node while it is in use, and then puts that in its place.
 
-use super::hold::Hold;
+use super::hold::{Hold, pivot_hooks};
 use super::stream::{job_args, speed};
 use super::{Jobs, Plan, on_error};
 use crate::daemon::commands::Turn;
@@ -8,9 +8,7 @@ use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::Graph;
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
-use headwater_block::{Error, ErrorKind};
 use headwater_job::{MirrorOptions, SyncMode};
-use std::any::Any;
 use std::rc::Rc;
 
 /// Starts a mirror job as the arguments of `blockdev-mirror` say.
@@ -72,7 +70,7 @@ pub(in crate::daemon) async fn start(
         jobs.tell_still_born(&job.id);
         return Err(refusal);
     }
-    let (id, user) = (job.id.clone(), hold.user());
+    let (hold_guests, finish) = pivot_hooks(&hold, turn, &source, &target);
     let options = MirrorOptions {
         sync,
         granularity: args.number("granularity"),
@@ -80,26 +78,8 @@ pub(in crate::daemon) async fn start(
         on_error: job.on_error,
         wait_for_finalize: !job.auto_finalize,
         wait_for_dismiss: !job.auto_dismiss,
-        hold_guests: Some({
-            let (graph, source) = (graph.clone(), source.clone());
-            Box::new(move || {
-                let (graph, source) = (graph.clone(), source.clone());
-                Box::pin(async move { Box::new(graph.hold_users(&source).await) as Box<dyn Any> })
-            })
-        }),
-        finish: Some({
-            let (graph, turn, source, target) = (graph.clone(), turn.clone(), source.clone(), target.clone());
-            let keep_writable = hold.keep_writable.clone();
-            Box::new(move || {
-                Box::pin(async move {
-                    let _turn = turn.take().await;
-                    Hold::thaw(&graph, &id);
-                    let pivoted = graph.pivot(&source, &target, &user).await;
-                    keep_writable.set(pivoted.is_ok());
-                    pivoted.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))
-                })
-            })
-        }),
+        hold_guests: Some(hold_guests),
+        finish: Some(finish),
         ..MirrorOptions::default()
     };
     let len = source.disk.size();
