@@ -80,6 +80,7 @@ class Intended:
     reason: str
     reference: str = "*"
     headwater: str = "*"
+    timing: bool = False
     used: int = 0
 
     def covers(self, difference):

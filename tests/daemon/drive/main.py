@@ -193,7 +193,7 @@ def main():
     for runs in run_all(names, programs, options):
         totals = [sum(pair) for pair in zip(totals, judge(runs, intended, options))]
         slow += [(run.seconds, run.name, side) for side, run in runs.items()]
-    stale = [e for e in intended if not e.used and covered(e.scenario, names)]
+    stale = [e for e in intended if not e.used and not e.timing and covered(e.scenario, names)]
     for entry in stale:
         print(f"STALE in differences.toml: {entry.scenario} at {entry.at} ({entry.reason}): nothing differs there any more, take it out")
     worst = ", ".join(f"{name} {seconds:.1f}s" for seconds, name, _ in sorted(slow, reverse=True)[:3])

@@ -40,6 +40,9 @@ impl Turn {
 /// How long a monitor may take to read the last that it is sent.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// A job that isn't in the middle of something has obeyed before it is answered, if it obeys as quickly as this.
+const OBEYS_WITHIN: Duration = Duration::from_millis(200);
+
 /// What the daemon is up to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Life {
@@ -201,6 +204,7 @@ impl Commands {
         };
         tracing::trace!(target: super::trace::TARGET, event = "job_apply_verb", id, verb, state = %job.handle.status());
         let sleeps = !job.handle.is_busy();
+        let mut told = job.told();
         let force = family == "job" || args.flag("force").unwrap_or(false);
         let asked = match verb {
             "pause" => job.handle.pause(),
@@ -227,14 +231,11 @@ impl Commands {
             "cancel" if job.handle.status() == Status::Pending => job.wait_for_rest().await,
             // A job that isn't in the middle of something obeys at once.
             "cancel" if sleeps && job.handle.status() != Status::Ready => {
-                job.wait_until_told(|_| false).await;
                 job.wait_for_end().await;
             }
-            "pause" if sleeps => {
-                job.wait_until_told(|status| matches!(status, Status::Paused | Status::Standby)).await
-            }
-            "resume" if sleeps => {
-                job.wait_until_told(|status| !matches!(status, Status::Paused | Status::Standby)).await;
+            "pause" | "resume" if sleeps => {
+                // If somebody else asks for the contrary at the same time there is nothing to wait for.
+                let _ = tokio::time::timeout(OBEYS_WITHIN, told.changed()).await;
             }
             _ => {}
         }

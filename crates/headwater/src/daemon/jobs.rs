@@ -296,11 +296,9 @@ impl Job {
         let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
     }
 
-    /// Waits until a state was told that fulfils a condition, or the job's end.
-    pub(super) async fn wait_until_told(&self, condition: impl Fn(Status) -> bool) {
-        let mut told = self.told.subscribe();
-        // The sender lives as long as the job.
-        let _ = told.wait_for(|status| condition(*status) || status.is_over()).await;
+    /// The last state that was told, and a way to wait for the next.
+    pub(super) fn told(&self) -> watch::Receiver<Status> {
+        self.told.subscribe()
     }
 
     /// What it works on, in bytes: of a disk that changes, what was found to copy so far.
