@@ -46,6 +46,7 @@ impl Disk {
             return Ok(Some(Buffer::zeroed(0)));
         }
         let _admitted = self.admit().await;
+        tracing::trace!(target: "qemu", event = "bdrv_co_preadv_part", node = self.name(), offset, bytes = len);
         add(&self.stats.reads, 1);
         add(&self.stats.read_bytes, len);
         let (guard, way) = self.way(&range).await;
@@ -72,6 +73,7 @@ impl Disk {
             return Ok(buf);
         }
         let _admitted = self.admit().await;
+        tracing::trace!(target: "qemu", event = "bdrv_co_preadv_part", node = self.name(), offset, bytes = len);
         add(&self.stats.reads, 1);
         add(&self.stats.read_bytes, len);
         let (guard, way) = self.way(&range).await;

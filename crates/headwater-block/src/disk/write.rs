@@ -31,6 +31,7 @@ impl Disk {
                 .await;
         }
         let _admitted = self.admit().await;
+        tracing::trace!(target: "qemu", event = "bdrv_co_pwritev_part", node = self.name(), offset, bytes = data.len());
         add(&self.stats.writes, 1);
         self.write_watch.writes_until(range.end);
         add(&self.stats.write_bytes, data.len() as u64);
@@ -54,6 +55,7 @@ impl Disk {
         }
         let _admitted = self.admit().await;
         add(&self.stats.zeroes_and_discards, 1);
+        tracing::trace!(target: "qemu", event = "bdrv_co_pwrite_zeroes", node = self.name(), offset, bytes = len);
         let flags = ZeroFlags { unmap: flags.unmap && !self.options.get().ignore_discards, ..flags };
         let aligned = self.aligned(&range);
         let _guard = self.lock_for(&range, &aligned, Change::Zero { unmap: flags.unmap }).await;
@@ -80,6 +82,7 @@ impl Disk {
             return Ok(());
         }
         let _admitted = self.admit().await;
+        tracing::trace!(target: "qemu", event = "bdrv_co_pdiscard", node = self.name(), offset, bytes = len);
         add(&self.stats.zeroes_and_discards, 1);
         let inner = start..end;
         let _guard = self.lock_for(&inner, &inner, Change::Discard).await;

@@ -14,7 +14,11 @@ use tracing_subscriber::layer::{Context, Layer};
 pub(crate) const TARGET: &str = "qemu";
 
 /// The names of the events that there are.
-pub(super) const EVENTS: [&str; 8] = [
+pub(super) const EVENTS: [&str; 12] = [
+    "bdrv_co_pdiscard",
+    "bdrv_co_preadv_part",
+    "bdrv_co_pwrite_zeroes",
+    "bdrv_co_pwritev_part",
     "commit_start",
     "handle_qmp_command",
     "job_apply_verb",

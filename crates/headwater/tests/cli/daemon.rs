@@ -75,13 +75,23 @@ fn a_killed_daemon_leaves_a_disk_that_the_next_one_streams_to_its_end() {
 fn events_are_traced_under_their_names() {
     let scratch = Scratch::new();
     let trace = scratch.path("trace");
-    let daemon = Daemon::start(3, &["--trace", &format!("stream_*,file={trace}")]);
+    let uri = scratch.uri("disk");
+    let (_, socket) = uri.split_once("socket=").unwrap();
+    let nbd = format!("addr.type=unix,addr.path={socket}");
+    let patterns = ["--trace", &format!("stream_*,file={trace}"), "--trace", "bdrv_co_preadv_part"];
+    let export = ["--nbd-server", &nbd, "--export", "nbd,id=e,node-name=disk"];
+    let daemon = Daemon::start(3, &[&patterns[..], &export[..]].concat());
+    nbdsh(&uri, "h.pread(4096, 8192)");
     daemon.jobs(&["stream", "disk"]).code(0);
     daemon.jobs(&["watch"]).code(0);
     daemon.running.signal("TERM");
     daemon.running.wait().code(0);
     let traced = String::from_utf8(read_file(&trace)).unwrap();
-    assert!(traced.starts_with("stream_start ") && traced.contains("\nstream_one_iteration "), "{traced}");
+    assert!(traced.contains("\nstream_start ") && traced.contains("\nstream_one_iteration "), "{traced}");
+    assert!(
+        traced.contains("bdrv_co_preadv_part ") && traced.contains(" offset 8192 bytes 4096\n"),
+        "{traced}"
+    );
     assert!(!traced.contains("job_state_transition"), "only what was asked for: {traced}");
 }
 
