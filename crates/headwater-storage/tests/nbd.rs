@@ -249,6 +249,27 @@ fn reads_survive_a_restart_of_the_server() {
 }
 
 #[test]
+fn a_unix_socket_gets_another_connection_only_beyond_the_servers_depth() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let logfile = format!("logfile={}", log.display());
+        let server =
+            Server::nbdkit(&["--filter=log", "--filter=delay", "pattern", "64M", "rdelay=30ms", &logfile]);
+        let node = connect(&server, NbdOptions::default()).await;
+        let connections = || {
+            std::fs::read_to_string(&log).unwrap().lines().filter(|line| line.contains(" Connect ")).count()
+        };
+        for (at_once, more) in [(16, false), (48, true)] {
+            for done in join_all((0..at_once).map(|i| read(&*node, i * MIB, 4096))).await {
+                done.unwrap();
+            }
+            assert_eq!(connections() > 1, more, "{at_once} reads at once");
+        }
+    });
+}
+
+#[test]
 fn closing_says_good_bye() {
     run(async {
         let mut server = Server::nbdkit(&["--filter=exitlast", "pattern", "1M"]);

@@ -379,8 +379,10 @@ fn whatever_the_moment_a_line_is_cut_reads_give_the_right_bytes() {
         let uri = format!("nbd+unix:///?socket={}", server.socket.display());
         let node = NbdNode::connect(&uri, options).await.unwrap();
         for round in 0..10_u64 {
-            let reads = (0..16_u64).map(|i| {
-                let (offset, len) = ((round * 16 + i) * 3989, 1 + ((i * 1919) << (round % 5)) as usize);
+            // More than one connection takes at a time.
+            let reads = (0..48_u64).map(|i| {
+                let (offset, len) =
+                    ((round * 16 + i / 3) * 3989, 1 + ((i / 3 * 1919) << (round % 5)) as usize);
                 let (node, give_up) = (&node, Duration::from_millis(if i % 5 == 0 { 1 } else { 40_000 }));
                 async move {
                     match tokio::time::timeout(give_up, read(&**node, offset, len)).await {
