@@ -328,6 +328,25 @@ def stream_from_nbd(case):
 
 
 @scenario
+def reopen_file_in_use(case):
+    """blockdev-reopen of the file under an image that a client makes larger, then of the image: every byte is where it was."""
+    case.images.qcow2("disk.qcow2", "64M")
+    qmp = case.daemon().qmp
+    qmp.run("blockdev-add", driver="file", node_name="file", filename=case.path("disk.qcow2"))
+    qmp.run("blockdev-add", driver="qcow2", node_name="disk", file="file")
+    address = export(case, qmp, "disk")
+    nbd.io(address, "write -P 1 0 4M")
+    for on in (True, False):
+        file = {"driver": "file", "node-name": "file", "filename": case.path("disk.qcow2"), "cache": {"no-flush": on}}
+        qmp.run("blockdev-reopen", options=[file])
+        nbd.io(address, f"write -P {2 + on} {8 + 16 * on}M 8M")
+        qmp.run("blockdev-reopen", options=[{"driver": "qcow2", "node-name": "disk", "file": "file", "cache": {"no-flush": on}}])
+        nbd.io(address, "read -P 1 0 4M", f"read -P {2 + on} {8 + 16 * on}M 8M", "read -P 3 24M 8M")
+    qmp.run("quit")
+    case.images.check("disk.qcow2")
+
+
+@scenario
 def reopen(case):
     """blockdev-reopen: read-only there and back, another backing, what can't be changed."""
     chain = case.images.chain("base", "mid", "top")

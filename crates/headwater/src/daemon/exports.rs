@@ -175,7 +175,11 @@ impl Exports {
             Some(server) => server.add(export).map_err(|err| of_error(&err)),
             None => Err(generic("NBD server not running")),
         };
-        added?;
+        if let Err(refusal) = added {
+            drop(root);
+            self.graph.collect().await;
+            return Err(refusal);
+        }
         let export = Export { id: id.to_owned(), name, root, shutting_down: Cell::new(false) };
         self.exports.borrow_mut().push(Rc::new(export));
         Ok(())

@@ -53,10 +53,7 @@ pub(super) async fn transaction(graph: &Rc<Graph>, args: &Options) -> Result<(),
         }
     }
     // From here until all is done or undone.
-    let mut held = Vec::new();
-    for node in graph.nodes() {
-        held.extend(graph.hold_users(&node).await);
-    }
+    let held = graph.hold_everyone().await;
     let mut done = Vec::new();
     let mut taken = Ok(());
     for action in &actions {

@@ -1,6 +1,10 @@
 //! The storage daemon and the front for people, `headwater jobs`. What it says over QMP is compared with QEMU's daemon by tests/daemon.
 
 use crate::common::*;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 /// A daemon with an overlay over a raw image of 16 MiB.
 struct Daemon {
@@ -93,6 +97,84 @@ fn events_are_traced_under_their_names() {
         "{traced}"
     );
     assert!(!traced.contains("job_state_transition"), "only what was asked for: {traced}");
+}
+
+/// A connection to the daemon's monitor.
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    fn connect(path: &str) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        // A command that isn't answered is a failure, not a test that never ends.
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut monitor = Self(BufReader::new(stream));
+        monitor.receive();
+        monitor.run("qmp_capabilities", &json!({}));
+        monitor
+    }
+
+    fn receive(&mut self) -> Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("an answer in time");
+        serde_json::from_str(&line).unwrap()
+    }
+
+    #[track_caller]
+    fn run(&mut self, command: &str, arguments: &Value) -> Value {
+        let message = json!({"execute": command, "arguments": arguments});
+        writeln!(self.0.get_mut(), "{message}").unwrap();
+        loop {
+            let answer = self.receive();
+            assert!(answer.get("error").is_none(), "{command} {arguments}: {answer}");
+            if let Some(result) = answer.get("return") {
+                return result.clone();
+            }
+        }
+    }
+}
+
+/// Requests that wait for a rate limit stand between the edge of the export and that of the filter below it. A transaction that holds all back lets
+/// them pass, so that it must not have closed the inner edge before the outer one.
+#[test]
+fn a_transaction_ends_while_requests_wait_for_a_limit_and_loses_none() {
+    let scratch = Scratch::new();
+    let uri = scratch.uri("x");
+    let nbd = format!("addr.type=unix,addr.path={}", scratch.path("x.sock"));
+    let filter = "driver=throttle,node-name=filter,throttle-group=group,file=disk";
+    let export = "nbd,id=e,node-name=filter,name=x,writable=on";
+    let group = "throttle-group,id=group,x-iops-total=60";
+    let more = ["--object", group, "--blockdev", filter, "--nbd-server", &nbd, "--export", export];
+    let daemon = Daemon::start(4, &more);
+    let fio = std::thread::spawn(move || {
+        let uri = format!("--uri={uri}");
+        let load = ["--name=load", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=16k", "--iodepth=16"];
+        let verify = ["--size=1M", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"];
+        tool("fio", &[&load[..], &verify[..]].concat())
+    });
+    let mut monitor = Monitor::connect(&daemon.scratch.path("qmp"));
+    let writes = |stats: &Value| {
+        let of = |node: &&Value| node["node-name"] == "filter";
+        stats.as_array().unwrap().iter().find(of).unwrap()["stats"]["wr_operations"].as_u64().unwrap()
+    };
+    while writes(&monitor.run("query-blockstats", &json!({"query-nodes": true}))) < 16 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut below = "disk".to_owned();
+    for step in 0..8 {
+        let (over, path) = (format!("over{step}"), daemon.scratch.path(&format!("over{step}.qcow2")));
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", &path, "16M"]);
+        let file = json!({"driver": "file", "filename": path});
+        let overlay = json!({"driver": "qcow2", "node-name": over, "backing": null, "file": file});
+        monitor.run("blockdev-add", &overlay);
+        let snapshot = json!({"type": "blockdev-snapshot", "data": {"node": below, "overlay": over}});
+        monitor.run("transaction", &json!({"actions": [snapshot]}));
+        below = over;
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    fio.join().expect("what was written is read back");
+    daemon.running.signal("TERM");
+    daemon.running.wait().code(0);
+    assert_sound(&daemon.scratch.path(&format!("{below}.qcow2")));
 }
 
 #[test]

@@ -172,21 +172,21 @@ impl Graph {
             return Ok(false);
         }
         let old = node.settings.borrow().clone();
-        self.open_again(&node, Settings { read_only: !writable, ..old }).await?;
-        // A file that was opened with the image goes back with it.
-        if let Some(file) =
-            node.child(Role::File).filter(|file| !writable && !file.owned.get() && !file.is_read_only())
-        {
-            let old = file.settings.borrow().clone();
-            self.open_again(&file, Settings { read_only: true, ..old }).await?;
-            // The image holds the file by what it was.
-            let settings = node.settings.borrow().clone();
-            self.open_again(&node, settings).await?;
-        }
+        let file = node.child(Role::File);
+        let file_settings = file.and_then(|file| {
+            let was = file.settings.borrow().clone();
+            // A file that was opened with the image goes back with it.
+            let changes = if writable { was.read_only } else { !file.owned.get() && !was.read_only };
+            changes.then_some(Settings { read_only: !writable, ..was })
+        });
+        self.open_again(&node, Settings { read_only: !writable, ..old }, file_settings).await?;
         Ok(true)
     }
 
-    /// Opens a node again, as `settings` say; an image's file with it, where the two can't differ. Its requests are held back meanwhile.
+    /// Opens a node again, as `settings` say, and its file as `file_settings` do, if given. Its requests are held back meanwhile.
+    ///
+    /// An image holds its file itself, and what it has in memory is written before the file is opened anew: a file that is in use by an image is
+    /// opened again only here, with the image. Otherwise the new file would know a size that the image has since made larger.
     ///
     /// # Errors
     /// What opening says. The node is then open as it was, unless even that fails.
@@ -194,19 +194,22 @@ impl Graph {
         self: &Rc<Self>,
         node: &Rc<GraphNode>,
         settings: Settings,
+        file_settings: Option<Settings>,
     ) -> Result<(), Refusal> {
         let old = node.settings.borrow().clone();
-        let file = node.child(Role::File);
+        let file = node.child(Role::File).zip(file_settings);
+        let file_was = file.as_ref().map(|(file, _)| file.settings.borrow().clone());
         let drained = node.disk.drain().await;
-        // What the old one holds in memory is on the disk before the new one looks there.
         finish(node).await?;
-        let file_was = file.as_ref().map(|file| file.settings.borrow().clone());
+        let mut file_changed = false;
         let result = async {
-            if let (Some(file), Some(file_was)) = (&file, &file_was)
-                && file_was.read_only
-                && !settings.read_only
-            {
-                Box::pin(self.open_again(file, Settings { read_only: false, ..file_was.clone() })).await?;
+            if settings.read_only {
+                // It stops writing before its file can't be written any more.
+                node.settings.replace(settings.clone());
+            }
+            if let Some((file, wanted)) = &file {
+                Box::pin(self.open_again(file, wanted.clone(), None)).await?;
+                file_changed = true;
             }
             node.settings.replace(settings.clone());
             self.build_again(node, settings.clone(), &drained).await?;
@@ -215,10 +218,8 @@ impl Graph {
         .await;
         if let Err(refusal) = result {
             node.settings.replace(old.clone());
-            if let (Some(file), Some(was)) = (&file, file_was)
-                && file.settings.borrow().read_only != was.read_only
-            {
-                Box::pin(self.open_again(file, was)).await?;
+            if let (Some((file, _)), Some(was), true) = (&file, file_was, file_changed) {
+                Box::pin(self.open_again(file, was, None)).await?;
             }
             self.build_again(node, old, &drained).await?;
             self.settle_rights().await?;
@@ -229,6 +230,34 @@ impl Graph {
             self.follow_backing(&parent)?;
         }
         Ok(())
+    }
+
+    /// Opens a node again whose options were changed, with the image that holds it as its file, if one does.
+    async fn open_changed(self: &Rc<Self>, node: &Rc<GraphNode>, settings: Settings) -> Result<(), Refusal> {
+        let holds = |parent: &Rc<GraphNode>, of: &Rc<GraphNode>| {
+            let links = parent.links.borrow();
+            links.iter().find(|link| Rc::ptr_eq(&link.to, of)).map(|link| link.role)
+        };
+        let is_file = |role: &Role| matches!(role, Role::File | Role::DataFile);
+        let users_of = |node: &Rc<GraphNode>| -> Vec<_> {
+            let parents = self.parents(node).into_iter();
+            parents
+                .filter_map(|parent| holds(&parent, node).filter(is_file).map(|role| (parent, role)))
+                .collect()
+        };
+        let users = users_of(node);
+        match &users[..] {
+            [] => self.open_again(node, settings, None).await,
+            [(image, Role::File)] if users_of(image).is_empty() => {
+                image.check_idle()?;
+                let unchanged = image.settings.borrow().clone();
+                self.open_again(image, unchanged, Some(settings)).await
+            }
+            [(user, _), ..] => Err(generic(format!(
+                "Node '{}' is in use by node '{}', which can't be opened again with it",
+                node.name, user.name
+            ))),
+        }
     }
 
     /// Makes the inside of a node anew. The caller holds its requests back.
@@ -325,7 +354,7 @@ impl Graph {
             || settings.no_flush != old.no_flush;
         if differs {
             node.check_idle()?;
-            self.open_again(&node, settings).await?;
+            self.open_changed(&node, settings).await?;
         } else {
             node.settings.replace(settings);
         }
@@ -375,6 +404,7 @@ impl Graph {
         let changed = self.set_backing(node, wanted.as_ref()).await;
         drop(drained);
         if changed.is_ok() {
+            self.let_requests_pass().await;
             self.collect().await;
         }
         changed

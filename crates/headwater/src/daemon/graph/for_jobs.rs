@@ -2,7 +2,7 @@
 //! job's end; and the watch for writes past an offset.
 
 use super::rights::{Doing, Rights};
-use super::{Graph, GraphNode, Link, Role, Settings};
+use super::{Graph, GraphNode, Link, Role, Root, Settings};
 use crate::daemon::events::Events;
 use crate::daemon::failure::{Refusal, generic};
 use headwater_block::drain::Drained;
@@ -65,21 +65,25 @@ impl Graph {
         node.links.borrow_mut().clear();
     }
 
-    /// Holds back all who use `node` through an edge, until the guards are dropped.
+    /// Holds back all whose requests can reach `node`, until the guards are dropped.
+    ///
+    /// They are held where they come in, at the roots' edges, of which none lies behind another. To close an edge further in, and then wait for
+    /// one in front of it, would never end: a request waits at the inner one with the outer one in hand. Whoever waits for several edges while
+    /// others may hold some keeps to roots.
     pub(in crate::daemon) async fn hold_users(&self, node: &Rc<GraphNode>) -> Vec<Drained> {
-        let mut edges: Vec<_> =
-            self.roots_of(node).iter().filter(|root| root.follows).map(|root| root.edge.clone()).collect();
-        for parent in self.parents(node) {
-            let links = parent.links.borrow();
-            edges.extend(
-                links.iter().filter(|link| Rc::ptr_eq(&link.to, node)).filter_map(|link| link.edge.clone()),
-            );
-        }
-        let mut held = Vec::new();
-        for edge in edges {
-            held.push(edge.drain().await);
-        }
-        held
+        let roots: Vec<_> =
+            self.roots().into_iter().filter(|root| reaches(&root.node.borrow(), node)).collect();
+        hold(&roots).await
+    }
+
+    /// Holds everybody back, until the guards are dropped; see [`Graph::hold_users`].
+    pub(in crate::daemon) async fn hold_everyone(&self) -> Vec<Drained> {
+        hold(&self.roots()).await
+    }
+
+    /// Waits until every request that is on its way now is over: after this nobody reads through a link that was changed before.
+    pub(in crate::daemon) async fn let_requests_pass(&self) {
+        drop(self.hold_everyone().await);
     }
 
     /// Puts `base` in the place of `top`, for all who use that, at the end of the job that calls itself `user` and still holds both.
@@ -107,4 +111,17 @@ impl Graph {
         }
         replaced
     }
+}
+
+/// True if requests to `from` can come to `node`.
+fn reaches(from: &Rc<GraphNode>, node: &Rc<GraphNode>) -> bool {
+    Rc::ptr_eq(from, node) || from.links.borrow().iter().any(|link| reaches(&link.to, node))
+}
+
+async fn hold(roots: &[Rc<Root>]) -> Vec<Drained> {
+    let mut held = Vec::new();
+    for root in roots {
+        held.push(root.edge.drain().await);
+    }
+    held
 }

@@ -191,7 +191,10 @@ pub(in crate::daemon) async fn relink(
         return Ok(());
     }
     over.disk.change_backing(link, base.map(|base| base.top())).await?;
-    graph.set_backing(over, base).await.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))
+    graph.set_backing(over, base).await.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))?;
+    // The layers that were dropped may be closed when the job is over.
+    graph.let_requests_pass().await;
+    Ok(())
 }
 
 /// What a header calls the format of a node. A protocol without a format on it is raw, if the user wants it to be called so.
