@@ -5,9 +5,13 @@ use crate::output;
 use crate::size::{human, parse_size};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long the daemon's greeting may take. It greets at once, unless the monitor has a client already.
+const GREETING: Duration = Duration::from_secs(5);
 
 /// Arguments of `jobs`.
 #[derive(Debug, Args)]
@@ -190,12 +194,15 @@ struct Daemon {
 impl Daemon {
     fn connect(path: &Path) -> Outcome<Self> {
         let shown = path.display().to_string();
-        let cannot =
-            |err| Failure::new(format!("cannot connect to {shown}: {err}; is a daemon's monitor there?"));
-        let stream = UnixStream::connect(path).map_err(cannot)?;
+        let stream = UnixStream::connect(path).map_err(|err| {
+            Failure::new(format!("cannot connect to {shown}: {err}; is a daemon's monitor there?"))
+        })?;
+        let cannot = |err| Failure::new(format!("cannot use the socket {}: {err}", path.display()));
         let lines = BufReader::new(stream.try_clone().map_err(cannot)?);
+        stream.set_read_timeout(Some(GREETING)).map_err(cannot)?;
         let mut daemon = Self { shown, stream, lines };
         daemon.receive()?;
+        daemon.stream.set_read_timeout(None).map_err(cannot)?;
         daemon.command("qmp_capabilities", json!({}))?;
         Ok(daemon)
     }
@@ -206,6 +213,10 @@ impl Daemon {
         match self.lines.read_line(&mut line) {
             Ok(0) => Err(lost("the daemon has ended")),
             Ok(_) => serde_json::from_str(&line).map_err(|err| lost(&err.to_string())),
+            Err(err) if err.kind() == ErrorKind::WouldBlock => Err(Failure::new(format!(
+                "{}: no greeting: a monitor serves one client at a time, and this one has another; end that one, or give the daemon a second monitor",
+                self.shown
+            ))),
             Err(err) => Err(lost(&err.to_string())),
         }
     }

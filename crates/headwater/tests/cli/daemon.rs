@@ -1,5 +1,6 @@
 //! The storage daemon and the front for people, `headwater jobs`. What it says over QMP is compared with QEMU's daemon by tests/daemon.
 
+use crate::common::http::{Fault, HttpServer};
 use crate::common::*;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
@@ -119,17 +120,30 @@ impl Monitor {
         serde_json::from_str(&line).unwrap()
     }
 
-    #[track_caller]
-    fn run(&mut self, command: &str, arguments: &Value) -> Value {
+    /// The command's answer; events before it are passed over.
+    fn ask(&mut self, command: &str, arguments: &Value) -> Value {
         let message = json!({"execute": command, "arguments": arguments});
         writeln!(self.0.get_mut(), "{message}").unwrap();
         loop {
             let answer = self.receive();
-            assert!(answer.get("error").is_none(), "{command} {arguments}: {answer}");
-            if let Some(result) = answer.get("return") {
-                return result.clone();
+            if answer.get("event").is_none() {
+                return answer;
             }
         }
+    }
+
+    #[track_caller]
+    fn run(&mut self, command: &str, arguments: &Value) -> Value {
+        let answer = self.ask(command, arguments);
+        answer.get("return").unwrap_or_else(|| panic!("{command} {arguments}: {answer}")).clone()
+    }
+
+    /// Runs a command that must be refused, and gives the words.
+    #[track_caller]
+    fn refused(&mut self, command: &str, arguments: &Value) -> String {
+        let answer = self.ask(command, arguments);
+        let words = answer["error"]["desc"].as_str();
+        words.unwrap_or_else(|| panic!("{command} {arguments}: {answer}")).to_owned()
     }
 }
 
@@ -175,6 +189,63 @@ fn a_transaction_ends_while_requests_wait_for_a_limit_and_loses_none() {
     daemon.running.signal("TERM");
     daemon.running.wait().code(0);
     assert_sound(&daemon.scratch.path(&format!("{below}.qcow2")));
+}
+
+/// qemu-storage-daemon has the driver in a module that isn't installed everywhere, so this isn't compared with it.
+#[test]
+fn an_image_behind_http_is_a_node_like_any_other() {
+    let daemon = Daemon::start(5, &[]);
+    let (scratch, image) = (&daemon.scratch, daemon.scratch.path("far.qcow2"));
+    to_qcow2(&daemon.raw, &image);
+    let server = HttpServer::start(read_file(&image), Fault::None, Duration::from_millis(2));
+    let mut monitor = Monitor::connect(&scratch.path("qmp"));
+    let file = json!({"driver": "http", "url": server.url});
+    let far = json!({"driver": "qcow2", "node-name": "far", "read-only": true, "file": file});
+    monitor.run("blockdev-add", &far);
+    let path = scratch.path("over.qcow2");
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", &path, "16M"]);
+    let file = json!({"driver": "file", "filename": path});
+    let over = json!({"driver": "qcow2", "node-name": "over", "backing": "far", "file": file});
+    monitor.run("blockdev-add", &over);
+    // One client at a time: another one is told so, and doesn't wait for ever.
+    daemon.jobs(&[]).code(1).says(&["one client at a time"]);
+    monitor.run("block-stream", &json!({"job-id": "fill", "device": "over"}));
+    while monitor.run("query-jobs", &json!({})) != json!([]) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // It can't be written.
+    let export = json!({"type": "nbd", "id": "e", "node-name": "far", "writable": true});
+    monitor.run("nbd-server-start", &json!({"addr": {"type": "unix", "data": {"path": scratch.path("n")}}}));
+    let refused = monitor.refused("block-export-add", &export);
+    assert!(refused.contains("read-only"), "{refused}");
+    monitor.run("blockdev-del", &json!({"node-name": "over"}));
+    daemon.running.signal("TERM");
+    daemon.running.wait().code(0);
+    assert_streamed(&path, &daemon.raw, "raw");
+}
+
+/// An address in an image's header opens nothing, unless the operator allowed it by name.
+#[test]
+fn an_address_in_a_header_is_followed_only_if_it_was_allowed() {
+    let scratch = Scratch::new();
+    let content = noise(6, 4 << 20);
+    let server = HttpServer::start(content, Fault::None, Duration::ZERO);
+    let path = scratch.path("over.qcow2");
+    tool("qemu-img", &["create", "-q", "-u", "-f", "qcow2", "-b", &server.url, "-F", "raw", &path, "4M"]);
+    let blockdev = format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={path}");
+    let socket = scratch.path("qmp");
+    let chardev = format!("socket,id=qmp,path={socket},server=on,wait=off");
+    let args = ["daemon", "--blockdev", &blockdev, "--chardev", &chardev, "--monitor", "qmp"];
+    headwater(&args).code(1).says(&[&server.url, "--allow-backing"]);
+    let mut running = Running::start(&[&args[..], &["--allow-backing", &server.url]].concat());
+    running.wait_for_socket(&socket);
+    headwater(&["jobs", &socket, "stream", "disk"]).code(0);
+    headwater(&["jobs", &socket, "watch"]).code(0);
+    running.signal("TERM");
+    running.wait().code(0);
+    let raw = scratch.path("content.raw");
+    std::fs::write(&raw, noise(6, 4 << 20)).unwrap();
+    assert_streamed(&path, &raw, "raw");
 }
 
 #[test]
