@@ -1,7 +1,7 @@
 //! The older option syntax, of `--chardev` and `--trace`: `key=value,key=value`, without nesting.
 //!
 //! What differs from [`crate::keyval`]: a key without a value is a switch, on or, after `no`, off; keys outside a fixed list
-//! are refused; values have the types of that list. A chardev is turned into the `ChardevBackend` that `chardev-add` takes.
+//! are refused; values have the types of that list. A chardev is turned into the `ChardevBackend` that QEMU's `chardev-add` takes.
 
 mod chardev;
 mod trace;

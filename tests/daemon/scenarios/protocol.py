@@ -320,7 +320,7 @@ def queries(case):
 
 COMMANDS = set(
     """
-    block-commit block-dirty-bitmap-add block-dirty-bitmap-remove block-export-add block-export-del block-job-cancel block-job-complete
+    block-commit block-export-add block-export-del block-job-cancel block-job-complete
     block-job-dismiss block-job-finalize block-job-pause block-job-resume block-job-set-speed block-set-write-threshold block-stream block_resize
     blockdev-add blockdev-create blockdev-del blockdev-mirror blockdev-reopen blockdev-set-active blockdev-snapshot blockdev-snapshot-sync
     change-backing-file job-cancel job-complete job-dismiss job-finalize job-pause job-resume nbd-server-add nbd-server-remove nbd-server-start

@@ -312,3 +312,12 @@ def bitmaps(case):
     qmp.attempt("block-dirty-bitmap-disable", node="disk", name="b")
     qmp.attempt("block-dirty-bitmap-remove", node="disk", name="b")
     qmp.attempt("block-dirty-bitmap-remove", node="disk", name="b")
+
+
+@scenario
+def changing_children(case):
+    """x-blockdev-change, on a driver whose children don't change."""
+    qmp = disk(case)
+    for arguments in ({}, {"child": "file", "node": "disk"}, {"child": "nothing"}, {"child": "file"}, {"node": "nowhere"}, {"node": "disk"}):
+        qmp.refuse("x-blockdev-change", parent="disk", **arguments)
+    qmp.refuse("x-blockdev-change", parent="nowhere", node="disk")

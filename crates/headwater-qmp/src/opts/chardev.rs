@@ -56,7 +56,7 @@ const KEYS: Keys = &[
 pub struct Chardev {
     /// The name of the device.
     pub id: String,
-    /// The `ChardevBackend` that `chardev-add` would have been given, checked.
+    /// The `ChardevBackend` that QEMU's `chardev-add` would have been given, checked.
     pub backend: Value,
     /// What to warn of.
     pub warnings: Vec<String>,

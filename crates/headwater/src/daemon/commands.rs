@@ -299,8 +299,29 @@ impl Commands {
                 let value = args.get("value").cloned().unwrap_or_default();
                 self.graph.objects.set(text("path"), text("property"), &value)
             }
-            _ if name.starts_with("block-dirty-bitmap-") => Err(generic("Dirty bitmaps are not supported")),
+            "x-blockdev-change" => self.change_children(args),
             _ => Err(generic(format!("The command {name} is not supported by headwater"))),
+        }
+    }
+
+    /// `x-blockdev-change`: adds and removes children of drivers that have a changing number of them (quorum). None of ours has.
+    fn change_children(&self, args: &Options) -> Result<(), Refusal> {
+        let parent = self.graph.any(args.text("parent").unwrap_or_default())?;
+        match (args.text("child"), args.text("node")) {
+            (Some(_), Some(_)) => Err(generic("The parameters child and node are in conflict")),
+            (None, None) => Err(generic("Either child or node must be specified")),
+            (Some(child), None) if !parent.links.borrow().iter().any(|link| link.name == child) => {
+                Err(generic(format!("Node '{}' does not have child '{child}'", parent.name)))
+            }
+            (Some(_), None) => {
+                Err(generic(format!("The node {} does not support removing a child", parent.name)))
+            }
+            (None, Some(node)) if self.graph.node(node).is_err() => {
+                Err(generic(format!("Node '{node}' not found")))
+            }
+            (None, Some(_)) => {
+                Err(generic(format!("The node {} does not support adding a child", parent.name)))
+            }
         }
     }
 
