@@ -1,10 +1,12 @@
 //! How clients reach a disk: each module turns one protocol's requests into calls of [`headwater_block::disk::Disk`].
 //!
 //! - [`nbd`]: the NBD server.
+//! - [`fuse`]: the disk as a regular file.
 //!
 //! An export belongs to the thread of its disks: nothing here is `Send`, and everything runs on a tokio `current_thread`
 //! runtime inside a `LocalSet`.
 
 #![forbid(unsafe_code)]
 
+pub mod fuse;
 pub mod nbd;

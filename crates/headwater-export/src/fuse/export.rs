@@ -1,0 +1,127 @@
+//! One disk under one path, from mounting to the last answer.
+
+use super::frontend::{Frontend, Request};
+use super::handler::{Access, Handler};
+use super::mount::{Mounted, Unmount};
+use fuser::{Config, Session, SessionACL};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use headwater_block::range_lock::RangeLock;
+use headwater_block::{Edge, Error, LocalFuture, Result};
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::SystemTime;
+use tokio::sync::{mpsc, watch};
+
+/// Most requests that are carried out at once.
+const MAX_REQUESTS: usize = 64;
+
+/// Most requests that wait for their turn; their data, at most 1 MiB each, are in memory.
+const MAX_WAITING: usize = 16;
+
+/// What a file is of.
+pub struct FuseOptions {
+    /// Leads to the disk. Each request enters it and goes to the disk of that moment.
+    pub edge: Rc<Edge>,
+    /// Whether the disk may be changed; it must be mounted so as well. A disk that is read-only itself is never changed.
+    pub writable: bool,
+    /// Whether writing past the end, and truncating, change the disk's size.
+    pub growable: bool,
+    /// Whether it was mounted for other users too.
+    pub allow_other: bool,
+    /// The time that the file shows.
+    pub since: SystemTime,
+}
+
+/// A disk that is there as a file. Dropped without [`FuseExport::remove`], the file stays until it is unmounted from outside, and works.
+pub struct FuseExport {
+    path: PathBuf,
+    unmount: Box<dyn Fn(Unmount) -> LocalFuture<'static, Result<()>>>,
+    gone: watch::Receiver<bool>,
+}
+
+impl FuseExport {
+    /// Serves the file system that was just mounted. Must be called inside a `LocalSet`.
+    ///
+    /// # Errors
+    /// If the kernel speaks no FUSE that we know, or there is no thread to be had.
+    pub fn start(mounted: Mounted, options: FuseOptions) -> Result<Self> {
+        let Mounted { path, device, unmount } = mounted;
+        let (sender, requests) = mpsc::channel(MAX_WAITING);
+        let frontend = Frontend { requests: sender, writable: options.writable };
+        // Without this the crate itself lets nobody in but the one who mounted.
+        let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        let failed =
+            |err| Error::from_io(err, format!("{}: cannot speak FUSE with the kernel", path.display()));
+        // The kernel has asked for the first exchange when it was mounted: this doesn't wait.
+        let session = Session::from_fd(frontend, device, acl, Config::default()).map_err(failed)?;
+        let name = path.display().to_string();
+        std::thread::Builder::new()
+            .name("fuse".into())
+            .spawn(move || {
+                // Ends when it is unmounted.
+                if let Err(err) = session.run() {
+                    tracing::warn!("{name}: the FUSE session has ended: {err}");
+                }
+            })
+            .map_err(failed)?;
+        let mode = if options.writable { 0o600 } else { 0o400 };
+        let handler = Handler {
+            edge: options.edge,
+            writable: options.writable,
+            growable: options.growable,
+            access: Cell::new(Access {
+                mode,
+                uid: rustix::process::getuid().as_raw(),
+                gid: rustix::process::getgid().as_raw(),
+            }),
+            since: options.since,
+            resizing: RangeLock::new(),
+        };
+        let (ended, gone) = watch::channel(false);
+        tokio::task::spawn_local(async move {
+            serve(&handler, requests).await;
+            // Nobody may be waiting.
+            let _ = ended.send(true);
+        });
+        Ok(Self { path, unmount, gone })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the file away; the export has ended with [`FuseExport::gone`].
+    ///
+    /// # Errors
+    /// `InUse` with [`Unmount::IfIdle`] if somebody has it open: then it stays. And those of the system.
+    pub async fn remove(&self, how: Unmount) -> Result<()> {
+        (self.unmount)(how).await
+    }
+
+    /// Completes when the file is unmounted, by us or by somebody else, and the last request is done. The future is independent of the
+    /// export.
+    pub fn gone(&self) -> impl Future<Output = ()> + use<> {
+        let mut gone = self.gone.clone();
+        async move {
+            // The sender goes with the thread of the disk, and then it is gone too.
+            let _ = gone.wait_for(|gone| *gone).await;
+        }
+    }
+}
+
+/// Carries requests out until no more can come, and all are done.
+async fn serve(handler: &Handler, mut requests: mpsc::Receiver<Request>) {
+    let mut running = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            request = requests.recv(), if running.len() < MAX_REQUESTS => match request {
+                Some(request) => running.push(handler.handle(request)),
+                None => break,
+            },
+            Some(()) = running.next(), if !running.is_empty() => {}
+        }
+    }
+    while running.next().await.is_some() {}
+}

@@ -1,0 +1,238 @@
+//! Carries one request out on the disk, and answers the kernel.
+
+use super::frontend::{NewAttributes, Request, SeekTo};
+use fuser::{Errno, FileAttr, FileType, INodeNo};
+use headwater_block::range_lock::{Guard, Mode, RangeLock, Token};
+use headwater_block::{Buffer, Disk, Edge, Error, ErrorKind, ExtentKind, WriteFlags, ZeroFlags};
+use rustix::fs::FallocateFlags;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+/// How long the kernel may believe what it was told of the file: not at all, because its size may change from elsewhere.
+const BELIEVED: Duration = Duration::ZERO;
+
+/// Most extents that are looked up at once to find data or a hole.
+const MAX_EXTENTS: usize = 256;
+
+/// How many bytes of zeroes are written at once. A bound keeps one request from occupying the disk for long.
+const MAX_ZEROES: u64 = 1 << 30;
+
+/// Who may use the file: `chmod` and `chown` change it, for as long as it is mounted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    pub(crate) mode: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// What requests are carried out on.
+pub(crate) struct Handler {
+    /// Leads to the disk.
+    pub(crate) edge: Rc<Edge>,
+    pub(crate) writable: bool,
+    pub(crate) growable: bool,
+    pub(crate) access: Cell<Access>,
+    /// When it was mounted: the time that the file shows.
+    pub(crate) since: SystemTime,
+    /// Held while the size is changed: who would grow the disk looks again whether somebody else has.
+    pub(crate) resizing: Rc<RangeLock>,
+}
+
+/// Why a request failed, as the kernel has it.
+struct Refused(Errno);
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        tracing::debug!("{error}");
+        Self(match error.kind() {
+            ErrorKind::NoSpace => Errno::ENOSPC,
+            ErrorKind::ReadOnly => Errno::EROFS,
+            ErrorKind::PermissionDenied | ErrorKind::NotAllowed => Errno::EPERM,
+            ErrorKind::Unsupported => Errno::EOPNOTSUPP,
+            ErrorKind::InvalidInput | ErrorKind::OutOfRange => Errno::EINVAL,
+            ErrorKind::InUse => Errno::EBUSY,
+            _ => Errno::EIO,
+        })
+    }
+}
+
+impl Handler {
+    /// Carries a request out and answers it. The future must be driven to its end.
+    pub(crate) async fn handle(&self, request: Request) {
+        // Held until the request is done: the graph may put another disk here only between requests.
+        let disk = &*self.edge.enter().await;
+        match request {
+            Request::Attributes(reply) => reply.attr(&BELIEVED, &self.attributes(disk)),
+            Request::SetAttributes(new, reply) => match self.set_attributes(disk, new).await {
+                Ok(()) => reply.attr(&BELIEVED, &self.attributes(disk)),
+                Err(Refused(errno)) => reply.error(errno),
+            },
+            Request::Read { offset, length, reply } => match read(disk, offset, length.into()).await {
+                Ok(data) => reply.data(&data),
+                Err(Refused(errno)) => reply.error(errno),
+            },
+            Request::Write { offset, data, durable, reply } => {
+                match self.write(disk, offset, &data, durable).await {
+                    Ok(written) => reply.written(written),
+                    Err(Refused(errno)) => reply.error(errno),
+                }
+            }
+            Request::Flush(reply) => match disk.flush().await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(Refused::from(error).0),
+            },
+            Request::Allocate { offset, length, mode, reply } => {
+                match self.allocate(disk, offset, length, mode).await {
+                    Ok(()) => reply.ok(),
+                    Err(Refused(errno)) => reply.error(errno),
+                }
+            }
+            Request::Seek { offset, to, reply } => match seek(disk, offset, to).await {
+                Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+                Err(Refused(errno)) => reply.error(errno),
+            },
+            Request::Space(reply) => reply.statfs(disk.size() / 512, 0, 0, 1, 0, 512, 255, 512),
+        }
+    }
+
+    fn attributes(&self, disk: &Disk) -> FileAttr {
+        let Access { mode, uid, gid } = self.access.get();
+        FileAttr {
+            ino: INodeNo::ROOT,
+            size: disk.size(),
+            blocks: disk.size().div_ceil(512),
+            atime: self.since,
+            mtime: self.since,
+            ctime: self.since,
+            crtime: self.since,
+            kind: FileType::RegularFile,
+            perm: mode,
+            nlink: 1,
+            uid,
+            gid,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    async fn set_attributes(&self, disk: &Disk, new: NewAttributes) -> Result<(), Refused> {
+        let mut access = self.access.get();
+        if let Some(mode) = new.mode {
+            let mode = mode & 0o7777;
+            // A disk isn't a program, and one that can't be written isn't made so by a mode.
+            if mode & 0o7111 != 0 || (!self.writable && mode & 0o222 != 0) {
+                return Err(Refused(Errno::EPERM));
+            }
+            access.mode = mode as u16;
+        }
+        access.uid = new.uid.unwrap_or(access.uid);
+        access.gid = new.gid.unwrap_or(access.gid);
+        match new.size {
+            Some(size) if size != disk.size() && !self.growable => return Err(Refused(Errno::EPERM)),
+            Some(size) => {
+                let _resizing = self.hold_size().await;
+                resize(disk, size).await?;
+            }
+            None => {}
+        }
+        self.access.set(access);
+        Ok(())
+    }
+
+    async fn write(&self, disk: &Disk, offset: u64, data: &[u8], durable: bool) -> Result<u32, Refused> {
+        let fits = self.reach(disk, offset, data.len() as u64).await?;
+        let data = &data[..fits as usize];
+        disk.write(offset, Buffer::copy_of(data), WriteFlags { fua: durable }).await?;
+        Ok(data.len() as u32)
+    }
+
+    async fn allocate(
+        &self,
+        disk: &Disk,
+        offset: u64,
+        length: u64,
+        mode: FallocateFlags,
+    ) -> Result<(), Refused> {
+        let unmap = mode == FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let keeps_size = mode.contains(FallocateFlags::KEEP_SIZE);
+        // Plain allocation is refused: a promise of room can't be kept for every image. Programs write zeroes instead.
+        if !unmap && mode - FallocateFlags::KEEP_SIZE != FallocateFlags::ZERO_RANGE {
+            return Err(Refused(Errno::EOPNOTSUPP));
+        }
+        let length = if keeps_size {
+            length.min(disk.size().saturating_sub(offset))
+        } else {
+            self.reach(disk, offset, length).await?
+        };
+        let flags = ZeroFlags { unmap, ..ZeroFlags::default() };
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            let step = MAX_ZEROES.min(end - at);
+            disk.write_zeroes(at, step, flags).await?;
+            at += step;
+        }
+        Ok(())
+    }
+
+    /// How much of a change at `offset` the disk takes, after it has grown where it may.
+    async fn reach(&self, disk: &Disk, offset: u64, length: u64) -> Result<u64, Refused> {
+        let end = offset.checked_add(length).ok_or(Refused(Errno::EFBIG))?;
+        if end > disk.size() && self.growable {
+            let _resizing = self.hold_size().await;
+            if end > disk.size() {
+                resize(disk, end).await?;
+            }
+        }
+        match length.min(disk.size().saturating_sub(offset)) {
+            0 if length > 0 => Err(Refused(Errno::ENOSPC)),
+            fits => Ok(fits),
+        }
+    }
+
+    async fn hold_size(&self) -> Guard {
+        self.resizing.acquire(Token::for_request(), 0..1, Mode::Exclusive).await
+    }
+}
+
+/// Formats that count in sectors get the whole of the last one.
+async fn resize(disk: &Disk, size: u64) -> Result<(), Refused> {
+    match disk.resize(size).await {
+        Err(error) if error.kind() == ErrorKind::InvalidInput && !size.is_multiple_of(512) => {
+            Ok(disk.resize(size.next_multiple_of(512)).await?)
+        }
+        result => Ok(result?),
+    }
+}
+
+async fn read(disk: &Rc<Disk>, offset: u64, length: u64) -> Result<Buffer, Refused> {
+    let length = length.min(disk.size().saturating_sub(offset));
+    if length == 0 {
+        return Ok(Buffer::zeroed(0));
+    }
+    Ok(disk.read(offset, length).await?)
+}
+
+/// The next data, or the next hole: there is one at the end of the disk.
+async fn seek(disk: &Disk, offset: u64, to: SeekTo) -> Result<u64, Refused> {
+    let size = disk.size();
+    if offset >= size {
+        return Err(Refused(Errno::ENXIO));
+    }
+    let mut at = offset;
+    while at < size {
+        let extents = disk.block_status(at..size, MAX_EXTENTS).await?;
+        for extent in &extents {
+            if (extent.kind == ExtentKind::Data) == (to == SeekTo::Data) {
+                return Ok(at);
+            }
+            at = extent.end();
+        }
+    }
+    match to {
+        SeekTo::Hole => Ok(size),
+        SeekTo::Data => Err(Refused(Errno::ENXIO)),
+    }
+}
