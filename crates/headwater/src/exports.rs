@@ -1,35 +1,74 @@
 //! The addresses at which a disk is served.
 
-use crate::failure::Outcome;
+use crate::address::{Address, FuseAddress};
+use crate::failure::{Failure, Outcome};
 use futures_util::future::join_all;
 use headwater_block::{Disk, Edge};
+use headwater_export::fuse::{self, FuseExport, FuseOptions, MountOptions, Unmount};
 use headwater_export::nbd::{Export, NbdServer, ServerOptions};
 use headwater_nbd::{NbdUri, UriTls};
 use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
+use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// How long those who have a file open may keep us from ending, after they were cut off.
+const GONE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Servers that run until they are told to stop.
 #[derive(Default)]
 pub struct Exports {
     servers: Vec<NbdServer>,
-    uris: Vec<NbdUri>,
+    files: Vec<File>,
+    addresses: Vec<Address>,
+}
+
+/// A disk that is there as a file.
+struct File {
+    export: FuseExport,
+    /// The file below is ours, and goes with us.
+    made: Option<PathBuf>,
 }
 
 impl Exports {
-    /// Serves `disk` at each of `uris`, from now on: clients can connect when this returns. URIs of one address that differ in the
+    /// Serves `disk` at each of `addresses`, from now on: clients can come when this returns. URIs of one address that differ in the
     /// name only share a server. Must be called inside a `LocalSet`.
     ///
     /// # Errors
     /// If an address can't be had, or is given twice with the same name; then none is served.
-    pub fn start(uris: &[NbdUri], disk: &Rc<Disk>, writable: bool) -> Outcome<Self> {
+    pub async fn start(addresses: &[Address], disk: &Rc<Disk>, writable: bool) -> Outcome<Self> {
+        let mut exports = Self::default();
+        match exports.start_all(addresses, disk, writable).await {
+            Ok(()) => Ok(exports),
+            Err(failure) => {
+                exports.stop().await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn start_all(&mut self, addresses: &[Address], disk: &Rc<Disk>, writable: bool) -> Outcome {
+        let edge = Edge::new(disk.clone());
+        let of_nbd = |address: &Address| match address {
+            Address::Nbd(uri) => Some(uri.clone()),
+            Address::Fuse(_) => None,
+        };
+        self.start_nbd(&addresses.iter().filter_map(of_nbd).collect::<Vec<_>>(), &edge, writable)?;
+        for address in addresses {
+            if let Address::Fuse(file) = address {
+                self.mount(file, &edge, writable).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start_nbd(&mut self, uris: &[NbdUri], edge: &Rc<Edge>, writable: bool) -> Outcome {
         let mut places = Vec::new();
         for uri in uris {
             if !places.contains(&(&uri.address, &uri.tls)) {
                 places.push((&uri.address, &uri.tls));
             }
         }
-        let edge = Edge::new(disk.clone());
-        let mut exports = Self::default();
         for (address, tls) in places {
             let options = ServerOptions {
                 empty_name_is_only_export: true,
@@ -41,31 +80,88 @@ impl Exports {
             for uri in uris.iter().filter(|uri| (&uri.address, &uri.tls) == (address, tls)) {
                 server.add(Export {
                     name: uri.export.clone(),
-                    description: format!("headwater: {}", disk.name()),
+                    description: format!("headwater: {}", edge.disk().name()),
                     edge: edge.clone(),
                     writable,
+                    writethrough: false,
                     allocation_depth: true,
                 })?;
-                exports.uris.push(NbdUri { address: bound.clone(), ..uri.clone() });
+                self.addresses.push(Address::Nbd(NbdUri { address: bound.clone(), ..uri.clone() }));
             }
-            exports.servers.push(server);
+            self.servers.push(server);
         }
-        Ok(exports)
+        Ok(())
+    }
+
+    /// Mounts the disk over a file, which is made if it isn't there.
+    async fn mount(&mut self, address: &FuseAddress, edge: &Rc<Edge>, writable: bool) -> Outcome {
+        let FuseAddress { path, growable, allow_other } = address;
+        let made = std::fs::File::create_new(path);
+        let made = match made {
+            Ok(_) => Some(path.clone()),
+            // What is there is looked at when it is mounted over.
+            Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => None,
+            Err(err) => return Err(Failure::new(format!("cannot make {}: {err}", path.display()))),
+        };
+        let options = MountOptions { writable, allow_other: *allow_other };
+        let export = match fuse::mount(path, options).await {
+            Ok(mounted) => FuseExport::start(
+                mounted,
+                FuseOptions {
+                    edge: edge.clone(),
+                    writable,
+                    writethrough: false,
+                    growable: *growable,
+                    allow_other: *allow_other,
+                },
+            ),
+            Err(err) => Err(err),
+        };
+        match export {
+            Ok(export) => {
+                self.files.push(File { export, made });
+                self.addresses.push(Address::Fuse(address.clone()));
+                Ok(())
+            }
+            Err(err) => {
+                made.iter().for_each(remove);
+                Err(err.into())
+            }
+        }
     }
 
     /// Where the disk is served, with the ports that the system chose where 0 was asked for.
-    pub fn uris(&self) -> &[NbdUri] {
-        &self.uris
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
     }
 
     /// True if nobody is served.
     pub fn is_empty(&self) -> bool {
-        self.servers.is_empty()
+        self.addresses.is_empty()
     }
 
-    /// Takes no more clients, finishes the requests that were received, and closes the connections.
+    /// Takes no more clients, finishes the requests that were received, and closes the connections. Those who have a file open are cut off.
     pub async fn stop(self) {
         join_all(self.servers.into_iter().map(NbdServer::stop)).await;
+        for File { export, made } in self.files {
+            if let Err(err) = export.remove(Unmount::Now).await {
+                tracing::warn!("{err}");
+                continue;
+            }
+            // A process that ends takes with it what is left.
+            if tokio::time::timeout(GONE_WITHIN, export.gone()).await.is_err() {
+                tracing::warn!("{}: somebody keeps the file open", export.path().display());
+            }
+            made.iter().for_each(remove);
+        }
+    }
+}
+
+/// Removes a file that we made. What has been put there meanwhile isn't ours.
+fn remove(path: &PathBuf) {
+    if std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0) {
+        // If it stays it is an empty file.
+        let _ = std::fs::remove_file(path);
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`demo`]: the whole at work on a source made for the occasion.
 //! - [`runtime`], [`size`], [`source`], [`output`], [`picture`], [`shell`], [`failure`]: what they share.
 
+pub mod address;
 pub mod cli;
 pub mod control;
 pub mod daemon;

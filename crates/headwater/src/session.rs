@@ -81,9 +81,9 @@ impl Session {
         };
         let options = DiskOptions { detect_zeroes, ..DiskOptions::default() };
         let disk = Disk::new(top, Rc::new(clock.clone()), options);
-        let exports = Exports::start(&args.serve, &disk, true)?;
-        for uri in exports.uris() {
-            display.say(&format!("serving {} at {uri}", disk.name()));
+        let exports = Exports::start(&args.serve, &disk, true).await?;
+        for address in exports.addresses() {
+            display.say(&format!("serving {} at {address}", disk.name()));
         }
         let job = (!complete).then(|| {
             let options = StreamOptions {

@@ -10,7 +10,6 @@ use headwater_block::{Edge, Error, LocalFuture, Result};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::SystemTime;
 use tokio::sync::{mpsc, watch};
 
 /// Most requests that are carried out at once.
@@ -25,12 +24,12 @@ pub struct FuseOptions {
     pub edge: Rc<Edge>,
     /// Whether the disk may be changed; it must be mounted so as well. A disk that is read-only itself is never changed.
     pub writable: bool,
+    /// Whether every change is durable before it is answered.
+    pub writethrough: bool,
     /// Whether writing past the end, and truncating, change the disk's size.
     pub growable: bool,
     /// Whether it was mounted for other users too.
     pub allow_other: bool,
-    /// The time that the file shows.
-    pub since: SystemTime,
 }
 
 /// A disk that is there as a file. Dropped without [`FuseExport::remove`], the file stays until it is unmounted from outside, and works.
@@ -46,13 +45,12 @@ impl FuseExport {
     /// # Errors
     /// If the kernel speaks no FUSE that we know, or there is no thread to be had.
     pub fn start(mounted: Mounted, options: FuseOptions) -> Result<Self> {
-        let Mounted { path, device, unmount } = mounted;
+        let Mounted { path, device, since, unmount } = mounted;
         let (sender, requests) = mpsc::channel(MAX_WAITING);
         let frontend = Frontend { requests: sender, writable: options.writable };
         // Without this the crate itself lets nobody in but the one who mounted.
         let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-        let failed =
-            |err| Error::from_io(err, format!("{}: cannot speak FUSE with the kernel", path.display()));
+        let failed = |err| Error::from_io(err, format!("speak FUSE with the kernel at {}", path.display()));
         // The kernel has asked for the first exchange when it was mounted: this doesn't wait.
         let session = Session::from_fd(frontend, device, acl, Config::default()).map_err(failed)?;
         let name = path.display().to_string();
@@ -69,13 +67,14 @@ impl FuseExport {
         let handler = Handler {
             edge: options.edge,
             writable: options.writable,
+            writethrough: options.writethrough,
             growable: options.growable,
             access: Cell::new(Access {
                 mode,
                 uid: rustix::process::getuid().as_raw(),
                 gid: rustix::process::getgid().as_raw(),
             }),
-            since: options.since,
+            since,
             resizing: RangeLock::new(),
         };
         let (ended, gone) = watch::channel(false);

@@ -31,6 +31,7 @@ pub(crate) struct Handler {
     /// Leads to the disk.
     pub(crate) edge: Rc<Edge>,
     pub(crate) writable: bool,
+    pub(crate) writethrough: bool,
     pub(crate) growable: bool,
     pub(crate) access: Cell<Access>,
     /// When it was mounted: the time that the file shows.
@@ -144,7 +145,7 @@ impl Handler {
     async fn write(&self, disk: &Disk, offset: u64, data: &[u8], durable: bool) -> Result<u32, Refused> {
         let fits = self.reach(disk, offset, data.len() as u64).await?;
         let data = &data[..fits as usize];
-        disk.write(offset, Buffer::copy_of(data), WriteFlags { fua: durable }).await?;
+        disk.write(offset, Buffer::copy_of(data), WriteFlags { fua: durable || self.writethrough }).await?;
         Ok(data.len() as u32)
     }
 
@@ -166,7 +167,7 @@ impl Handler {
         } else {
             self.reach(disk, offset, length).await?
         };
-        let flags = ZeroFlags { unmap, ..ZeroFlags::default() };
+        let flags = ZeroFlags { unmap, fua: self.writethrough, ..ZeroFlags::default() };
         let end = offset + length;
         let mut at = offset;
         while at < end {

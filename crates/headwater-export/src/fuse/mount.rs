@@ -16,6 +16,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 /// The program that mounts for those who may not.
 const FUSERMOUNT: &str = "fusermount3";
@@ -46,6 +47,8 @@ pub struct Mounted {
     pub path: PathBuf,
     /// The kernel's end: requests are read from it.
     pub device: OwnedFd,
+    /// When the file below was changed last: the time that the disk shows.
+    pub since: SystemTime,
     /// Takes it away again; the error is `InUse` if somebody has the file open and may keep it.
     pub unmount: Box<dyn Fn(Unmount) -> LocalFuture<'static, Result<()>>>,
 }
@@ -57,13 +60,13 @@ pub struct Mounted {
 /// If there is no regular file, no FUSE in the kernel, or the right to mount is missing.
 pub async fn mount(path: &Path, options: MountOptions) -> Result<Mounted> {
     let at = path.to_owned();
-    let device = blocking(move || mount_now(&at, options)).await?;
+    let (device, since) = blocking(move || mount_now(&at, options)).await?;
     let at = path.to_owned();
     let unmount = move |how| -> LocalFuture<'static, Result<()>> {
         let at = at.clone();
         Box::pin(blocking(move || unmount(&at, how)))
     };
-    Ok(Mounted { path: path.to_owned(), device, unmount: Box::new(unmount) })
+    Ok(Mounted { path: path.to_owned(), device, since, unmount: Box::new(unmount) })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -72,7 +75,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         .unwrap_or_else(|lost| Err(Error::new(ErrorKind::Io, format!("a worker thread has ended: {lost}"))))
 }
 
-fn mount_now(path: &Path, options: MountOptions) -> Result<OwnedFd> {
+fn mount_now(path: &Path, options: MountOptions) -> Result<(OwnedFd, SystemTime)> {
     let shown = path.display();
     let mut found = std::fs::metadata(path);
     // What a server that was killed leaves behind.
@@ -81,7 +84,7 @@ fn mount_now(path: &Path, options: MountOptions) -> Result<OwnedFd> {
         found = std::fs::metadata(path);
     }
     let found = found.map_err(|err| {
-        Error::from_io(err, format!("{shown}: a FUSE export is mounted over a file that exists"))
+        Error::from_io(err, format!("mount a disk over {shown}, where a regular file must be"))
     })?;
     if !found.is_file() {
         let what = match found.file_type() {
@@ -89,13 +92,12 @@ fn mount_now(path: &Path, options: MountOptions) -> Result<OwnedFd> {
             kind if kind.is_block_device() => "a block device",
             _ => "no regular file",
         };
-        let message = format!(
-            "{shown} is {what}: a FUSE export is mounted over a regular file (create one: touch {shown})"
-        );
+        let message = format!("{shown} is {what}; a disk is mounted over a regular file");
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
+    let since = found.modified().unwrap_or(SystemTime::UNIX_EPOCH);
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| failed(path, "cannot open /dev/fuse (modprobe fuse?)", errno))?;
+        .map_err(|errno| failed(path, "open /dev/fuse (is the module fuse loaded?) for", errno))?;
     let mut data = format!(
         "fd={},rootmode=100000,user_id={},group_id={}",
         device.as_raw_fd(),
@@ -109,15 +111,15 @@ fn mount_now(path: &Path, options: MountOptions) -> Result<OwnedFd> {
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
     flags.set(MountFlags::RDONLY, !options.writable);
     match rustix::mount::mount("headwater", path, "fuse.headwater", flags, data.as_c_str()) {
-        Ok(()) => Ok(device),
-        Err(Errno::PERM) => mount_through_helper(path, options),
-        Err(errno) => Err(failed(path, "cannot mount FUSE there", errno)),
+        Ok(()) => Ok((device, since)),
+        Err(Errno::PERM) => Ok((mount_through_helper(path, options)?, since)),
+        Err(errno) => Err(failed(path, "mount a disk over", errno)),
     }
 }
 
 /// Lets `fusermount3` mount.
 fn mount_through_helper(path: &Path, options: MountOptions) -> Result<OwnedFd> {
-    let cannot = |errno| failed(path, "cannot talk to fusermount3", errno);
+    let cannot = |errno| failed(path, "talk to fusermount3 for", errno);
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::empty(), None)
             .map_err(cannot)?;
@@ -137,7 +139,7 @@ fn mount_through_helper(path: &Path, options: MountOptions) -> Result<OwnedFd> {
         .output()
         .map_err(|err| {
             let what = format!(
-                "{}: mounting takes root, CAP_SYS_ADMIN or the program {FUSERMOUNT} (package fuse3)",
+                "mount a disk over {}: it takes root, CAP_SYS_ADMIN or the program {FUSERMOUNT} (package fuse3)",
                 path.display()
             );
             Error::from_io(err, &what)
@@ -185,7 +187,7 @@ pub fn unmount(path: &Path, how: Unmount) -> Result<()> {
             Err(Error::new(ErrorKind::InUse, format!("{}: somebody has it open", path.display())))
         }
         Err(Errno::PERM) => unmount_through_helper(path, how),
-        Err(errno) => Err(failed(path, "cannot unmount", errno)),
+        Err(errno) => Err(failed(path, "unmount", errno)),
     }
 }
 
@@ -194,7 +196,7 @@ fn unmount_through_helper(path: &Path, how: Unmount) -> Result<()> {
     command.arg("-u").args((how == Unmount::Now).then_some("-z")).arg("--").arg(path).stdin(Stdio::null());
     let run = command
         .output()
-        .map_err(|err| Error::from_io(err, format!("{}: cannot run {FUSERMOUNT}", path.display())))?;
+        .map_err(|err| Error::from_io(err, format!("run {FUSERMOUNT} for {}", path.display())))?;
     if run.status.success() {
         return Ok(());
     }
@@ -205,5 +207,5 @@ fn unmount_through_helper(path: &Path, how: Unmount) -> Result<()> {
 }
 
 fn failed(path: &Path, what: &str, errno: Errno) -> Error {
-    Error::from_io(errno.into(), format!("{}: {what}", path.display()))
+    Error::from_io(errno.into(), format!("{what} {}", path.display()))
 }

@@ -34,6 +34,8 @@ pub struct Export {
     pub edge: Rc<Edge>,
     /// Whether clients may change it. A disk that is read-only itself is never changed.
     pub writable: bool,
+    /// Whether every change is durable before it is answered, whatever the client asked for.
+    pub writethrough: bool,
     /// Whether clients may ask how deep in the chain data lie (`qemu:allocation-depth`).
     pub allocation_depth: bool,
 }

@@ -22,6 +22,8 @@ const CACHE_STEP: u64 = 1 << 20;
 pub(crate) struct Handler {
     /// Leads to the disk.
     pub(crate) edge: Rc<Edge>,
+    /// Whether every change is durable before it is answered.
+    pub(crate) writethrough: bool,
     /// Whether replies are structured.
     pub(crate) structured: bool,
     /// The contexts that each block status reply carries.
@@ -55,7 +57,7 @@ impl Handler {
 
     async fn carry_out(&self, request: &Request, data: Option<Buffer>) -> Result<Reply, Error> {
         let Request { command, flags, cookie, offset, length } = *request;
-        let fua = flags.contains(CommandFlags::FUA);
+        let fua = self.writethrough || flags.contains(CommandFlags::FUA);
         // Held until the request is done: the graph may put another disk here only between requests.
         let disk = &*self.edge.enter().await;
         match command {

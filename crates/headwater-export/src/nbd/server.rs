@@ -64,6 +64,7 @@ impl Default for ServerOptions {
 ///     description: String::new(),
 ///     edge: Edge::new(disk),
 ///     writable: true,
+///     writethrough: false,
 ///     allocation_depth: false,
 /// };
 /// server.add(export)?;
@@ -228,7 +229,8 @@ async fn serve(socket: Socket, shared: Rc<Shared>, stop: StopListener) {
         contexts: !contexts.is_empty(),
     };
     let (edge, stats) = (seat.export().edge.clone(), counted.0.clone());
-    let handler = Rc::new(Handler { edge, structured, contexts, stats });
+    let writethrough = seat.export().writethrough;
+    let handler = Rc::new(Handler { edge, writethrough, structured, contexts, stats });
     let start = |incoming, cost| {
         let handler = handler.clone();
         async move { (handler.handle(incoming).await, cost) }

@@ -13,7 +13,6 @@ use std::mem::ManuallyDrop;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::UNIX_EPOCH;
 
 const MIB: u64 = 1 << 20;
 
@@ -59,7 +58,7 @@ impl Drop for Mount {
 async fn serve(path: &Path, disk: &Rc<Disk>, writable: bool, growable: bool) -> FuseExport {
     let mounted = mount(path, MountOptions { writable, allow_other: false }).await.unwrap();
     let edge = Edge::new(disk.clone());
-    let options = FuseOptions { edge, writable, growable, allow_other: false, since: UNIX_EPOCH };
+    let options = FuseOptions { edge, writable, writethrough: false, growable, allow_other: false };
     FuseExport::start(mounted, options).unwrap()
 }
 

@@ -207,6 +207,7 @@ pub(crate) fn export(name: &str, edge: &Rc<Edge>) -> Export {
         description: format!("the export {name}"),
         edge: edge.clone(),
         writable: true,
+        writethrough: false,
         allocation_depth: true,
     }
 }

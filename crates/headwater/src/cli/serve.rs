@@ -1,13 +1,13 @@
 //! `headwater serve IMAGE`: an export without a stream.
 
 use super::{FormatArg, OpenArgs};
+use crate::address::Address;
 use crate::exports::Exports;
 use crate::failure::Outcome;
 use crate::opener::{Access, Opener};
 use crate::runtime::{self, Interrupts};
 use clap::Args;
 use headwater_block::{Disk, DiskOptions, TokioClock};
-use headwater_nbd::NbdUri;
 use std::rc::Rc;
 
 /// Arguments of `serve`.
@@ -17,9 +17,9 @@ pub struct ServeArgs {
     #[arg(value_parser = crate::source::parse)]
     pub image: String,
     /// Where to serve it: nbd+unix:///NAME?socket=PATH or nbd://ADDRESS:PORT/NAME; with TLS, nbds://ADDRESS:PORT/NAME?tls-certificates=DIR,
-    /// with ca-cert.pem, server-cert.pem and server-key.pem in DIR. May be given several times.
-    #[arg(long, value_name = "URI", required = true)]
-    pub serve: Vec<NbdUri>,
+    /// with ca-cert.pem, server-cert.pem and server-key.pem in DIR; as a file, fuse:PATH (fuse:PATH?growable). May be given several times.
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    pub serve: Vec<Address>,
     /// Refuse changes.
     #[arg(long)]
     pub read_only: bool,
@@ -50,9 +50,9 @@ pub fn run(args: ServeArgs) -> Outcome {
             ..DiskOptions::default()
         };
         let disk = Disk::new(top, Rc::new(TokioClock::new()), options);
-        let exports = Exports::start(&args.serve, &disk, !args.read_only)?;
-        for uri in exports.uris() {
-            eprintln!("serving {} at {uri}", disk.name());
+        let exports = Exports::start(&args.serve, &disk, !args.read_only).await?;
+        for address in exports.addresses() {
+            eprintln!("serving {} at {address}", disk.name());
         }
         interrupts.next().await;
         exports.stop().await;

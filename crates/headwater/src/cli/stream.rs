@@ -1,10 +1,10 @@
 //! `headwater stream SOURCE DISK`.
 
 use super::{FormatArg, OnOff, OpenArgs};
+use crate::address::Address;
 use crate::failure::Outcome;
 use crate::size::parse_size;
 use clap::{Args, ValueEnum};
-use headwater_nbd::NbdUri;
 use std::path::PathBuf;
 
 /// Arguments of `stream`.
@@ -16,11 +16,12 @@ pub struct StreamArgs {
     pub source: String,
     /// The qcow2 image that the data stream into. Made if it isn't there; otherwise work goes on where it stopped.
     pub disk: PathBuf,
-    /// Serve the disk to NBD clients here, from before the first byte is streamed: nbd+unix:///NAME?socket=PATH or
+    /// Serve the disk here, from before the first byte is streamed: nbd+unix:///NAME?socket=PATH or
     /// nbd://ADDRESS:PORT/NAME; with TLS, nbds://ADDRESS:PORT/NAME?tls-certificates=DIR, with ca-cert.pem, server-cert.pem and
-    /// server-key.pem in DIR. May be given several times.
-    #[arg(long, value_name = "URI")]
-    pub serve: Vec<NbdUri>,
+    /// server-key.pem in DIR. As a file: fuse:PATH, or fuse:PATH?growable where writing past the end makes it larger. May be given
+    /// several times.
+    #[arg(long, value_name = "ADDRESS")]
+    pub serve: Vec<Address>,
     /// Copy at most RATE bytes a second (200M); 0 is without limit. `headwater ctl` changes it while the stream runs.
     #[arg(long, value_name = "RATE", default_value = "0", value_parser = parse_size)]
     pub rate: u64,

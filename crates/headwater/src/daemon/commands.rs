@@ -125,8 +125,7 @@ impl Commands {
     /// Ends jobs, and then exports.
     async fn wind_up(self: &Rc<Self>) {
         self.jobs.cancel_all().await;
-        // If there is no server, there is none to stop.
-        let _ = self.exports.stop_server(true).await;
+        self.exports.close().await;
     }
 
     /// Carries a command out.
@@ -278,7 +277,7 @@ impl Commands {
             "block-export-add" => self.exports.add(args).await,
             "block-export-del" => self.exports.remove(text("id"), text("mode") == "hard").await,
             "nbd-server-start" => self.exports.start_server(args),
-            "nbd-server-stop" => self.exports.stop_server(false).await,
+            "nbd-server-stop" => self.exports.stop_server().await,
             "nbd-server-add" => {
                 let mut export = args.clone();
                 let device = export.remove("device").unwrap_or_default();

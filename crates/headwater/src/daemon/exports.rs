@@ -1,13 +1,14 @@
-//! Exports: which nodes clients reach, and the NBD server through which they do.
+//! Exports: which nodes clients reach, and how: through the NBD server, or as a file.
 
 use super::events::Events;
 use super::failure::{Refusal, errno_text, generic, of_error};
 use super::graph::open::{Options, Read};
-use super::graph::rights::Rights;
-use super::graph::{Graph, Root};
+use super::graph::rights::{Doing, Rights};
+use super::graph::{Graph, GraphNode, Root};
 use super::sources::{descriptor, family, port};
-use headwater_block::ErrorKind;
-use headwater_export::nbd::{self, Listen, NbdServer, Removal, Removed, ServerOptions};
+use headwater_block::{Error, ErrorKind, LocalFuture};
+use headwater_export::fuse::{self, FuseExport, FuseOptions, MountOptions, Unmount};
+use headwater_export::nbd::{self, Listen, NbdServer, Removal, ServerOptions};
 use headwater_tls::Endpoint;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -15,15 +16,37 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// A node under a name that clients ask for.
+/// How long those who have a file open may keep the daemon from ending, after they were cut off.
+const GONE_WITHIN: Duration = Duration::from_secs(2);
+
+/// A node that clients reach.
 struct Export {
     id: String,
-    /// The name that NBD clients use.
-    name: String,
+    way: Way,
     root: Rc<Root>,
     /// No new client gets it; it goes with the last one.
     shutting_down: Cell<bool>,
 }
+
+/// How clients reach it.
+enum Way {
+    /// Under this name of the NBD server.
+    Nbd(String),
+    /// As a file.
+    Fuse(FuseExport),
+}
+
+impl Export {
+    fn name(&self) -> Option<&str> {
+        match &self.way {
+            Way::Nbd(name) => Some(name),
+            Way::Fuse(_) => None,
+        }
+    }
+}
+
+/// Completes when an export that was withdrawn has let go of its node.
+type Gone = LocalFuture<'static, ()>;
 
 /// All exports, and the server.
 pub(super) struct Exports {
@@ -83,24 +106,13 @@ impl Exports {
     ///
     /// # Errors
     /// If there is none.
-    pub(super) async fn stop_server(self: &Rc<Self>, newest_first: bool) -> Result<(), Refusal> {
+    pub(super) async fn stop_server(self: &Rc<Self>) -> Result<(), Refusal> {
         if self.server.borrow().is_none() {
             return Err(generic("NBD server not running"));
         }
-        let mut ids: Vec<String> = self.exports.borrow().iter().map(|export| export.id.clone()).collect();
-        if newest_first {
-            ids.reverse();
-        }
-        let mut gone = Vec::new();
-        for id in ids {
-            if let Ok((export, removed)) = self.withdraw(&id, Removal::Hard) {
-                gone.push((export, removed));
-            }
-        }
-        for (export, removed) in gone {
-            removed.await;
-            self.forget(&export);
-        }
+        let exports =
+            self.exports.borrow().iter().filter(|export| export.name().is_some()).cloned().collect();
+        self.end_all(exports).await;
         let server = self.server.take();
         if let Some(server) = server {
             server.stop().await;
@@ -108,11 +120,35 @@ impl Exports {
         Ok(())
     }
 
+    /// Ends all exports, the newest first, and the server.
+    pub(super) async fn close(self: &Rc<Self>) {
+        let exports = self.exports.borrow().iter().rev().cloned().collect();
+        self.end_all(exports).await;
+        // If there is no server, there is none to stop.
+        let _ = self.stop_server().await;
+    }
+
+    async fn end_all(self: &Rc<Self>, exports: Vec<Rc<Export>>) {
+        let mut ending = Vec::new();
+        for export in exports {
+            match self.withdraw(&export, true).await {
+                Ok(gone) => ending.push((export, gone)),
+                // It is on its way already, or its file stays: the process takes it along.
+                Err(refusal) => tracing::debug!("export '{}': {refusal:?}", export.id),
+            }
+        }
+        for (export, gone) in ending {
+            // Who keeps a file open can't keep the daemon from ending.
+            let _ = tokio::time::timeout(GONE_WITHIN, gone).await;
+            self.forget(&export);
+        }
+    }
+
     /// Adds an export as the arguments of `block-export-add` say.
     ///
     /// # Errors
     /// If there is no server, the id or the name is taken, or the node can't be used so.
-    pub(super) async fn add(&self, args: &Options) -> Result<(), Refusal> {
+    pub(super) async fn add(self: &Rc<Self>, args: &Options) -> Result<(), Refusal> {
         let id = args.text("id").unwrap_or_default();
         let kind = args.text("type").unwrap_or_default();
         let sound = id.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -122,9 +158,6 @@ impl Exports {
         }
         if self.exports.borrow().iter().any(|export| export.id == id) {
             return Err(generic(format!("Block export id '{id}' is already in use")));
-        }
-        if kind != "nbd" {
-            return Err(generic(format!("Exports of type '{kind}' are not supported")));
         }
         if let Some(thread) = args.text("iothread")
             && !self.graph.objects.is_io_thread(thread)
@@ -136,6 +169,45 @@ impl Exports {
         if writable && node.is_read_only() {
             return Err(generic("Cannot export read-only node as writable"));
         }
+        let way = match kind {
+            "nbd" => self.add_nbd(args, &node, writable).await,
+            "fuse" => self.add_fuse(args, &node, writable).await,
+            _ => Err(generic(format!("Exports of type '{kind}' are not supported"))),
+        };
+        let (way, root) = match way {
+            Ok(added) => added,
+            Err(refusal) => {
+                self.graph.collect().await;
+                return Err(refusal);
+            }
+        };
+        let gone = match &way {
+            Way::Fuse(file) => Some(file.gone()),
+            Way::Nbd(_) => None,
+        };
+        let export = Rc::new(Export { id: id.to_owned(), way, root, shutting_down: Cell::new(false) });
+        self.exports.borrow_mut().push(export.clone());
+        if let Some(gone) = gone {
+            // Somebody else may unmount it.
+            let exports = self.clone();
+            tokio::task::spawn_local(async move {
+                gone.await;
+                if !export.shutting_down.replace(true) {
+                    exports.forget(&export);
+                    drop(export);
+                    exports.graph.collect().await;
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn add_nbd(
+        &self,
+        args: &Options,
+        node: &Rc<GraphNode>,
+        writable: bool,
+    ) -> Result<(Way, Rc<Root>), Refusal> {
         if args.get("bitmaps").and_then(Value::as_array).is_some_and(|bitmaps| !bitmaps.is_empty()) {
             return Err(generic("Dirty bitmaps are not supported"));
         }
@@ -150,39 +222,70 @@ impl Exports {
             let text = args.text("description").unwrap_or_default();
             return Err(generic(format!("description '{text}' too long")));
         }
-        if self.exports.borrow().iter().any(|export| export.name == name && !export.shutting_down.get()) {
+        let taken = |export: &Rc<Export>| export.name() == Some(&name) && !export.shutting_down.get();
+        if self.exports.borrow().iter().any(taken) {
             return Err(generic(format!("NBD server already has export named '{name}'")));
         }
-        let root = match self
-            .graph
-            .attach(&node, ("an unnamed block device", "root"), Rights::of_export(writable), true)
-            .await
-        {
-            Ok(root) => root,
-            Err(refusal) => {
-                self.graph.collect().await;
-                return Err(refusal);
-            }
-        };
+        let root = self.attach(node, Rights::of_export(writable)).await?;
         let export = nbd::Export {
             name: name.clone(),
             description: args.text("description").unwrap_or_default().to_owned(),
             edge: root.edge.clone(),
             writable,
+            writethrough: args.flag("writethrough").unwrap_or(false),
             allocation_depth: args.flag("allocation-depth").unwrap_or(false),
         };
-        let added = match &*self.server.borrow() {
-            Some(server) => server.add(export).map_err(|err| of_error(&err)),
-            None => Err(generic("NBD server not running")),
-        };
-        if let Err(refusal) = added {
-            drop(root);
-            self.graph.collect().await;
-            return Err(refusal);
+        match &*self.server.borrow() {
+            Some(server) => server.add(export).map_err(|err| of_error(&err))?,
+            None => return Err(generic("NBD server not running")),
         }
-        let export = Export { id: id.to_owned(), name, root, shutting_down: Cell::new(false) };
-        self.exports.borrow_mut().push(Rc::new(export));
-        Ok(())
+        Ok((Way::Nbd(name), root))
+    }
+
+    async fn add_fuse(
+        &self,
+        args: &Options,
+        node: &Rc<GraphNode>,
+        writable: bool,
+    ) -> Result<(Way, Rc<Root>), Refusal> {
+        let path = PathBuf::from(args.text("mountpoint").unwrap_or_default());
+        let there = |export: &Rc<Export>| match &export.way {
+            Way::Fuse(file) => file.path() == path,
+            Way::Nbd(_) => false,
+        };
+        if self.exports.borrow().iter().any(there) {
+            return Err(generic(format!("There already is a FUSE export on '{}'", path.display())));
+        }
+        let growable = args.flag("growable").unwrap_or(false);
+        let mut rights = Rights::of_export(writable);
+        if growable && writable {
+            rights.does = rights.does.and(Doing::RESIZE);
+        }
+        let root = self.attach(node, rights).await?;
+        let mount = |allow_other| fuse::mount(&path, MountOptions { writable, allow_other });
+        let (mounted, allow_other) = match args.text("allow-other").unwrap_or("auto") {
+            "off" => (mount(false).await, false),
+            "on" => (mount(true).await, true),
+            // Others are let in where that is allowed.
+            _ => match mount(true).await {
+                Err(err) if err.kind() == ErrorKind::PermissionDenied => (mount(false).await, false),
+                mounted => (mounted, true),
+            },
+        };
+        let options = FuseOptions {
+            edge: root.edge.clone(),
+            writable,
+            writethrough: args.flag("writethrough").unwrap_or(false),
+            growable: growable && writable,
+            allow_other,
+        };
+        let file =
+            mounted.and_then(|mounted| FuseExport::start(mounted, options)).map_err(|err| of_error(&err))?;
+        Ok((Way::Fuse(file), root))
+    }
+
+    async fn attach(&self, node: &Rc<GraphNode>, rights: Rights) -> Result<Rc<Root>, Refusal> {
+        self.graph.attach(node, ("an unnamed block device", "root"), rights, true).await
     }
 
     /// Removes an export; with `hard` also if clients use it, who are cut off.
@@ -190,36 +293,52 @@ impl Exports {
     /// # Errors
     /// If there is none, or clients use it.
     pub(super) async fn remove(self: &Rc<Self>, id: &str, hard: bool) -> Result<(), Refusal> {
-        let (export, removed) = self.withdraw(id, if hard { Removal::Hard } else { Removal::Safe })?;
-        let mut removed = Box::pin(removed);
-        if futures_util::poll!(&mut removed).is_ready() {
+        let found = self.exports.borrow().iter().find(|export| export.id == id).cloned();
+        let export = found.ok_or_else(|| generic(format!("Export '{id}' is not found")))?;
+        let mut gone = self.withdraw(&export, hard).await?;
+        if futures_util::poll!(&mut gone).is_ready() {
             self.forget(&export);
         } else {
             let exports = self.clone();
             tokio::task::spawn_local(async move {
-                removed.await;
+                gone.await;
                 exports.forget(&export);
+                drop(export);
                 exports.graph.collect().await;
             });
+            return Ok(());
         }
+        drop(export);
         self.graph.collect().await;
         Ok(())
     }
 
-    fn withdraw(&self, id: &str, how: Removal) -> Result<(Rc<Export>, Removed), Refusal> {
-        let found = self.exports.borrow().iter().find(|export| export.id == id).cloned();
-        let export = found.ok_or_else(|| generic(format!("Export '{id}' is not found")))?;
-        if export.shutting_down.get() {
+    /// Takes an export from its clients: with `hard` also from those who use it.
+    async fn withdraw(&self, export: &Rc<Export>, hard: bool) -> Result<Gone, Refusal> {
+        let id = &export.id;
+        if export.shutting_down.replace(true) {
             return Err(generic(format!("Export '{id}' is already shutting down")));
         }
-        let server = self.server.borrow();
-        let server = server.as_ref().ok_or_else(|| generic("NBD server not running"))?;
-        let removed = server.remove(&export.name, how).map_err(|err| match err.kind() {
-            ErrorKind::InUse => generic(format!("export '{id}' still in use")),
-            _ => of_error(&err),
-        })?;
-        export.shutting_down.set(true);
-        Ok((export, removed))
+        let gone: Result<Gone, Error> = match &export.way {
+            Way::Nbd(name) => match &*self.server.borrow() {
+                Some(server) => server
+                    .remove(name, if hard { Removal::Hard } else { Removal::Safe })
+                    .map(|removed| Box::pin(removed) as Gone),
+                // Its last export is gone as well.
+                None => Ok(Box::pin(std::future::ready(()))),
+            },
+            Way::Fuse(file) => file
+                .remove(if hard { Unmount::Now } else { Unmount::IfIdle })
+                .await
+                .map(|()| Box::pin(file.gone()) as Gone),
+        };
+        gone.map_err(|err| {
+            export.shutting_down.set(false);
+            match err.kind() {
+                ErrorKind::InUse => generic(format!("export '{id}' still in use")),
+                _ => of_error(&err),
+            }
+        })
     }
 
     fn forget(&self, export: &Rc<Export>) {
@@ -232,8 +351,12 @@ impl Exports {
     /// # Errors
     /// If there is none.
     pub(super) fn id_of(&self, name: &str) -> Result<String, Refusal> {
-        let found =
-            self.exports.borrow().iter().find(|export| export.name == name).map(|export| export.id.clone());
+        let found = self
+            .exports
+            .borrow()
+            .iter()
+            .find(|export| export.name() == Some(name))
+            .map(|export| export.id.clone());
         found.ok_or_else(|| generic(format!("Export '{name}' is not found")))
     }
 
@@ -243,7 +366,10 @@ impl Exports {
             json!({
                 "node-name": export.root.node.borrow().name,
                 "shutting-down": export.shutting_down.get(),
-                "type": "nbd",
+                "type": match &export.way {
+                    Way::Nbd(_) => "nbd",
+                    Way::Fuse(_) => "fuse",
+                },
                 "id": export.id,
             })
         };

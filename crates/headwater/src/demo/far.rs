@@ -2,6 +2,7 @@
 
 use super::delay::DelayNode;
 use super::model::{Kind, Source};
+use crate::address::Address;
 use crate::exports::Exports;
 use crate::failure::{Failure, Outcome};
 use crate::runtime;
@@ -70,7 +71,7 @@ impl Far {
                 let clock = Rc::new(TokioClock::new());
                 let far = DelayNode::new(file, clock.clone(), latency);
                 let disk = Disk::new(far, clock, DiskOptions { read_only: true, ..DiskOptions::default() });
-                let exports = Exports::start(&[uri], &disk, false)?;
+                let exports = Exports::start(&[Address::Nbd(uri)], &disk, false).await?;
                 // Whoever waits may have given up.
                 let _ = tell.send(());
                 let _ = stopped.await;

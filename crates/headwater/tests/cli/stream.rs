@@ -356,3 +356,23 @@ fn a_control_socket_that_was_left_over_is_replaced_and_one_in_use_is_not() {
     headwater(&["ctl", &control, "cancel"]).code(0);
     running.wait().code(4);
 }
+
+/// A disk that streams as a file: for programs that know nothing of block devices, and for loop devices and mounts.
+#[test]
+fn a_disk_that_streams_is_used_as_a_file() {
+    let scratch = Scratch::new();
+    let (raw, disk, file) = (scratch.path("source.raw"), scratch.path("disk.qcow2"), scratch.path("disk"));
+    make_raw(&raw, 16 * MIB, 11);
+    let fuse = format!("fuse:{file}");
+    let mut running = Running::start(&["stream", &raw, &disk, "--serve", &fuse, "--rate", "4M", "--json"]);
+    running.wait_until("a file", |_| std::fs::metadata(&file).is_ok_and(|file| file.len() == 16 * MIB));
+    tool("qemu-img", &["compare", "-U", "-f", "raw", "-F", "raw", &raw, &file]);
+    tool("qemu-io", &["-f", "raw", "-c", "write -P 5 1M 64k", "-c", "discard 2M 64k", "-c", "flush", &file]);
+    running.wait_for_status("the end", |status| status["state"] == "completed");
+    tool("qemu-io", &["-f", "raw", "-c", "read -P 5 1M 64k", "-c", "read -P 0 2M 64k", &file]);
+    running.signal("TERM");
+    running.wait().code(0);
+    assert!(std::fs::metadata(&file).is_err(), "the file that was made goes");
+    tool("qemu-io", &["-f", "raw", "-c", "write -P 5 1M 64k", "-c", "write -z 2M 64k", &raw]);
+    assert_streamed(&disk, &raw, "raw");
+}
