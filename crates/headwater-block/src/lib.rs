@@ -7,7 +7,8 @@
 //! - [`dirty_map`]: what has changed, for jobs that copy a disk in use.
 //! - [`range_lock`]: the one serialisation primitive, and [`drain`], which holds all requests back.
 //! - [`edge`]: how exports and filters hold a disk, such that it can be exchanged.
-//! - [`node`]: the trait that image formats and storage implement; [`extent`]: what they say about ranges.
+//! - [`node`]: the trait that image formats and storage implement; [`extent`]: what they say about ranges; [`identity`]: how the bytes behind one are
+//!   recognised later.
 //! - [`buffer`]: pooled, aligned memory that requests carry. [`error`]: what every failure looks like.
 //! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control.
 //! - [`filter`]: nodes that pass requests through and add one behaviour. [`debug_event`]: what layers tell the one that injects faults.
@@ -28,6 +29,7 @@ pub mod edge;
 pub mod error;
 pub mod extent;
 pub mod filter;
+pub mod identity;
 pub mod memory;
 pub mod node;
 pub mod null;
@@ -45,5 +47,6 @@ pub use disk::{DetectZeroes, Disk, DiskOptions};
 pub use edge::Edge;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, Resolved};
+pub use identity::Identity;
 pub use node::{Limits, LocalFuture, Node, WriteFlags, ZeroFlags};
 pub use rate_limiter::RateLimiter;

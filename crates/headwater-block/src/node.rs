@@ -5,6 +5,7 @@ use crate::debug_event::DebugEvent;
 use crate::drain::Hurry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, Resolved};
+use crate::identity::Identity;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
@@ -146,6 +147,15 @@ pub trait Node {
 
     /// Flushes and gives up the node: marks the image as cleanly closed, frees locks. Nothing may be called afterwards.
     fn close(&self) -> LocalFuture<'_, Result<()>>;
+
+    /// What the storage that this node reaches is recognised by later, beside its size; nothing where storage has no such marks, and for nodes
+    /// that hold no bytes of their own.
+    ///
+    /// # Errors
+    /// If the system doesn't say.
+    fn identity(&self) -> Result<Identity> {
+        Ok(Identity::default())
+    }
 
     /// The node that supplies what this layer lacks.
     fn backing(&self) -> Option<Rc<dyn Node>> {

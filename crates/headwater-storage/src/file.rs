@@ -5,13 +5,15 @@
 //!   describes and `syscalls` performs.
 //! - `node`: a [`headwater_block::Node`] over one file: any alignment in, the file's alignment out. `zeroes`: zeroes without data.
 //! - `open`: how a file is opened, and what O_DIRECT asks of requests. `lock`: the image locks that QEMU understands, too;
-//! - `flush`: durability, and why a failed flush is final. `holes`: what lseek said lately about which ranges are holes.
+//! - `flush`: durability, and why a failed flush is final. `holes`: what lseek said lately about which ranges are holes. `identity`: whether it is still
+//!   the same file.
 //!
 //! `unsafe` stays in `ring`, `threads`, `syscalls`, `lock` and the one call in `engine` that starts an operation.
 
 mod engine;
 mod flush;
 mod holes;
+mod identity;
 mod lock;
 mod node;
 mod op;

@@ -19,8 +19,8 @@ use futures_util::FutureExt;
 use futures_util::future::{Shared, try_join_all};
 use headwater_block::node::{Access, Change};
 use headwater_block::{
-    Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Limits, LocalFuture, Node, Resolved, Result,
-    WriteFlags, ZeroFlags,
+    Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Identity, Limits, LocalFuture, Node, Resolved,
+    Result, WriteFlags, ZeroFlags,
 };
 use std::cell::RefCell;
 use std::future::ready;
@@ -258,6 +258,13 @@ impl Node for HttpNode {
 
     fn resize(&self, _size: u64) -> LocalFuture<'_, Result<()>> {
         self.read_only()
+    }
+
+    fn identity(&self) -> Result<Identity> {
+        let pinned = self.source.identity();
+        let marks = [("ETag", &pinned.etag), ("Last-Modified", &pinned.last_modified)];
+        let told = marks.into_iter().filter_map(|(name, value)| Some((name, value.clone()?)));
+        Ok(Identity { contents: told.collect(), ..Identity::default() })
     }
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {

@@ -29,6 +29,7 @@ use self::events::Events;
 use self::failure::{Refusal, generic};
 use self::graph::Graph;
 use self::graph::open::{Options, Read};
+use self::jobs::durable::Durable;
 use self::objects::Objects;
 pub use self::options::HELP;
 use self::options::{CommandLine, Setting};
@@ -61,7 +62,8 @@ pub fn run(arguments: Vec<OsString>) -> Outcome {
         let objects = Rc::<Objects>::default();
         objects.set_trust(trust(&line.allow_backing));
         let graph = Graph::new(engine, objects);
-        let commands = Commands::new(graph, events);
+        let durable = line.state_dir.as_deref().map(Durable::open).transpose()?;
+        let commands = Commands::new(graph, events, durable);
         let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
             .map(signal)
             .into_iter()
@@ -116,12 +118,13 @@ fn trust(allowed: &[String]) -> Trust {
     trust
 }
 
-/// Does what the command line says, in its order.
+/// Does what the command line says, in its order; and then lets the jobs go on that were recorded.
 async fn set_up(commands: &Rc<Commands>, chardevs: &mut Vec<Rc<Chardev>>, settings: &[Setting]) -> Outcome {
     for setting in settings {
         let done = apply(commands, chardevs, setting).await;
         done.map_err(|refusal| Failure::new(format!("{}: {}", setting.shown(), refusal.desc)))?;
     }
+    commands.resume_after_start().await;
     Ok(())
 }
 
@@ -131,12 +134,7 @@ async fn apply(
     setting: &Setting,
 ) -> Result<(), Refusal> {
     match setting {
-        Setting::Blockdev(options, _) => {
-            if !options.contains_key("node-name") {
-                return Err(generic("'node-name' must be specified for the root node"));
-            }
-            commands.graph.add(options.clone(), true).await.map(drop)
-        }
+        Setting::Blockdev(options, _) => commands.add_node(options).await,
         Setting::Object(options, _) => commands.graph.objects.add(options),
         Setting::NbdServer(options, _) => commands.exports.start_server(options),
         Setting::Export(options, _) => commands.exports.add(options).await,

@@ -5,6 +5,7 @@
 //!   [`exports`] where it is served.
 //! - [`opener`]: from names to nodes: joins the storage that can be reached with the image formats.
 //! - [`daemon`]: the storage daemon, with QEMU's command line and QMP.
+//! - [`durable`]: what is written down so that a job outlives the process.
 //! - [`progress`], [`display`]: what a stream says of itself; [`control`]: what it can be told.
 //! - [`demo`]: the whole at work on a source made for the occasion.
 //! - [`runtime`], [`size`], [`source`], [`output`], [`picture`], [`shell`], [`failure`]: what they share.
@@ -15,6 +16,7 @@ pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod display;
+pub mod durable;
 pub mod exports;
 pub mod failure;
 pub mod opener;

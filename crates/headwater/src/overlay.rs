@@ -29,6 +29,14 @@ pub struct Overlay {
     pub base: Option<Base>,
     /// Nothing is left to be streamed.
     pub complete: bool,
+    /// It was made just now.
+    pub made: bool,
+    /// What its header calls its backing.
+    pub link: Option<String>,
+    /// The storage that it lies on.
+    pub file: Rc<dyn Node>,
+    /// The storage that is streamed from, by name, the upper layers first.
+    pub sources: Vec<(String, Rc<dyn Node>)>,
 }
 
 /// Opens DISK, which is made if it isn't there.
@@ -68,7 +76,8 @@ async fn make(args: &StreamArgs, opener: &Opener, display: &Display) -> Outcome<
         human(source.node.size()),
         args.source
     ));
-    open_over(args, opener, source, base).await
+    let link = options.backing.map(|(name, _)| name);
+    Ok(Overlay { made: true, ..open_over(args, opener, source, base, link).await? })
 }
 
 /// Opens a DISK that is there.
@@ -77,16 +86,16 @@ async fn resume(args: &StreamArgs, opener: &Opener, display: &Display) -> Outcom
     let header = header(args, opener).await?;
     let Some(recorded) = header.backing_name.clone() else {
         let name = args.disk.to_string_lossy();
-        let top = opener.open(&name, Some(Format::Qcow2), Access::Write).await?;
+        let opened = opener.open_with(&name, Some(Format::Qcow2), Access::Write, Below::Follow).await?;
         display.say(&format!("{disk} is complete: it has no backing, so nothing is left to be streamed"));
-        return Ok(Overlay { top, base: None, complete: true });
+        return Ok(overlay(opened, None, None, Vec::new(), true));
     };
     if let Some(wanted) = &args.base
         && is_same_image(&recorded, &args.disk, wanted)
     {
         let format = recorded_format(&header, &recorded)?;
         let source = opener.open_with(wanted, format, Access::Read, Below::Follow).await?;
-        let overlay = open_over(args, opener, source, None).await?;
+        let overlay = open_over(args, opener, source, None, Some(recorded)).await?;
         display.say(&format!("{disk} is complete: it stands on {wanted}, so nothing is left to be streamed"));
         return Ok(Overlay { complete: true, ..overlay });
     }
@@ -106,7 +115,7 @@ async fn resume(args: &StreamArgs, opener: &Opener, display: &Display) -> Outcom
     }
     let source = opener.open_with(&args.source, format, Access::Read, Below::Follow).await?;
     let base = base(args, &source)?;
-    let overlay = open_over(args, opener, source, base).await?;
+    let overlay = open_over(args, opener, source, base, Some(recorded)).await?;
     display.say(&format!("{disk} goes on where it stopped"));
     Ok(overlay)
 }
@@ -138,11 +147,34 @@ async fn open_over(
     opener: &Opener,
     source: OpenedImage,
     base: Option<Base>,
+    link: Option<String>,
 ) -> Outcome<Overlay> {
     let name = args.disk.to_string_lossy();
+    // The nodes are as many as the layers, and the base is the last that isn't streamed.
+    let above = |base: &Base| {
+        let nodes = std::iter::successors(Some(source.node.clone()), |node| node.backing());
+        nodes.take_while(|node| !Rc::ptr_eq(node, &base.node)).count()
+    };
+    let streamed = base.as_ref().map_or(source.layers.len(), above);
+    let mut sources = Vec::new();
+    for layer in source.layers.iter().take(streamed) {
+        sources.push((layer.name(), layer.file.clone()));
+        sources.extend(layer.data_file.iter().map(|(at, node)| (at.as_name(), node.clone())));
+    }
     let below = Below::Node(source.node);
-    let top = opener.open_with(&name, Some(Format::Qcow2), Access::Write, below).await?.node;
-    Ok(Overlay { top, base, complete: false })
+    let opened = opener.open_with(&name, Some(Format::Qcow2), Access::Write, below).await?;
+    Ok(overlay(opened, base, link, sources, false))
+}
+
+fn overlay(
+    opened: OpenedImage,
+    base: Option<Base>,
+    link: Option<String>,
+    sources: Vec<(String, Rc<dyn Node>)>,
+    complete: bool,
+) -> Overlay {
+    let file = opened.layers[0].file.clone();
+    Overlay { top: opened.node, base, complete, made: false, link, file, sources }
 }
 
 /// Finds `--base` among the images below SOURCE.

@@ -3,6 +3,8 @@
 use crate::cli::OnOff;
 use crate::cli::stream::{OnErrorArg, StreamArgs};
 use crate::display::Display;
+use crate::durable::kept::Kept;
+use crate::durable::streamed;
 use crate::exports::Exports;
 use crate::failure::Outcome;
 use crate::opener::Opener;
@@ -56,6 +58,8 @@ pub struct Session {
     exports: Exports,
     /// None if there is nothing to do any more.
     job: Option<Job>,
+    /// What another run will know of it.
+    kept: Option<Rc<Kept>>,
     clock: TokioClock,
     begun: Duration,
     /// What to do when the job has paused by itself.
@@ -73,7 +77,9 @@ impl Session {
     /// If source or disk can't be opened, don't belong together, or the addresses can't be had.
     pub async fn open(args: &StreamArgs, display: &Display) -> Outcome<Self> {
         let opener = Opener::new(&args.open)?.with_retry(args.retry);
-        let Overlay { top, base, complete } = overlay::open(args, &opener, display).await?;
+        let overlay = overlay::open(args, &opener, display).await?;
+        let streamed = streamed::remember(args, &overlay, display).await?;
+        let Overlay { top, base, complete, .. } = overlay;
         let clock = TokioClock::new();
         let detect_zeroes = match args.detect_zeroes {
             Some(OnOff::On) => DetectZeroes::Unmap,
@@ -88,12 +94,16 @@ impl Session {
         let job = (!complete).then(|| {
             let options = StreamOptions {
                 base,
-                speed: args.rate,
+                speed: streamed.speed,
                 on_error: on_error(args.on_error),
                 detect_zeroes: args.detect_zeroes != Some(OnOff::Off),
                 ..StreamOptions::default()
             };
             let (handle, work) = headwater_job::stream(disk.clone(), options);
+            if streamed.paused {
+                // A job that hasn't begun can always be paused.
+                let _ = handle.pause();
+            }
             Job { handle, work: Some(Box::pin(work)) }
         });
         let begun = clock.now();
@@ -107,7 +117,10 @@ impl Session {
                     .to_owned()
             }
         };
-        Ok(Self { disk, exports, job, clock, begun, go_on })
+        if streamed.paused {
+            display.say(&format!("it is paused, as it was when it ended; {go_on}"));
+        }
+        Ok(Self { disk, exports, job, kept: streamed.kept, clock, begun, go_on })
     }
 
     /// The disk.
@@ -123,6 +136,11 @@ impl Session {
     /// The job's handle, if there is anything to do.
     pub fn job(&self) -> Option<JobHandle> {
         self.job.as_ref().map(|job| job.handle.clone())
+    }
+
+    /// What is written down about it, as long as there is something to do.
+    pub fn kept(&self) -> Option<Rc<Kept>> {
+        self.kept.clone()
     }
 
     /// Something that says how far it is at any time, and that outlives the session.
@@ -167,6 +185,11 @@ impl Session {
             Ending::Failed(err) => Some(err.to_string()),
             _ => None,
         };
+        if let (Ending::Completed, Some(kept)) = (&ending, &self.kept)
+            && let Err(err) = kept.forget().await
+        {
+            display.say(&format!("{err}; it is of no use any more"));
+        }
         display.finish(Status { result: Some(ending.word()), error, ..watch.status() });
         ending
     }

@@ -127,9 +127,9 @@ fn done(args: &StreamArgs) -> String {
 
 /// Carries out what comes through the control socket.
 fn handler(session: &Session) -> Handler {
-    let (job, watch) = (session.job(), session.watch());
+    let (job, kept, watch) = (session.job(), session.kept(), session.watch());
     Rc::new(move |command| {
-        let (job, watch) = (job.clone(), watch.clone());
+        let (job, kept, watch) = (job.clone(), kept.clone(), watch.clone());
         Box::pin(async move {
             if command == Command::Status {
                 return serde_json::to_string(&watch.status()).map_err(|err| err.to_string());
@@ -155,7 +155,17 @@ fn handler(session: &Session) -> Handler {
                     };
                 }
             };
-            done.map(|()| String::new()).map_err(|err| err.to_string())
+            done.map_err(|err| err.to_string())?;
+            if let Some(kept) = kept {
+                let written = match command {
+                    Command::Rate(rate) => kept.update(|record| record.speed = rate).await,
+                    Command::Pause => kept.update(|record| record.paused = true).await,
+                    Command::Resume => kept.update(|record| record.paused = false).await,
+                    Command::Status | Command::Cancel => Ok(()),
+                };
+                written.map_err(|err| format!("it is done, but another run will not know: {err}"))?;
+            }
+            Ok(String::new())
         })
     })
 }

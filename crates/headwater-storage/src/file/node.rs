@@ -16,8 +16,8 @@ use super::zeroes::Abilities;
 use headwater_block::node::{Access, Change};
 use headwater_block::write_watch::WriteWatch;
 use headwater_block::{
-    Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Limits, LocalFuture, Node, Resolved, Result,
-    WriteFlags, ZeroFlags,
+    Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Identity, Limits, LocalFuture, Node, Resolved,
+    Result, WriteFlags, ZeroFlags,
 };
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -40,7 +40,7 @@ pub struct FileNode {
     pub(super) name: String,
     pub(super) kind: Kind,
     /// How it was opened, in the end.
-    options: FileOptions,
+    pub(super) options: FileOptions,
     pub(super) locked: Cell<bool>,
     /// What the locks were last changed to; none if they are those of the opening.
     pub(super) usage: Cell<Option<Use>>,
@@ -215,26 +215,6 @@ impl FileNode {
         }
         buf[done..].fill(0);
         Ok(buf)
-    }
-
-    /// Refuses to go on with a file that is open for reading only and was made shorter by somebody else: what is missing would read as
-    /// zeroes, and be taken for the truth.
-    fn check_length(&self) -> Result<()> {
-        if !self.options.read_only || self.kind == Kind::BlockDevice {
-            return Ok(());
-        }
-        let stat = rustix::fs::fstat(&self.file.fd)
-            .map_err(|err| Error::from_io(err.into(), format_args!("ask for the size of {}", self.name)))?;
-        let (now, then) = (u64::try_from(stat.st_size).unwrap_or(0), self.size.get());
-        if now >= then {
-            return Ok(());
-        }
-        let message = format!(
-            "{}: it had {then} bytes when it was opened, and was made shorter, to {now}, while it is in use; \
-             restore it and start again",
-            self.name
-        );
-        Err(Error::new(ErrorKind::SourceChanged, message))
     }
 
     /// Reads the first `want` bytes, which lie within the file, through aligned memory.
@@ -487,6 +467,10 @@ impl Node for FileNode {
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(self.shut_down())
+    }
+
+    fn identity(&self) -> Result<Identity> {
+        self.marks()
     }
 
     /// Leaves O_DIRECT. Requests in flight are not disturbed: the kernel keeps the two ways coherent.

@@ -102,6 +102,11 @@ impl Source {
         self.identity.size
     }
 
+    /// What the server said of the object when it was opened.
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
     /// Refuses everything from now on.
     pub(super) fn close(&self) {
         let message = format!("{} was closed", self.label);

@@ -44,6 +44,10 @@ pub struct StreamArgs {
     /// Take commands at this Unix socket; see `headwater ctl`.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+    /// Remember in this directory, which is made, what the next run needs: SOURCE's identity, the rate that was set, and whether it is
+    /// paused. By default that is kept beside DISK, as .DISK.headwater, until everything has been copied.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// SOURCE's format; without it, SOURCE's first bytes tell.
     #[arg(long, value_enum)]
     pub source_format: Option<FormatArg>,
@@ -60,7 +64,7 @@ pub struct StreamArgs {
 
 const AFTER: &str = "\
 Interrupt it at any time: DISK stays a valid image that reads as the source with the clients' changes, and the same command goes
-on where it stopped. When everything has been copied, DISK stands alone and SOURCE may go. If copying ends with an error, clients
+on where it stopped, at the rate that was last set, provided that SOURCE is still what it was. When everything has been copied, DISK stands alone and SOURCE may go. If copying ends with an error, clients
 keep their disk until headwater is interrupted, unless --exit-when-done was given.";
 
 /// What to do when something can't be copied.

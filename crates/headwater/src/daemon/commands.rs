@@ -9,6 +9,7 @@ use super::failure::{Refusal, generic, of_error};
 use super::graph::Graph;
 use super::graph::open::{Options, Read};
 use super::graph::rights::{Doing, Rights};
+use super::jobs::durable::Durable;
 use super::jobs::{self, Jobs, refused};
 use super::snapshot;
 use headwater_block::range_lock::{Guard, Mode, RangeLock, Token};
@@ -63,13 +64,15 @@ pub(super) struct Commands {
     pub(super) monitors: RefCell<Vec<JoinHandle<()>>>,
     /// The character devices: their ids, and what they are.
     pub(super) chardevs: RefCell<Vec<(String, String)>>,
+    durable: Option<Rc<Durable>>,
 }
 
 impl Commands {
-    pub(super) fn new(graph: Rc<Graph>, events: Rc<Events>) -> Rc<Self> {
+    /// Jobs are recorded where `durable` says, if anywhere.
+    pub(super) fn new(graph: Rc<Graph>, events: Rc<Events>, durable: Option<Rc<Durable>>) -> Rc<Self> {
         let turn = Turn::new();
         Rc::new(Self {
-            jobs: Jobs::new(events.clone(), turn.clone()),
+            jobs: Jobs::new(events.clone(), turn.clone(), durable.clone()),
             exports: Exports::new(graph.clone(), events.clone()),
             graph,
             events,
@@ -77,11 +80,45 @@ impl Commands {
             life: watch::Sender::new(Life::Serving),
             monitors: RefCell::default(),
             chardevs: RefCell::default(),
+            durable,
         })
     }
 
     pub(super) fn events(&self) -> &Rc<Events> {
         &self.events
+    }
+
+    /// Makes a node. It isn't there afterwards if a job that is recorded can't go on with it.
+    ///
+    /// # Errors
+    /// Those of [`Graph::add`], and what a record says against it.
+    pub(super) async fn add_node(&self, options: &Options) -> Result<(), Refusal> {
+        let Some(name) = options.text("node-name") else {
+            return Err(generic("'node-name' must be specified for the root node"));
+        };
+        self.graph.add(options.clone(), true).await?;
+        let Some(durable) = &self.durable else { return Ok(()) };
+        let verified = durable.verify(&self.graph).await;
+        if verified.is_err() {
+            self.graph.remove(name).await?;
+        }
+        verified
+    }
+
+    /// Lets the jobs go on that were recorded and whose nodes are there. The caller has the turn.
+    pub(super) async fn resume_jobs(&self) {
+        if let Some(durable) = &self.durable {
+            durable.resume(&self.graph, &self.jobs, &self.turn).await;
+        }
+    }
+
+    /// Lets jobs go on when the command line has made everything, and tells which ones still wait.
+    pub(super) async fn resume_after_start(&self) {
+        let _turn = self.turn.take().await;
+        self.resume_jobs().await;
+        if let Some(durable) = &self.durable {
+            durable.tell_waiting();
+        }
     }
 
     /// The daemon was told to end.
@@ -223,6 +260,9 @@ impl Commands {
         if let Err(illegal) = asked {
             return Some(Err(refused(&job, &illegal)));
         }
+        if let Err(refusal) = job.write_down(verb).await {
+            return Some(Err(refusal));
+        }
         match verb {
             // What these bring about has happened when they are answered, so that the answer and the events agree.
             "finalize" => job.wait_for_rest().await,
@@ -246,10 +286,9 @@ impl Commands {
         let text = |key: &str| args.text(key).unwrap_or_default();
         match name {
             "blockdev-add" => {
-                if !args.contains_key("node-name") {
-                    return Err(generic("'node-name' must be specified for the root node"));
-                }
-                self.graph.add(args.clone(), true).await.map(drop)
+                self.add_node(args).await?;
+                self.resume_jobs().await;
+                Ok(())
             }
             "blockdev-del" => self.graph.remove(text("node-name")).await,
             "blockdev-reopen" => {
@@ -266,8 +305,8 @@ impl Commands {
             "transaction" => snapshot::transaction(&self.graph, args).await,
             "change-backing-file" => snapshot::change_backing_file(&self.graph, args).await,
             "block_resize" => self.resize(args).await,
-            "block-stream" => jobs::stream::start(&self.graph, &self.jobs, &self.turn, args).await,
-            "block-commit" => jobs::commit::start(&self.graph, &self.jobs, &self.turn, args).await,
+            "block-stream" => jobs::stream::start(&self.graph, &self.jobs, &self.turn, args, None).await,
+            "block-commit" => jobs::commit::start(&self.graph, &self.jobs, &self.turn, args, None).await,
             "blockdev-mirror" => jobs::mirror::start(&self.graph, &self.jobs, &self.turn, args).await,
             "block-set-write-threshold" => {
                 let node = self.graph.node(text("node-name"))?;

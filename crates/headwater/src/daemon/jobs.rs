@@ -4,17 +4,21 @@
 //! had them. What it held in the graph is given back before its end is told, so that whoever hears of it finds the nodes free.
 //!
 //! - `hold`: what a job holds in the graph. [`stream`], [`commit`], [`mirror`]: how each kind starts, and what it changes in the graph when its work is done. [`create`]: the odd one, which makes a file.
+//! - [`durable`]: jobs that go on when the daemon is started again.
 
 pub(super) mod commit;
 pub(super) mod create;
+pub(super) mod durable;
 mod hold;
 pub(super) mod mirror;
 pub(super) mod stream;
 
+use self::durable::Durable;
 use self::hold::Hold;
 use super::commands::Turn;
 use super::events::Events;
 use super::failure::{Refusal, brief, generic, no_device};
+use crate::durable::kept::Kept;
 use headwater_block::LocalFuture;
 use headwater_job::{Action, Event, IoStatus, JobHandle, OnError, Operation, Outcome, Status};
 use serde_json::{Value, json};
@@ -24,13 +28,15 @@ use std::rc::Rc;
 use tokio::sync::watch;
 
 /// What all commands that start a job take.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct JobArgs {
     pub(super) id: String,
     pub(super) speed: u64,
     pub(super) on_error: OnError,
     pub(super) auto_finalize: bool,
     pub(super) auto_dismiss: bool,
+    /// What is written down about it.
+    pub(super) kept: Option<Rc<Kept>>,
 }
 
 /// A job with a name.
@@ -53,6 +59,9 @@ pub(super) struct Job {
     /// True once it is in the table no more.
     gone: watch::Sender<bool>,
     was_ready: Cell<bool>,
+    kept: Option<Rc<Kept>>,
+    /// It was cancelled because the daemon ends, not because somebody wanted it.
+    interrupted: Cell<bool>,
 }
 
 /// What a job is made of, before it is in the table.
@@ -72,11 +81,12 @@ pub(super) struct Jobs {
     events: Rc<Events>,
     turn: Rc<Turn>,
     jobs: RefCell<Vec<Rc<Job>>>,
+    durable: Option<Rc<Durable>>,
 }
 
 impl Jobs {
-    pub(super) fn new(events: Rc<Events>, turn: Rc<Turn>) -> Rc<Self> {
-        Rc::new(Self { events, turn, jobs: RefCell::default() })
+    pub(super) fn new(events: Rc<Events>, turn: Rc<Turn>, durable: Option<Rc<Durable>>) -> Rc<Self> {
+        Rc::new(Self { events, turn, jobs: RefCell::default(), durable })
     }
 
     /// Checks the id of a job that is to be.
@@ -120,7 +130,13 @@ impl Jobs {
             ended: watch::Sender::new(false),
             gone: watch::Sender::new(false),
             was_ready: Cell::new(false),
+            kept: args.kept,
+            interrupted: Cell::new(false),
         });
+        if job.kept.as_ref().is_some_and(|kept| kept.record().paused) {
+            // It was so when the daemon ended. A job that doesn't exist yet can always be paused.
+            let _ = job.handle.pause();
+        }
         self.jobs.borrow_mut().push(job.clone());
         // It gets as far as it gets at once, so that what it tells of its beginning comes before the command's answer.
         let ended =
@@ -149,6 +165,7 @@ impl Jobs {
                 if let Some(hold) = hold {
                     hold.release().await;
                 }
+                job.end_record().await;
                 self.tell_end(&job);
                 self.tell(&job, &event);
                 if job.auto_dismiss {
@@ -261,6 +278,7 @@ impl Jobs {
     pub(super) async fn cancel_all(&self) {
         let jobs = self.jobs.borrow().clone();
         for job in jobs {
+            job.interrupted.set(true);
             // One that is over, or past its commit point, ends by itself.
             let _ = job.handle.request_cancel();
             job.wait_for_end().await;

@@ -24,6 +24,7 @@ pub(super) struct Line {
     pub(super) daemonize: bool,
     pub(super) pidfile: Option<String>,
     pub(super) allow_backing: Vec<String>,
+    pub(super) state_dir: Option<String>,
 }
 
 /// One thing that is set up, with the text that asked for it.
@@ -52,8 +53,18 @@ impl Setting {
 }
 
 /// Options that take a value.
-const WITH_VALUE: [&str; 9] =
-    ["blockdev", "chardev", "export", "monitor", "nbd-server", "object", "pidfile", "trace", "allow-backing"];
+const WITH_VALUE: [&str; 10] = [
+    "blockdev",
+    "chardev",
+    "export",
+    "monitor",
+    "nbd-server",
+    "object",
+    "pidfile",
+    "trace",
+    "allow-backing",
+    "state-dir",
+];
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -85,6 +96,8 @@ Serves disk images and works on them, controlled by QMP; takes the options and s
   --pidfile FILE         write the process's number to FILE
   --allow-backing NAME   let images name this file, directory or URI as backing or data file; without it, only files in an image's own
                          directory are followed. May be given several times
+  --state-dir DIR        keep the jobs of block-stream and block-commit (but of the active layer) in DIR, which is made: when the daemon is
+                         started again with it, whatever ended it, they go on as soon as their nodes are there
 ";
 
 /// Reads the command line.
@@ -188,6 +201,10 @@ fn take(line: &mut Line, name: &'static str, value: String) -> Outcome<Option<St
         }
         "pidfile" => {
             line.pidfile = Some(value);
+            return Ok(None);
+        }
+        "state-dir" => {
+            line.state_dir = Some(value);
             return Ok(None);
         }
         _ => {

@@ -3,14 +3,16 @@
 //! A commit of an intermediate layer ends by itself: the layer above gets a new backing. A commit of the active layer becomes ready, and when
 //! it is completed, all who used that layer use the base instead.
 
+use super::durable::Work;
 use super::hold::{Hold, pivot_hooks};
-use super::stream::{is_called, job_args, relink, speed};
+use super::stream::{is_called, job_args, link_name, relink, speed};
 use super::{Jobs, Plan, device_not_found};
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
 use crate::daemon::graph::{Graph, GraphNode};
+use crate::durable::kept::Kept;
 use headwater_block::LocalFuture;
 use headwater_job::{CommitOptions, MirrorOptions};
 use std::rc::Rc;
@@ -24,7 +26,7 @@ struct Scope {
     active: bool,
 }
 
-/// Starts a commit job as the arguments of `block-commit` say.
+/// Starts a commit job as the arguments of `block-commit` say, for the first time or as it is recorded in `kept`.
 ///
 /// # Errors
 /// If they don't fit together or don't fit the graph, or something else is at work there.
@@ -33,6 +35,7 @@ pub(in crate::daemon) async fn start(
     jobs: &Rc<Jobs>,
     turn: &Rc<Turn>,
     args: &Options,
+    kept: Option<Rc<Kept>>,
 ) -> Result<(), Refusal> {
     let scope = scope(graph, args)?;
     let Scope { device, top, base, active } = &scope;
@@ -47,7 +50,7 @@ pub(in crate::daemon) async fn start(
     }
     let backing_file = args.text("backing-file").map(str::to_owned);
     let mask = args.flag("backing-mask-protocol").unwrap_or(false);
-    let job = job_args(jobs, args)?;
+    let mut job = job_args(jobs, args)?;
     let target = base.skip_filters();
     let mut hold = Hold::new(graph, "commit", &job.id);
     let frozen: Vec<_> = over.iter().chain(&nodes).cloned().collect();
@@ -80,16 +83,27 @@ pub(in crate::daemon) async fn start(
             };
             hold.attach(node, "intermediate node", Doing::READ, shares).await?;
         }
+        let layers = nodes.iter().filter(|node| !node.is_filter()).cloned().collect();
         nodes.extend(over.iter().cloned());
         nodes.push(base.clone());
         hold.occupy(&nodes);
-        Ok(())
+        match &over {
+            Some(over) if kept.is_none() => {
+                let becomes = Some(link_name(over, &target, backing_file.as_deref()));
+                let work = Work { over: over.clone(), layers, target: Some(target.clone()), becomes };
+                jobs.keep("block-commit", args, &job, &work).await
+            }
+            _ => Ok(kept),
+        }
     }
     .await;
-    if let Err(refusal) = prepared {
-        hold.release().await;
-        jobs.tell_still_born(&job.id);
-        return Err(refusal);
+    match prepared {
+        Ok(kept) => job.kept = kept,
+        Err(refusal) => {
+            hold.release().await;
+            jobs.tell_still_born(&job.id);
+            return Err(refusal);
+        }
     }
     let len = top.disk.size();
     let (kind, id) = ("commit", job.id.clone());

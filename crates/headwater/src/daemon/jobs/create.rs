@@ -35,6 +35,7 @@ pub(in crate::daemon) async fn start(
         on_error: OnError::Report,
         auto_finalize: true,
         auto_dismiss: false,
+        kept: None,
     };
     let hold = Hold::new(graph, "create", &id);
     let work = {

@@ -1,18 +1,20 @@
 //! `block-stream`: from arguments to a job, and what it changes in the graph when everything was copied.
 
+use super::durable::Work;
 use super::{Hold, JobArgs, Jobs, Plan, on_error};
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
 use crate::daemon::graph::{Graph, GraphNode, Role, layer};
+use crate::durable::kept::Kept;
 use headwater_block::node::BackingLink;
 use headwater_block::{Error, ErrorKind};
 use headwater_job::{Base, Link, StreamOptions};
 use std::path::Path;
 use std::rc::Rc;
 
-/// Starts a stream job as the arguments of `block-stream` say.
+/// Starts a stream job as the arguments of `block-stream` say, for the first time or as it is recorded in `kept`.
 ///
 /// # Errors
 /// If they don't fit together or don't fit the graph, or something else is at work there.
@@ -21,6 +23,7 @@ pub(in crate::daemon) async fn start(
     jobs: &Rc<Jobs>,
     turn: &Rc<Turn>,
     args: &Options,
+    kept: Option<Rc<Kept>>,
 ) -> Result<(), Refusal> {
     for (one, other) in [("base", "base-node"), ("base", "bottom"), ("bottom", "base-node")] {
         if args.contains_key(one) && args.contains_key(other) {
@@ -40,7 +43,7 @@ pub(in crate::daemon) async fn start(
     }
     let backing_file = args.text("backing-file").map(str::to_owned);
     let mask = args.flag("backing-mask-protocol").unwrap_or(false);
-    let job = job_args(jobs, args)?;
+    let mut job = job_args(jobs, args)?;
 
     let over = top.skip_filters();
     let mut hold = Hold::new(graph, "stream", &job.id);
@@ -60,13 +63,29 @@ pub(in crate::daemon) async fn start(
             hold.attach(node, "intermediate node", Doing::READ, Doing::READ.and(Doing::REARRANGE)).await?;
         }
         hold.occupy(&part);
-        Ok(())
+        if kept.is_some() {
+            return Ok(kept);
+        }
+        let work = Work {
+            over: over.clone(),
+            layers: part
+                .iter()
+                .filter(|node| !Rc::ptr_eq(node, &over) && !node.is_filter())
+                .cloned()
+                .collect(),
+            target: None,
+            becomes: end.as_ref().map(|end| link_name(&over, &end.skip_filters(), backing_file.as_deref())),
+        };
+        jobs.keep("block-stream", args, &job, &work).await
     }
     .await;
-    if let Err(refusal) = prepared {
-        hold.release().await;
-        jobs.tell_still_born(&job.id);
-        return Err(refusal);
+    match prepared {
+        Ok(kept) => job.kept = kept,
+        Err(refusal) => {
+            hold.release().await;
+            jobs.tell_still_born(&job.id);
+            return Err(refusal);
+        }
     }
     let finish = {
         let (graph, turn, over, id) = (graph.clone(), turn.clone(), over.clone(), job.id.clone());
@@ -116,6 +135,7 @@ pub(super) fn job_args(jobs: &Jobs, args: &Options) -> Result<JobArgs, Refusal> 
         on_error: on_error(args.text("on-error")),
         auto_finalize: args.flag("auto-finalize").unwrap_or(true),
         auto_dismiss: args.flag("auto-dismiss").unwrap_or(true),
+        kept: None,
     })
 }
 
@@ -180,10 +200,7 @@ pub(in crate::daemon) async fn relink(
     mask: bool,
 ) -> headwater_block::Result<()> {
     let image = base.map(|base| base.skip_filters());
-    let recorded = image.as_ref().map(|image| match name {
-        Some(name) => name.to_owned(),
-        None => recorded_name(&over.filename, &image.filename),
-    });
+    let recorded = image.as_ref().map(|image| link_name(over, image, name));
     let format = image.as_ref().map(|image| recorded_format(image, mask));
     let link = recorded.as_ref().zip(format).map(|(name, format)| BackingLink { name, format });
     if over.child(Role::Backing).is_none() && base.is_none() {
@@ -195,6 +212,11 @@ pub(in crate::daemon) async fn relink(
     // The layers that were dropped may be closed when the job is over.
     graph.let_requests_pass().await;
     Ok(())
+}
+
+/// What the header of `over` will call its backing `image`, unless the user gave it a name.
+pub(super) fn link_name(over: &GraphNode, image: &GraphNode, given: Option<&str>) -> String {
+    given.map_or_else(|| recorded_name(&over.filename, &image.filename), str::to_owned)
 }
 
 /// What a header calls the format of a node. A protocol without a format on it is raw, if the user wants it to be called so.

@@ -1,0 +1,185 @@
+//! What `headwater stream` remembers from one run to the next: which source DISK was begun with, the rate that was set, and whether it was paused.
+//!
+//! It lies beside DISK as `.DISK.headwater`, or in `--state-dir` as `DISK.job`. Beside the disk it moves with the disk, is found by whoever streams into
+//! that disk, whatever user and home directory they have, and lies on the same storage. DISK's own lock sees to it that one process at a time
+//! uses it. The file goes when everything has been copied.
+
+use super::kept::Kept;
+use super::record::{LinkChange, Record};
+use super::state_dir::{Sharing, StateDir};
+use super::storage::Storage;
+use crate::cli::stream::StreamArgs;
+use crate::display::Display;
+use crate::failure::{Failure, Outcome};
+use crate::overlay::Overlay;
+use headwater_block::{Error, ErrorKind};
+use serde_json::{Map, Value};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// What this command is called in a record.
+const COMMAND: &str = "stream";
+
+/// The name of the argument that was the rate.
+const RATE: &str = "rate";
+
+/// The name of the argument that was DISK, as an absolute path.
+const DISK: &str = "disk";
+
+/// What is remembered of an overlay that is about to be streamed into.
+pub struct Streamed {
+    /// Where it is kept; none if it can't be.
+    pub kept: Option<Rc<Kept>>,
+    /// In bytes per second; 0 is without limit.
+    pub speed: u64,
+    /// It was paused, and there is a way to resume it.
+    pub paused: bool,
+}
+
+/// Compares the overlay's source with what is remembered, and remembers it from now on. Nothing may have been copied or served yet.
+///
+/// # Errors
+/// If the source has changed, what is remembered is no use or belongs to another disk, or nothing can be kept where the user wants it.
+pub async fn remember(args: &StreamArgs, overlay: &Overlay, display: &Display) -> Outcome<Streamed> {
+    let nothing = Streamed { kept: None, speed: args.rate, paused: false };
+    let Some((dir, name)) = place(args)? else { return Ok(nothing) };
+    let shown = dir.shown(&name);
+    let found = match dir.read(&name)? {
+        Some(bytes) => Some(Record::decode(&bytes, &shown)?),
+        None => None,
+    };
+    if let Some(record) = &found {
+        check_owner(args, record, &shown)?;
+    }
+    if overlay.complete {
+        // It was complete when the process that did it died.
+        if found.is_some()
+            && let Err(err) = dir.remove(&name)
+        {
+            display.say(&format!("{err}; it is of no use any more"));
+        }
+        return Ok(nothing);
+    }
+    let now = describe(args, overlay).await?;
+    // What a new disk was made from is what it is made from.
+    let found = found.filter(|_| !overlay.made);
+    if let Some(record) = &found {
+        check_source(args, record, &now, &shown)?;
+    }
+    let (speed, paused) = match &found {
+        // A rate that is given anew counts more than the one that was set while it ran.
+        Some(then) if then.arguments.get(RATE) == now.arguments.get(RATE) => (then.speed, then.paused),
+        Some(then) => (args.rate, then.paused),
+        None => (args.rate, false),
+    };
+    let now = Record { speed, paused: paused && args.control.is_some(), ..now };
+    let kept = if found.as_ref() == Some(&now) {
+        Kept::found(&dir, name, now)
+    } else {
+        match Kept::replace(&dir, name, now).await {
+            Ok(kept) => kept,
+            Err(err) if args.state_dir.is_none() && cannot_be_there(&err) => {
+                display.say(&format!(
+                    "{err}; so neither the source's identity nor a changed rate is remembered for another run (--state-dir DIR would keep it elsewhere)"
+                ));
+                return Ok(Streamed { speed, ..nothing });
+            }
+            Err(err) => return Err(err.into()),
+        }
+    };
+    let paused = kept.record().paused;
+    Ok(Streamed { kept: Some(kept), speed, paused })
+}
+
+/// The directory, and the name of the file. None for a device, beside which nothing lasts.
+fn place(args: &StreamArgs) -> Outcome<Option<(Arc<StateDir>, String)>> {
+    let disk = args.disk.display();
+    let Some(name) = args.disk.file_name().and_then(|name| name.to_str()) else {
+        return match args.state_dir {
+            Some(_) => Err(Failure::new(format!(
+                "{disk} can't be kept in a state directory: its name is not valid UTF-8"
+            ))),
+            None => Ok(None),
+        };
+    };
+    if let Some(path) = &args.state_dir {
+        return Ok(Some((Arc::new(StateDir::open(path, Sharing::Shared)?), format!("{name}.job"))));
+    }
+    if std::fs::metadata(&args.disk).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
+        return Ok(None);
+    }
+    let directory = args.disk.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let dir = StateDir::beside(directory.unwrap_or(Path::new(".")))?;
+    Ok(Some((Arc::new(dir), format!(".{name}.headwater"))))
+}
+
+/// True if the directory takes no file of ours, for reasons that the user may not be able to change.
+fn cannot_be_there(err: &Error) -> bool {
+    matches!(err.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnly)
+}
+
+/// Refuses the record of another command, or in a directory for many disks of another disk.
+fn check_owner(args: &StreamArgs, record: &Record, shown: &str) -> Outcome {
+    if record.command != COMMAND {
+        return Err(Failure::new(format!(
+            "{shown} is the record of a job that the storage daemon started; give headwater stream another --state-dir"
+        )));
+    }
+    let theirs = record.arguments.get(DISK).and_then(Value::as_str).unwrap_or_default();
+    if args.state_dir.is_some() && theirs != absolute(&args.disk)? {
+        return Err(Failure::new(format!(
+            "{shown} is the record of {theirs}; give each of the two disks its own --state-dir, or remove the file if that disk is no more"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses a source that isn't what it was.
+fn check_source(args: &StreamArgs, then: &Record, now: &Record, shown: &str) -> Outcome {
+    let disk = args.disk.display();
+    for (then, now) in then.read.iter().zip(&now.read) {
+        if let Some(difference) = then.difference(now) {
+            return Err(Failure::new(format!(
+                "{} has changed since {disk} was begun: {difference}. What was copied from it and what it holds now don't belong together. Bring back \
+                 what it was, or choose another DISK; if it is known to hold the same bytes all the same, or {disk} was made anew, remove {shown}",
+                now.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The record of a stream that starts now.
+async fn describe(args: &StreamArgs, overlay: &Overlay) -> Outcome<Record> {
+    let mut arguments = Map::new();
+    arguments.insert("source".into(), args.source.clone().into());
+    arguments.insert(DISK.into(), absolute(&args.disk)?.into());
+    arguments.insert(RATE.into(), args.rate.into());
+    let mut read = Vec::new();
+    for (name, node) in &overlay.sources {
+        read.push(Storage::constant(name, &**node).await?);
+    }
+    let disk = args.disk.display().to_string();
+    Ok(Record {
+        command: COMMAND.into(),
+        id: disk.clone(),
+        arguments,
+        speed: args.rate,
+        paused: false,
+        link: LinkChange {
+            was: overlay.link.clone(),
+            becomes: overlay.base.as_ref().map(|base| base.link.name.clone()),
+        },
+        written: vec![Storage::changing(&disk, &*overlay.file)?],
+        read,
+    })
+}
+
+/// A path that means the same from every directory. DISK exists by now.
+fn absolute(path: &Path) -> Outcome<String> {
+    let absolute = std::fs::canonicalize(path)
+        .map_err(|err| Failure::new(format!("cannot find out where {} is: {err}", path.display())))?;
+    Ok(absolute.to_string_lossy().into_owned())
+}
