@@ -124,7 +124,7 @@ async fn set_up(commands: &Rc<Commands>, chardevs: &mut Vec<Rc<Chardev>>, settin
         let done = apply(commands, chardevs, setting).await;
         done.map_err(|refusal| Failure::new(format!("{}: {}", setting.shown(), refusal.desc)))?;
     }
-    commands.resume_after_start().await;
+    commands.start().await;
     Ok(())
 }
 

@@ -47,6 +47,8 @@ const OBEYS_WITHIN: Duration = Duration::from_millis(200);
 /// What the daemon is up to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Life {
+    /// The command line is being carried out; commands wait for its end.
+    Starting,
     Serving,
     Ending,
     Ended,
@@ -77,7 +79,7 @@ impl Commands {
             graph,
             events,
             turn,
-            life: watch::Sender::new(Life::Serving),
+            life: watch::Sender::new(Life::Starting),
             monitors: RefCell::default(),
             chardevs: RefCell::default(),
             durable,
@@ -112,24 +114,32 @@ impl Commands {
         }
     }
 
-    /// Lets jobs go on when the command line has made everything, and tells which ones still wait.
-    pub(super) async fn resume_after_start(&self) {
+    /// The command line has made everything: lets jobs go on, tells which ones still wait, and takes commands from now on. So whoever asks for
+    /// the jobs finds those that go on.
+    pub(super) async fn start(&self) {
         let _turn = self.turn.take().await;
         self.resume_jobs().await;
         if let Some(durable) = &self.durable {
             durable.tell_waiting();
         }
+        self.life.send_replace(Life::Serving);
+    }
+
+    /// Completes when commands are taken.
+    async fn started(&self) {
+        // The sender lives as long as this does.
+        let _ = self.life.subscribe().wait_for(|life| *life != Life::Starting).await;
     }
 
     /// The daemon was told to end.
     pub(super) fn is_quitting(&self) -> bool {
-        *self.life.borrow() != Life::Serving
+        matches!(*self.life.borrow(), Life::Ending | Life::Ended)
     }
 
     /// Completes when the daemon is told to end.
     pub(super) async fn ending(&self) {
         // The sender lives as long as this does.
-        let _ = self.life.subscribe().wait_for(|life| *life != Life::Serving).await;
+        let _ = self.life.subscribe().wait_for(|life| matches!(life, Life::Ending | Life::Ended)).await;
     }
 
     /// Completes when everything has ended, and nothing is left to be told.
@@ -170,6 +180,7 @@ impl Commands {
     /// # Errors
     /// Why it wasn't.
     pub(super) async fn execute(self: &Rc<Self>, name: &str, args: Options) -> Result<Value, Refusal> {
+        self.started().await;
         if let Some(done) = self.job_verb(name, &args).await {
             return done.map(|()| json!({}));
         }

@@ -1,10 +1,9 @@
 //! The storage daemon and the front for people, `headwater jobs`. What it says over QMP is compared with QEMU's daemon by tests/daemon.
 
 use crate::common::http::{Fault, HttpServer};
+use crate::common::monitor::Monitor;
 use crate::common::*;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// A daemon with an overlay over a raw image of 16 MiB.
@@ -62,7 +61,7 @@ fn a_killed_daemon_leaves_a_disk_that_the_next_one_streams_to_its_end() {
     let daemon = Daemon::start(2, &[]);
     daemon.jobs(&["stream", "disk", "--rate", "4M"]).code(0);
     daemon.running.kill();
-    assert_sound(&daemon.disk);
+    assert_no_errors(&daemon.disk);
     let blockdev = format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={}", daemon.disk);
     let chardev = format!("socket,id=qmp,path={},server=on,wait=off", daemon.scratch.path("qmp"));
     let mut next =
@@ -98,53 +97,6 @@ fn events_are_traced_under_their_names() {
         "{traced}"
     );
     assert!(!traced.contains("job_state_transition"), "only what was asked for: {traced}");
-}
-
-/// A connection to the daemon's monitor.
-struct Monitor(BufReader<UnixStream>);
-
-impl Monitor {
-    fn connect(path: &str) -> Self {
-        let stream = UnixStream::connect(path).unwrap();
-        // A command that isn't answered is a failure, not a test that never ends.
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let mut monitor = Self(BufReader::new(stream));
-        monitor.receive();
-        monitor.run("qmp_capabilities", &json!({}));
-        monitor
-    }
-
-    fn receive(&mut self) -> Value {
-        let mut line = String::new();
-        self.0.read_line(&mut line).expect("an answer in time");
-        serde_json::from_str(&line).unwrap()
-    }
-
-    /// The command's answer; events before it are passed over.
-    fn ask(&mut self, command: &str, arguments: &Value) -> Value {
-        let message = json!({"execute": command, "arguments": arguments});
-        writeln!(self.0.get_mut(), "{message}").unwrap();
-        loop {
-            let answer = self.receive();
-            if answer.get("event").is_none() {
-                return answer;
-            }
-        }
-    }
-
-    #[track_caller]
-    fn run(&mut self, command: &str, arguments: &Value) -> Value {
-        let answer = self.ask(command, arguments);
-        answer.get("return").unwrap_or_else(|| panic!("{command} {arguments}: {answer}")).clone()
-    }
-
-    /// Runs a command that must be refused, and gives the words.
-    #[track_caller]
-    fn refused(&mut self, command: &str, arguments: &Value) -> String {
-        let answer = self.ask(command, arguments);
-        let words = answer["error"]["desc"].as_str();
-        words.unwrap_or_else(|| panic!("{command} {arguments}: {answer}")).to_owned()
-    }
 }
 
 /// Requests that wait for a rate limit stand between the edge of the export and that of the filter below it. A transaction that holds all back lets

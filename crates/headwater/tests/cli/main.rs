@@ -5,5 +5,7 @@ mod bad_input;
 mod commands;
 mod common;
 mod daemon;
+mod durable;
 mod interrupted;
+mod kills;
 mod stream;

@@ -2,6 +2,7 @@
 //! images to work on. Nothing here links to headwater.
 
 pub(crate) mod http;
+pub(crate) mod monitor;
 pub(crate) mod rogue;
 
 use std::ffi::OsStr;
