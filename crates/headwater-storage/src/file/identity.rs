@@ -3,7 +3,7 @@
 use super::node::FileNode;
 use super::open::Kind;
 use headwater_block::{Error, ErrorKind, Identity, Result};
-use rustix::fs::{AtFlags, StatxFlags, fstat, statx};
+use rustix::fs::{AtFlags, StatxFlags, fstat, fsync, statx};
 
 impl FileNode {
     /// Refuses to go on with a file that is open for reading only and was made shorter by somebody else: what is missing would read as
@@ -24,6 +24,17 @@ impl FileNode {
             self.name
         );
         Err(Error::new(ErrorKind::SourceChanged, message))
+    }
+
+    /// Makes the times of a file durable that was written not long ago: a flush of its data leaves them out, and what a power cut sets back would look like
+    /// another change. Waits for the disk.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn sync_times(&self) -> Result<()> {
+        fsync(&self.file.fd).map_err(|err| {
+            Error::from_io(err.into(), format_args!("make the times of {} durable", self.name))
+        })
     }
 
     /// The contents of a regular file are known by the time of their last change, the file itself by its inode and the time of its birth; not

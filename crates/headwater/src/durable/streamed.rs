@@ -46,22 +46,17 @@ pub async fn remember(args: &StreamArgs, overlay: &Overlay, display: &Display) -
     let nothing = Streamed { kept: None, speed: args.rate, paused: false };
     let Some((dir, name)) = place(args)? else { return Ok(nothing) };
     let shown = dir.shown(&name);
-    let found = match dir.read(&name)? {
-        Some(bytes) => Some(Record::decode(&bytes, &shown)?),
-        None => None,
-    };
-    if let Some(record) = &found {
-        check_owner(args, record, &shown)?;
-    }
+    let found = recorded(args, &dir, &name, &shown);
     if overlay.complete {
-        // It was complete when the process that did it died.
-        if found.is_some()
+        // It was complete when the process that did it died. What isn't known as its record is left.
+        if let Ok(Some(_)) = found
             && let Err(err) = dir.remove(&name)
         {
             display.say(&format!("{err}; it is of no use any more"));
         }
         return Ok(nothing);
     }
+    let found = found?;
     let now = describe(args, overlay).await?;
     // What a new disk was made from is what it is made from.
     let found = found.filter(|_| !overlay.made);
@@ -120,8 +115,10 @@ fn cannot_be_there(err: &Error) -> bool {
     matches!(err.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnly)
 }
 
-/// Refuses the record of another command, or in a directory for many disks of another disk.
-fn check_owner(args: &StreamArgs, record: &Record, shown: &str) -> Outcome {
+/// The record that is there. Refuses one that is no use, one of another command, and in a directory for many disks one of another disk.
+fn recorded(args: &StreamArgs, dir: &StateDir, name: &str, shown: &str) -> Outcome<Option<Record>> {
+    let Some(bytes) = dir.read(name)? else { return Ok(None) };
+    let record = Record::decode(&bytes, shown)?;
     if record.command != COMMAND {
         return Err(Failure::new(format!(
             "{shown} is the record of a job that the storage daemon started; give headwater stream another --state-dir"
@@ -133,7 +130,7 @@ fn check_owner(args: &StreamArgs, record: &Record, shown: &str) -> Outcome {
             "{shown} is the record of {theirs}; give each of the two disks its own --state-dir, or remove the file if that disk is no more"
         )));
     }
-    Ok(())
+    Ok(Some(record))
 }
 
 /// Refuses a source that isn't what it was.

@@ -337,6 +337,39 @@ fn a_commit_and_a_stream_of_a_part_go_on_too() {
     assert!(read_file(&whole) == read_file(&found));
 }
 
+/// A layer that was in use when the job began is not taken for changed by what was only in memory then.
+#[test]
+fn a_layer_that_guests_wrote_until_the_job_began_is_known_again() {
+    for signal in ["KILL", "TERM"] {
+        let place = Place::new(16);
+        let over = place.scratch.path("over.qcow2");
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", &over]);
+        let (running, mut monitor) = place.start();
+        let server = json!({"type": "unix", "data": {"path": place.scratch.path("disk.sock")}});
+        monitor.run("nbd-server-start", &json!({"addr": server}));
+        let export = json!({"type": "nbd", "id": "e", "node-name": "disk", "writable": true});
+        monitor.run("block-export-add", &export);
+        nbdsh(
+            &place.scratch.uri("disk"),
+            "h.pwrite(b'x' * 3000000, 1234567)\nh.trim(1<<20, 1<<20)\nh.pwrite(b'y', 5<<20)",
+        );
+        let file = json!({"driver": "file", "filename": over});
+        let overlay = json!({"driver": "qcow2", "node-name": "over", "backing": null, "file": file});
+        monitor.run("blockdev-add", &overlay);
+        monitor.run("blockdev-snapshot", &json!({"node": "disk", "overlay": "over"}));
+        monitor.run("block-stream", &json!({"job-id": "fill", "device": "over", "speed": 8 * MIB}));
+        running.signal(signal);
+        running.wait();
+        let blockdev = format!("driver=qcow2,node-name=over,file.driver=file,file.filename={over}");
+        let (running, mut monitor) = place.start_with(&[&blockdev]);
+        assert_eq!(jobs(&mut monitor)[0]["device"], "fill");
+        completed(&mut monitor);
+        end(running);
+        tool("qemu-img", &["compare", &over, &place.disk]);
+        assert_no_errors(&over);
+    }
+}
+
 /// `headwater stream` on a place, slow enough to be killed.
 fn stream(place: &Place, source: &str, more: &[&str]) -> Vec<String> {
     let control = place.scratch.path("control");

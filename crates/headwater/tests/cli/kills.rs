@@ -39,13 +39,16 @@ enum Moment {
     Verb,
     /// When the stream ends.
     End,
+    /// When it was told to end.
+    Quit,
 }
 
 fn moment(rng: &mut StdRng) -> Moment {
     match rng.random_range(0..100) {
         0..20 => Moment::Start,
         20..60 => Moment::Work,
-        60..80 => Moment::Verb,
+        60..75 => Moment::Verb,
+        75..80 => Moment::Quit,
         _ => Moment::End,
     }
 }
@@ -74,9 +77,10 @@ fn soak(origin: Origin) {
         while killed < kills && disk.is_linked() {
             let moment = moment(&mut rng);
             killed += 1;
-            println!("kill {killed}: {moment:?}");
             one_life(&mut disk, &mut job, moment, &mut rng);
             disk.look();
+            let (linked, records) = (disk.is_linked(), disk.records());
+            println!("kill {killed}: {moment:?}, linked: {linked}, {records:?}");
         }
         complete(&mut disk, &mut job);
     }
@@ -100,7 +104,8 @@ fn one_life(disk: &mut Disk, job: &mut Job, moment: Moment, rng: &mut StdRng) {
             std::thread::spawn(move || guest.run())
         })
         .collect();
-    if !job.exists() {
+    // That it is started may be what is interrupted.
+    if !job.exists() && moment != Moment::Verb {
         // The daemon is alive, so it answers.
         job.start(&mut monitor).expect("an answer");
     }
@@ -109,9 +114,15 @@ fn one_life(disk: &mut Disk, job: &mut Job, moment: Moment, rng: &mut StdRng) {
             std::thread::sleep(up_to(rng, 250.0));
             daemon.kill();
         }
+        Moment::Quit => {
+            std::thread::sleep(up_to(rng, 100.0));
+            daemon.signal("TERM");
+            std::thread::sleep(up_to(rng, 15.0));
+            daemon.kill();
+        }
         Moment::Verb => {
             std::thread::sleep(up_to(rng, 60.0));
-            let delay = up_to(rng, 4.0);
+            let delay = up_to(rng, 8.0);
             let killer = std::thread::spawn(move || {
                 std::thread::sleep(delay);
                 daemon.kill();

@@ -107,6 +107,10 @@ impl Durable {
                 image.finish().await.map_err(|err| of_error(&err))?;
             }
             for leaf in leaves(layer) {
+                let file = leaf.inside.borrow().file.clone();
+                if let Some(file) = file.filter(|_| !leaf.is_read_only()) {
+                    file.sync_times().map_err(|err| of_error(&err))?;
+                }
                 read.push(constant(&leaf).await.map_err(|err| of_error(&err))?);
             }
         }

@@ -24,6 +24,8 @@ const OPTION_MAGIC: u64 = 0x4948_4156_454F_5054;
 const REPLY_MAGIC: u64 = 0x0003_E889_0455_65A9;
 const GO: u32 = 7;
 const ACK: u32 = 1;
+/// The error of a server that ends.
+const SHUTTING_DOWN: u32 = 108;
 
 /// A connection to an export.
 pub(crate) struct Client {
@@ -69,7 +71,7 @@ impl Client {
     /// Sends a request and waits for its answer; gives what was read.
     ///
     /// # Panics
-    /// If the server answers with an error: nothing that is asked here may fail.
+    /// If the server answers with an error, but for one: nothing that is asked here may fail, unless the server ends.
     pub(crate) fn ask(
         &mut self,
         command: Command,
@@ -90,6 +92,9 @@ impl Client {
         let head: [u8; 16] = read(&mut self.socket)?;
         assert_eq!(head[..4], 0x6744_6698u32.to_be_bytes(), "a simple reply begins otherwise");
         assert_eq!(head[8..], self.cookie.to_be_bytes(), "the answer is to another request");
+        if head[4..8] == SHUTTING_DOWN.to_be_bytes() {
+            return Err(ErrorKind::ConnectionAborted.into());
+        }
         assert_eq!(head[4..8], [0; 4], "{command:?} of {len} bytes at {offset} failed");
         let mut answer = vec![0; if command == Command::Read { len } else { 0 }];
         self.socket.read_exact(&mut answer)?;

@@ -7,7 +7,6 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::time::Duration;
 
 /// Where the disk's data come from.
@@ -114,7 +113,8 @@ impl Disk {
 
     /// The records that there are.
     pub(crate) fn records(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.scratch.path("state")).expect("the state directory");
+        // A daemon that was killed early has not made it.
+        let entries = std::fs::read_dir(self.scratch.path("state")).into_iter().flatten();
         let names = entries.map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned());
         names.filter(|name| name != "lock").collect()
     }
@@ -201,7 +201,6 @@ impl Disk {
         tool("qemu-img", &["convert", "-O", "raw", &name, &out]);
         let bytes = read_file(&out);
         assert_eq!(bytes.len(), self.size);
-        assert!(Path::new(&out).exists());
         bytes
     }
 }
