@@ -51,6 +51,10 @@ fn reads_of_any_alignment_give_what_the_server_holds() {
         let node = open(&server, "/disk.img").await.unwrap();
         assert_eq!((node.size(), node.driver(), node.is_read_only()), (SIZE, "http", true));
         assert!(node.limits().remote);
+        let marks = node.identity().unwrap().contents;
+        let told = |name: &str| marks.iter().find(|(mark, _)| *mark == name).map(|(_, value)| value.as_str());
+        assert_eq!(told("ETag"), Some("\"one\""));
+        assert_eq!(told("Last-Modified"), Some("Mon, 01 Jan 2024 00:00:00 GMT"));
         let reads = (0..30_u64).map(|i| {
             let (offset, len) = (i * 317_003 % (SIZE - (8 << 20)), (i * i * 1999 % 2_500_000) as usize);
             let node = &node;

@@ -55,3 +55,46 @@ impl FileNode {
         Ok(Identity { contents: vec![("time of modification", time(stat.stx_mtime))], object })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{on_runtime, scratch_file};
+    use super::super::{Cache, Engine, FileNode, FileOptions, IoMode};
+    use headwater_block::{Buffer, Identity, Node, WriteFlags};
+    use std::path::Path;
+
+    fn marks(path: &Path) -> Identity {
+        on_runtime(async {
+            let engine = Engine::new(IoMode::Threads).unwrap();
+            let options = FileOptions { read_only: true, ..FileOptions::default() };
+            FileNode::open(&engine, path, options).unwrap().identity().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_file_is_known_again_and_a_change_of_it_is_seen() {
+        let file = scratch_file();
+        std::fs::write(file.path(), vec![1; 8192]).unwrap();
+        let first = marks(file.path());
+        assert!(!first.contents.is_empty() && !first.object.is_empty());
+        assert_eq!(marks(file.path()), first);
+        // The times of a file are as fine as the kernel's ticks.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        on_runtime(async {
+            let engine = Engine::new(IoMode::Threads).unwrap();
+            let options = FileOptions { cache: Cache::Buffered, ..FileOptions::default() };
+            let node = FileNode::open(&engine, file.path(), options).unwrap();
+            node.write(0, Buffer::copy_of(&[2]), WriteFlags::default()).await.unwrap();
+            node.sync_times().unwrap();
+        });
+        let changed = marks(file.path());
+        assert!(changed.contents != first.contents && changed.object == first.object);
+        // A copy with its times is another file with the same contents.
+        let copy = scratch_file();
+        std::fs::copy(file.path(), copy.path()).unwrap();
+        let modified = file.as_file().metadata().unwrap().modified().unwrap();
+        copy.as_file().set_modified(modified).unwrap();
+        let copied = marks(copy.path());
+        assert!(copied.contents == changed.contents && copied.object != changed.object);
+    }
+}

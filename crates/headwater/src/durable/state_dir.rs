@@ -82,11 +82,7 @@ impl StateDir {
 
     /// How people call the file `name`.
     pub fn shown(&self, name: &str) -> String {
-        if self.shown == Path::new(".") {
-            name.to_owned()
-        } else {
-            self.shown.join(name).display().to_string()
-        }
+        self.shown.join(name).display().to_string()
     }
 
     /// The names of the files that end with `extension`, in alphabetical order.

@@ -15,7 +15,7 @@ use crate::overlay::Overlay;
 use headwater_block::{Error, ErrorKind};
 use serde_json::{Map, Value};
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -88,25 +88,28 @@ pub async fn remember(args: &StreamArgs, overlay: &Overlay, display: &Display) -
     Ok(Streamed { kept: Some(kept), speed, paused })
 }
 
-/// The directory, and the name of the file. None for a device, beside which nothing lasts.
+/// The directory, and the name of the file. None for a device, beside which nothing lasts. DISK exists by now.
 fn place(args: &StreamArgs) -> Outcome<Option<(Arc<StateDir>, String)>> {
-    let disk = args.disk.display();
-    let Some(name) = args.disk.file_name().and_then(|name| name.to_str()) else {
+    // One disk has one record, under whatever name it is opened.
+    let disk = absolute(&args.disk)?;
+    let Some(name) = disk.file_name().and_then(|name| name.to_str()) else {
         return match args.state_dir {
-            Some(_) => Err(Failure::new(format!(
-                "{disk} can't be kept in a state directory: its name is not valid UTF-8"
-            ))),
+            Some(_) => {
+                let disk = disk.display();
+                Err(Failure::new(format!(
+                    "{disk} can't be kept in a state directory: its name is not valid UTF-8"
+                )))
+            }
             None => Ok(None),
         };
     };
     if let Some(path) = &args.state_dir {
         return Ok(Some((Arc::new(StateDir::open(path, Sharing::Shared)?), format!("{name}.job"))));
     }
-    if std::fs::metadata(&args.disk).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
+    if std::fs::metadata(&disk).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
         return Ok(None);
     }
-    let directory = args.disk.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let dir = StateDir::beside(directory.unwrap_or(Path::new(".")))?;
+    let dir = StateDir::beside(disk.parent().unwrap_or(Path::new("/")))?;
     Ok(Some((Arc::new(dir), format!(".{name}.headwater"))))
 }
 
@@ -125,7 +128,7 @@ fn recorded(args: &StreamArgs, dir: &StateDir, name: &str, shown: &str) -> Outco
         )));
     }
     let theirs = record.arguments.get(DISK).and_then(Value::as_str).unwrap_or_default();
-    if args.state_dir.is_some() && theirs != absolute(&args.disk)? {
+    if args.state_dir.is_some() && Path::new(theirs) != absolute(&args.disk)? {
         return Err(Failure::new(format!(
             "{shown} is the record of {theirs}; give each of the two disks its own --state-dir, or remove the file if that disk is no more"
         )));
@@ -152,7 +155,7 @@ fn check_source(args: &StreamArgs, then: &Record, now: &Record, shown: &str) -> 
 async fn describe(args: &StreamArgs, overlay: &Overlay) -> Outcome<Record> {
     let mut arguments = Map::new();
     arguments.insert("source".into(), args.source.clone().into());
-    arguments.insert(DISK.into(), absolute(&args.disk)?.into());
+    arguments.insert(DISK.into(), absolute(&args.disk)?.to_string_lossy().into());
     arguments.insert(RATE.into(), args.rate.into());
     let mut read = Vec::new();
     for (name, node) in &overlay.sources {
@@ -174,9 +177,8 @@ async fn describe(args: &StreamArgs, overlay: &Overlay) -> Outcome<Record> {
     })
 }
 
-/// A path that means the same from every directory. DISK exists by now.
-fn absolute(path: &Path) -> Outcome<String> {
-    let absolute = std::fs::canonicalize(path)
-        .map_err(|err| Failure::new(format!("cannot find out where {} is: {err}", path.display())))?;
-    Ok(absolute.to_string_lossy().into_owned())
+/// A path that means the same from every directory, and is the only one.
+fn absolute(path: &Path) -> Outcome<PathBuf> {
+    std::fs::canonicalize(path)
+        .map_err(|err| Failure::new(format!("cannot find out where {} is: {err}", path.display())))
 }

@@ -311,6 +311,19 @@ fn a_commit_and_a_stream_of_a_part_go_on_too() {
     let (running, mut monitor) = place.start_with(&[&blockdev]);
     monitor.run("block-commit", &commit);
     running.kill();
+    // Another base of the same name is not written to.
+    let kept = place.scratch.path("kept.qcow2");
+    std::fs::rename(&middle, &kept).unwrap();
+    std::fs::copy(&kept, &middle).unwrap();
+    let (running, mut monitor) = place.start_with(&[&blockdev]);
+    assert_eq!(jobs(&mut monitor), [] as [Value; 0]);
+    assert!(
+        running.err().contains("another disk") && running.err().contains("middle.qcow2"),
+        "{}",
+        running.err()
+    );
+    end(running);
+    std::fs::rename(&kept, &middle).unwrap();
     let (running, mut monitor) = place.start_with(&[&blockdev]);
     assert_eq!(jobs(&mut monitor)[0]["type"], "commit");
     completed(&mut monitor);

@@ -329,6 +329,16 @@ async fn found(device: &Rc<GraphNode>, record: &Record) -> headwater_block::Resu
             return Ok(Found::Changed(leaf.filename.clone(), difference));
         }
     }
+    // What is written besides the image itself lies below what is read.
+    for then in record.written.iter().skip(leaves(&over).len()) {
+        let difference = match below.next() {
+            Some(leaf) => then.is_other(&changing(&leaf)?).map(|why| format!("{}: {why}", leaf.filename)),
+            None => Some(format!("{} is not in the chain any more", then.name)),
+        };
+        if let Some(why) = difference {
+            return Ok(Found::Other(why));
+        }
+    }
     Ok(Found::Same)
 }
 
@@ -362,7 +372,11 @@ async fn constant(leaf: &Rc<GraphNode>) -> headwater_block::Result<Storage> {
 /// The storage of the image at `over`, and then that of `target`.
 fn written(over: &Rc<GraphNode>, target: Option<&Rc<GraphNode>>) -> headwater_block::Result<Vec<Storage>> {
     let leaves = leaves(over).into_iter().chain(target.into_iter().flat_map(leaves));
-    leaves.map(|leaf| Storage::changing(&leaf.filename, &*leaf.top())).collect()
+    leaves.map(|leaf| changing(&leaf)).collect()
+}
+
+fn changing(leaf: &Rc<GraphNode>) -> headwater_block::Result<Storage> {
+    Storage::changing(&leaf.filename, &*leaf.top())
 }
 
 /// What the header of `node` calls its backing.
