@@ -83,10 +83,7 @@ impl Record {
     /// # Errors
     /// `Corrupt` if it is something else or damaged, `Unsupported` if another version of headwater wrote it.
     pub fn decode(bytes: &[u8], shown: &str) -> Result<Self> {
-        let useless = |why: String| {
-            let remedy = "if the job isn't wanted any more, or was started anew, remove the file";
-            Error::new(ErrorKind::Corrupt, format!("{shown}: {why}; {remedy}"))
-        };
+        let useless = |why: String| Error::new(ErrorKind::Corrupt, format!("{shown}: {why}"));
         let value = serde_json::from_slice(bytes).map_err(|err| useless(format!("it is damaged ({err})")))?;
         let Value::Object(mut fields) = value else {
             return Err(useless("it isn't a state file of headwater".into()));

@@ -13,7 +13,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The file whose lock says who uses the directory.
-const LOCK: &str = "lock";
+const LOCK: &str = ".lock";
+
+/// How the names of files end that don't have their own yet.
+const UNFINISHED: &str = ".headwater-new";
 
 /// The largest file that is read, in bytes: no record is nearly as long.
 const MOST: u64 = 1 << 20;
@@ -55,7 +58,7 @@ impl StateDir {
         }
         let fd = open_directory(path)?;
         let stat = rustix::fs::fstat(&fd).map_err(|err| failed(err, format!("look at {shown}")))?;
-        if Mode::from_raw_mode(stat.st_mode).contains(Mode::WOTH) {
+        if stat.st_mode & 0o002 != 0 {
             let message = format!(
                 "everybody can write to the state directory {shown}, and what is there starts jobs; take that right away (chmod o-w)"
             );
@@ -179,7 +182,7 @@ impl StateDir {
 
     /// Makes the file `name` with these contents, durable but for its name.
     fn write(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR);
         let fd = match open() {
             // A write that was interrupted left it.
@@ -219,11 +222,11 @@ impl StateDir {
 
 /// The name under which a file is written before it has its own.
 fn temporary(name: &str) -> String {
-    format!(".{name}.new")
+    format!(".{name}{UNFINISHED}")
 }
 
 fn is_temporary(name: &str) -> bool {
-    name.starts_with('.') && name.ends_with(".new")
+    name.starts_with('.') && name.ends_with(UNFINISHED)
 }
 
 /// The directory that a path's last name is in.
@@ -306,13 +309,13 @@ mod tests {
     fn what_an_interrupted_write_left_is_cleared_away() {
         let (_scratch, path) = scratch();
         drop(StateDir::open(&path, Sharing::Alone).unwrap());
-        std::fs::write(path.join(".a.job.new"), "half").unwrap();
-        std::fs::write(path.join(".b.job.new"), "half").unwrap();
+        std::fs::write(path.join(".a.job.headwater-new"), "half").unwrap();
+        std::fs::write(path.join(".b.job.headwater-new"), "half").unwrap();
         let beside = StateDir::beside(&path).unwrap();
         beside.create("a.job", b"whole").unwrap();
         assert_eq!(beside.read("a.job").unwrap().as_deref(), Some(&b"whole"[..]));
         let state = StateDir::open(&path, Sharing::Alone).unwrap();
-        assert!(!path.join(".b.job.new").exists());
+        assert!(!path.join(".b.job.headwater-new").exists());
         assert_eq!(state.names(".job").unwrap(), ["a.job"]);
     }
 

@@ -121,7 +121,10 @@ fn cannot_be_there(err: &Error) -> bool {
 /// The record that is there. Refuses one that is no use, one of another command, and in a directory for many disks one of another disk.
 fn recorded(args: &StreamArgs, dir: &StateDir, name: &str, shown: &str) -> Outcome<Option<Record>> {
     let Some(bytes) = dir.read(name)? else { return Ok(None) };
-    let record = Record::decode(&bytes, shown)?;
+    let record = Record::decode(&bytes, shown).map_err(|err| {
+        let (source, disk) = (&args.source, args.disk.display());
+        Failure::new(format!("{err}; if {source} is still what {disk} was begun with, remove the file"))
+    })?;
     if record.command != COMMAND {
         return Err(Failure::new(format!(
             "{shown} is the record of a job that the storage daemon started; give headwater stream another --state-dir"

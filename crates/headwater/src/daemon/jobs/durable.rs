@@ -81,7 +81,9 @@ impl Durable {
         for name in dir.names(EXTENSION)? {
             match read(&dir, &name) {
                 Ok(record) => waiting.push(Kept::found(&dir, name, record)),
-                Err(err) => tracing::error!("a job doesn't go on: {err}"),
+                Err(err) => tracing::error!(
+                    "a job doesn't go on: {err}; remove the file if the job isn't wanted any more"
+                ),
             }
         }
         Ok(Rc::new(Self { dir, waiting: RefCell::new(waiting), ready: RefCell::default() }))
@@ -274,9 +276,7 @@ fn read(dir: &StateDir, name: &str) -> headwater_block::Result<Record> {
     let shown = dir.shown(name);
     let bytes = dir.read(name)?.unwrap_or_default();
     let record = Record::decode(&bytes, &shown)?;
-    let refuse = |why: String| {
-        Err(Error::new(ErrorKind::Corrupt, format!("{shown}: {why}; remove it if it isn't wanted any more")))
-    };
+    let refuse = |why: String| Err(Error::new(ErrorKind::Corrupt, format!("{shown}: {why}")));
     if !COMMANDS.contains(&record.command.as_str()) {
         return refuse(format!("a job of '{}' is not one that the daemon started", record.command));
     }

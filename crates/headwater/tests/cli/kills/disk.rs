@@ -120,7 +120,7 @@ impl Disk {
         // A daemon that was killed early has not made it.
         let entries = std::fs::read_dir(self.scratch.path("state")).into_iter().flatten();
         let names = entries.map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned());
-        names.filter(|name| name != "lock").collect()
+        names.filter(|name| name != ".lock").collect()
     }
 
     /// Starts the daemon, always in the same way.
