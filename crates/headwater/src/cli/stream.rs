@@ -22,7 +22,8 @@ pub struct StreamArgs {
     /// several times.
     #[arg(long, value_name = "ADDRESS")]
     pub serve: Vec<Address>,
-    /// Copy at most RATE bytes a second (200M); 0 is without limit. `headwater ctl` changes it while the stream runs.
+    /// Copy at most RATE bytes a second (200M); 0 is without limit. `headwater ctl` changes it while the stream runs, and
+    /// the same command keeps to that afterwards.
     #[arg(long, value_name = "RATE", default_value = "0", value_parser = parse_size)]
     pub rate: u64,
     /// Stream only what lies above this image of SOURCE's chain; it remains the disk's backing.

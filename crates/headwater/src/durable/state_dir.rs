@@ -110,7 +110,13 @@ impl StateDir {
         Ok(names)
     }
 
-    /// Removes what writes that were interrupted have left.
+    /// Removes what a write of the file `name` has left that was interrupted.
+    pub fn clear(&self, name: &str) {
+        // If it isn't there there is nothing to remove, and where it can't be removed it is in nobody's way.
+        let _ = rustix::fs::unlinkat(&self.fd, temporary(name), AtFlags::empty());
+    }
+
+    /// As [`StateDir::clear`] for all files.
     fn tidy(&self) -> Result<()> {
         for name in self.entries()?.iter().filter(|name| is_temporary(name)) {
             // A file that can't be removed is in nobody's way.
@@ -222,7 +228,7 @@ impl StateDir {
 
 /// The name under which a file is written before it has its own.
 fn temporary(name: &str) -> String {
-    format!(".{name}{UNFINISHED}")
+    format!(".{}{UNFINISHED}", name.trim_start_matches('.'))
 }
 
 fn is_temporary(name: &str) -> bool {
@@ -312,6 +318,9 @@ mod tests {
         std::fs::write(path.join(".a.job.headwater-new"), "half").unwrap();
         std::fs::write(path.join(".b.job.headwater-new"), "half").unwrap();
         let beside = StateDir::beside(&path).unwrap();
+        beside.clear("b.job");
+        assert!(path.join(".a.job.headwater-new").exists() && !path.join(".b.job.headwater-new").exists());
+        std::fs::write(path.join(".b.job.headwater-new"), "half").unwrap();
         beside.create("a.job", b"whole").unwrap();
         assert_eq!(beside.read("a.job").unwrap().as_deref(), Some(&b"whole"[..]));
         let state = StateDir::open(&path, Sharing::Alone).unwrap();

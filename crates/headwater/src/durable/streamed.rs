@@ -46,6 +46,7 @@ pub async fn remember(args: &StreamArgs, overlay: &Overlay, display: &Display) -
     let nothing = Streamed { kept: None, speed: args.rate, paused: false };
     let Some((dir, name)) = place(args)? else { return Ok(nothing) };
     let shown = dir.shown(&name);
+    dir.clear(&name);
     let found = recorded(args, &dir, &name, &shown);
     if overlay.complete {
         // It was complete when the process that did it died. What isn't known as its record is left.

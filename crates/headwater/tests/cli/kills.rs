@@ -13,6 +13,7 @@ mod disk;
 mod guest;
 mod job;
 mod log;
+mod streamed;
 
 use self::client::Client;
 use self::disk::{Disk, Origin};

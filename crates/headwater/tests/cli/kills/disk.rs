@@ -105,7 +105,7 @@ impl Disk {
         self.scratch.path("nbd.sock")
     }
 
-    /// Where QMP is spoken.
+    /// Where it takes commands.
     pub(crate) fn monitor(&self) -> String {
         self.scratch.path("qmp.sock")
     }
@@ -140,6 +140,23 @@ impl Disk {
             line.extend(["--allow-backing", &self.link]);
         }
         Running::start(&line)
+    }
+
+    /// Starts `headwater stream` on it, always in the same way. Its source must be a file.
+    pub(crate) fn stream(&self, rate: u64) -> Running {
+        let (source, disk, rate) = (self.scratch.path("source.raw"), self.path(), rate.to_string());
+        let serve = format!("nbd+unix:///disk?socket={}", self.socket());
+        let line =
+            ["stream", &source, &disk, "--serve", &serve, "--control", &self.monitor(), "--rate", &rate];
+        Running::start(&line)
+    }
+
+    /// What lies beside it that `headwater stream` remembers.
+    pub(crate) fn remembered(&self) -> Vec<String> {
+        let directory = self.scratch.path("");
+        let entries = std::fs::read_dir(directory).expect("the directory");
+        let names = entries.map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.contains(".headwater")).collect()
     }
 
     /// True as long as the header names the source.
