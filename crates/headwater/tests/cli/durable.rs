@@ -350,6 +350,22 @@ fn a_commit_and_a_stream_of_a_part_go_on_too() {
     assert!(read_file(&whole) == read_file(&found));
 }
 
+#[test]
+fn a_source_that_changes_at_work_is_not_opened_by_the_next_daemon() {
+    let place = Place::new(17);
+    let server = HttpServer::start(read_file(&place.raw), Fault::ChangesEtag, Duration::ZERO);
+    let backing = format!("backing.driver=raw,backing.file.driver=http,backing.file.url={}", server.url);
+    let blockdev = format!("{},{backing}", place.blockdev());
+    let (running, mut monitor) = place.start_with(&[&blockdev]);
+    monitor.run("block-stream", &json!({"job-id": "fill", "device": "disk", "speed": 4 * MIB}));
+    server.turn();
+    let end = monitor.event("BLOCK_JOB_COMPLETED").unwrap();
+    assert!(end["data"]["error"].as_str().is_some_and(|error| error.contains("ETag")), "{end}");
+    running.kill();
+    let ended = Running::start(&place.command_line(&[&blockdev])).wait().code(1);
+    ended.says(&["has changed", "its ETag was \"one\" and is \"two\"", &place.record()]);
+}
+
 /// A layer that was in use when the job began is not taken for changed by what was only in memory then.
 #[test]
 fn a_layer_that_guests_wrote_until_the_job_began_is_known_again() {

@@ -1,7 +1,8 @@
 //! Jobs that go on when the daemon is started again: `--state-dir`.
 //!
 //! A job is recorded before the command that starts it is answered, and what is asked of it before that is answered. Its record goes when the job
-//! ends, after its result is durable, or when a user cancels it; a job that ends with the daemon keeps it.
+//! ends, after its result is durable, or when a user cancels it; a job that ends with the daemon keeps it, and so does one that failed because what it
+//! reads has changed.
 //!
 //! The next daemon reads the records before anything else, and waits for the operator to make the nodes that they name: by `--blockdev`, or by
 //! `blockdev-add`. When they are there, what they are is compared with what was recorded:
@@ -258,8 +259,13 @@ impl Job {
     /// The job is over, and its result durable.
     pub(super) async fn end_record(&self) {
         let Some(kept) = &self.kept else { return };
-        let completed = matches!(self.handle.outcome(), Some(Outcome::Completed));
-        if completed || !self.interrupted.get() {
+        let stays = match self.handle.outcome() {
+            Some(Outcome::Completed) => false,
+            // The next daemon must not open the disk over the source that it has now.
+            Some(Outcome::Failed(err)) if err.kind() == ErrorKind::SourceChanged => true,
+            _ => self.interrupted.get(),
+        };
+        if !stays {
             forget(kept).await;
         }
     }
