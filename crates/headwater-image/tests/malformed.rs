@@ -219,6 +219,7 @@ fn tables_that_lead_nowhere_or_in_circles() {
         damaged("an L2 entry", "L2", |b| put64(b, L2, to | COPIED));
         damaged("a refcount table entry", "refcount table entry 0", |b| put64(b, REFTABLE, to));
     }
+    damaged("an L1 entry that has only its flag", "not where", |b| put64(b, L1, COPIED));
     damaged("every L2 entry leads to the same cluster", "references", |b| {
         for i in 0..CLUSTER / 8 {
             put64(b, L2 + i * 8, DATA as u64 | COPIED);

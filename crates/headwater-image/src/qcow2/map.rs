@@ -45,10 +45,14 @@ impl Image {
             }
             Ok(None) => {
                 let l1 = self.l1.borrow();
-                let mut end = range.start;
-                while end < range.end && l1.get(l1_index) == 0 {
+                let mut end;
+                // The first entry says nothing, but needn't be zero: it may have its flag set.
+                loop {
                     l1_index += 1;
                     end = ((l1_index as u64) << coverage).min(range.end);
+                    if end == range.end || l1.get(l1_index) != 0 {
+                        break;
+                    }
                 }
                 Some(Ok(Run { target: Target::Unallocated, len: end - range.start }))
             }
