@@ -19,6 +19,9 @@ use std::rc::Rc;
 /// The largest slice of a table, in bytes, unless the file needs larger writes.
 const SLICE_LEN: u64 = 4096;
 
+/// Numbers of clusters.
+type ClusterSet = HashSet<u64, BuildHasherDefault<OffsetHasher>>;
+
 /// One open image.
 pub(super) struct Image {
     pub(super) name: String,
@@ -41,7 +44,9 @@ pub(super) struct Image {
     pub(super) space: RefCell<Space>,
     pub(super) writer: RefCell<Writer>,
     /// The numbers of the clusters in the file that hold the active metadata: no guest data can be there.
-    pub(super) metadata: RefCell<HashSet<u64, BuildHasherDefault<OffsetHasher>>>,
+    pub(super) metadata: RefCell<ClusterSet>,
+    /// Those of them that hold two things at once, which nobody may use.
+    overlaps: ClusterSet,
     /// L2 tables that are being made, by L1 index.
     pub(super) new_tables: RefCell<OffsetMap<WeakShared<()>>>,
     pub(super) inflated: RefCell<Inflated>,
@@ -110,7 +115,8 @@ impl Image {
         events.tell(DebugEvent::ReftableLoad);
         let refcount_table =
             Table::read(&*file, header.refcount_table_offset, refcount_entries, sector).await?;
-        let metadata = metadata_clusters(&header, &geometry, &l1, &refcount_table);
+        let end = file_size.div_ceil(cluster_size);
+        let (metadata, overlaps) = metadata_clusters(&header, &geometry, &l1, &refcount_table, end);
         Ok(Rc::new(Self {
             name,
             cache: SliceCache::new(file.clone(), events.clone(), slice_len, options.cache_size),
@@ -124,9 +130,10 @@ impl Image {
             header: RefCell::new(DiskHeader { header, cluster, sector }),
             l1: RefCell::new(l1),
             refcount_table: RefCell::new(refcount_table),
-            space: RefCell::new(Space::new(file_size.div_ceil(cluster_size))),
+            space: RefCell::new(Space::new(end)),
             writer: RefCell::default(),
             metadata: RefCell::new(metadata),
+            overlaps,
             new_tables: RefCell::default(),
             inflated: RefCell::default(),
             events,
@@ -178,7 +185,7 @@ impl Image {
             return Ok(None);
         }
         let table =
-            L1Entry(entry).table(&self.geometry).and_then(|table| self.check_in_file(table).map(|()| table));
+            L1Entry(entry).table(&self.geometry).and_then(|table| self.check_table(table).map(|()| table));
         table.map_err(|why| self.corrupt(format_args!("L1 entry {l1_index} ({entry:#018x}): {why}")))
     }
 
@@ -187,8 +194,20 @@ impl Image {
         let entry = self.refcount_table.borrow().get(index);
         let block = RefcountTableEntry(entry)
             .block(&self.geometry)
-            .and_then(|block| self.check_in_file(block).map(|()| block));
+            .and_then(|block| self.check_table(block).map(|()| block));
         block.map_err(|why| self.corrupt(format_args!("refcount table entry {index} ({entry:#018x}): {why}")))
+    }
+
+    /// A table that lies where something else lies changes with it, and one that several entries share can make a small file a disk
+    /// without end.
+    #[inline]
+    fn check_table(&self, offset: Option<HostOffset>) -> EntryResult<()> {
+        match offset {
+            Some(offset) if self.overlaps.contains(&(offset.0 >> self.geometry.cluster_bits)) => {
+                Err("it points to metadata that something else refers to, too")
+            }
+            _ => self.check_in_file(offset),
+        }
     }
 
     #[inline]
@@ -314,29 +333,36 @@ fn check_writable(header: &Header, name: &str, alignment: u64) -> Result<()> {
     Ok(())
 }
 
-/// The clusters of the header, the active tables, and what they point to. Invalid entries are left to those that use them.
+/// The clusters of the header, the active tables, and what they point to; and those among them that hold two things. Invalid entries are
+/// left to those that use them.
 fn metadata_clusters(
     header: &Header,
     geometry: &Geometry,
     l1: &Table,
     refcount_table: &Table,
-) -> HashSet<u64, BuildHasherDefault<OffsetHasher>> {
+    end: u64,
+) -> (ClusterSet, ClusterSet) {
     let bits = geometry.cluster_bits;
-    let mut set = HashSet::default();
-    set.insert(0);
+    let (mut set, mut overlaps) = (ClusterSet::default(), ClusterSet::default());
+    let mut add = |cluster| {
+        if !set.insert(cluster) {
+            overlaps.insert(cluster);
+        }
+    };
+    add(0);
     let l1_len = l1.len() as u64 * 8;
     let refcount_len = refcount_table.len() as u64 * 8;
     for (offset, len) in [(header.l1_table_offset, l1_len), (header.refcount_table_offset, refcount_len)] {
-        set.extend(offset >> bits..(offset + len).div_ceil(geometry.cluster_size()));
+        (offset >> bits..(offset + len).div_ceil(geometry.cluster_size())).for_each(&mut add);
     }
     if header.nb_snapshots > 0 {
-        set.insert(header.snapshots_offset >> bits);
+        add(header.snapshots_offset >> bits);
     }
     let tables = l1.entries().iter().filter_map(|entry| L1Entry(*entry).table(geometry).ok().flatten());
     let blocks = refcount_table
         .entries()
         .iter()
         .filter_map(|entry| RefcountTableEntry(*entry).block(geometry).ok().flatten());
-    set.extend(tables.chain(blocks).map(|offset| offset.0 >> bits));
-    set
+    tables.chain(blocks).map(|offset| offset.0 >> bits).filter(|cluster| *cluster < end).for_each(add);
+    (set, overlaps)
 }
