@@ -8,6 +8,11 @@ use serde::Serialize;
 const FIXED: usize = 40;
 /// How much extra data an entry may have, in bytes.
 const MAX_EXTRA: usize = 1024;
+/// How large the table may be, in bytes.
+const MAX_TABLE: u64 = 64 << 20;
+/// How many bytes of an identifier and of a name are shown; QEMU makes none that are longer.
+const MAX_ID: usize = 127;
+const MAX_NAME: usize = 255;
 
 /// One internal snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,6 +40,7 @@ pub struct SnapshotInfo {
 /// Reads the list.
 pub async fn list(file: &dyn Node, header: &Header) -> Result<Vec<SnapshotInfo>> {
     let mut snapshots = Vec::new();
+    let mut reader = Reader::new(file);
     let mut position = header.snapshots_offset;
     for index in 0..header.nb_snapshots {
         let corrupt = |what: &str| {
@@ -49,29 +55,78 @@ pub async fn list(file: &dyn Node, header: &Header) -> Result<Vec<SnapshotInfo>>
         if position.checked_add(FIXED as u64).is_none_or(|end| end > file.size()) {
             return Err(corrupt("lies past the end of the file"));
         }
-        let entry = file.read(position, BufferMut::new(FIXED)).await?;
+        if position - header.snapshots_offset > MAX_TABLE {
+            return Err(corrupt("is further from its start than any table is long"));
+        }
+        let entry: [u8; FIXED] = reader.bytes(position, FIXED).await?.try_into().unwrap_or([0; FIXED]);
         let u16_at = |at: usize| usize::from(u16::from_be_bytes([entry[at], entry[at + 1]]));
         let number =
             |at: usize, len: usize| entry[at..at + len].iter().fold(0, |n, b| n << 8 | u64::from(*b));
-        let (id_len, name_len, extra) = (u16_at(12), u16_at(14), number(36, 4) as usize);
-        if extra > MAX_EXTRA {
+        let (id_len, name_len, extra_len) = (u16_at(12), u16_at(14), number(36, 4) as usize);
+        if extra_len > MAX_EXTRA {
             return Err(corrupt("has too much extra data"));
         }
-        let rest = file.read(position + FIXED as u64, BufferMut::new(extra + id_len + name_len)).await?;
-        let text = |at: usize, len: usize| String::from_utf8_lossy(&rest[at..at + len]).into_owned();
-        let extra_number = |at: usize| rest[at..at + 8].iter().fold(0, |n, b| n << 8 | u64::from(*b));
+        let mut at = position + FIXED as u64;
+        let extra = reader.bytes(at, extra_len).await?;
+        let extra_number = |at: usize| {
+            extra.get(at..at + 8).map(|bytes| bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b)))
+        };
+        let (vm_state_size, disk_size) = (extra_number(0).unwrap_or(number(32, 4)), extra_number(8));
+        at += extra_len as u64;
+        let id = text(reader.bytes(at, id_len.min(MAX_ID)).await?);
+        at += id_len as u64;
+        let name = text(reader.bytes(at, name_len.min(MAX_NAME)).await?);
+        at += name_len as u64;
         let clock = number(24, 8);
         snapshots.push(SnapshotInfo {
-            id: text(extra, id_len),
-            name: text(extra + id_len, name_len),
-            vm_state_size: if extra >= 8 { extra_number(0) } else { number(32, 4) },
+            id,
+            name,
+            vm_state_size,
             date_sec: number(16, 4) as u32,
             date_nsec: number(20, 4) as u32,
             vm_clock_sec: clock / 1_000_000_000,
             vm_clock_nsec: clock % 1_000_000_000,
-            disk_size: (extra >= 16).then(|| extra_number(8)),
+            disk_size,
         });
-        position = (position + (FIXED + rest.len()) as u64).next_multiple_of(8);
+        position = at.next_multiple_of(8);
     }
     Ok(snapshots)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Reads a table that is full of small things in larger pieces: it may have 65536 entries.
+pub(super) struct Reader<'a> {
+    file: &'a dyn Node,
+    piece: BufferMut,
+    /// Where in the file that lies.
+    start: u64,
+}
+
+impl<'a> Reader<'a> {
+    /// The size of a piece in bytes.
+    const PIECE: usize = 64 << 10;
+
+    pub(super) fn new(file: &'a dyn Node) -> Self {
+        Self { file, piece: BufferMut::new(0), start: 0 }
+    }
+
+    /// The bytes at an offset of the file, at most a piece. Those past its end are zero.
+    pub(super) async fn bytes(&mut self, offset: u64, len: usize) -> Result<&[u8]> {
+        let inside = |start: u64, piece: &BufferMut| {
+            let skip = offset.checked_sub(start).and_then(|skip| usize::try_from(skip).ok())?;
+            (skip.checked_add(len)? <= piece.len()).then_some(skip..skip + len)
+        };
+        let range = match inside(self.start, &self.piece) {
+            Some(range) => range,
+            None => {
+                self.piece = self.file.read(offset, BufferMut::new(len.max(Self::PIECE))).await?;
+                self.start = offset;
+                0..len
+            }
+        };
+        Ok(&self.piece[range])
+    }
 }

@@ -13,6 +13,10 @@ impl Medium {
         Self { file }
     }
 
+    pub(super) fn file(&self) -> &dyn Node {
+        &*self.file
+    }
+
     /// Its size in bytes.
     pub(super) fn size(&self) -> u64 {
         self.file.size()

@@ -3,10 +3,11 @@
 use super::layout::{Geometry, Table, be32, be64};
 use super::medium::Medium;
 use super::report::CheckReport;
+use crate::qcow2::snapshots::Reader;
 use headwater_block::Result;
 
 /// The fixed part of an entry, in bytes.
-const FIXED: u64 = 40;
+const FIXED: usize = 40;
 /// How much extra data version 3 requires, and how much anybody may have.
 const EXTRA_NEEDED: u32 = 16;
 const MAX_EXTRA: u32 = 1024;
@@ -42,9 +43,10 @@ pub(super) async fn read(
 ) -> Result<SnapshotTable> {
     let mut table = SnapshotTable { snapshots: Vec::new(), len: 0, complete: false };
     let mut position = 0_u64;
+    let mut reader = Reader::new(medium.file());
     for index in 0..geometry.snapshot_count {
         let start = geometry.snapshots_offset.saturating_add(position);
-        let past_end = start.checked_add(FIXED).is_none_or(|end| end > geometry.file_size);
+        let past_end = start.checked_add(FIXED as u64).is_none_or(|end| end > geometry.file_size);
         if past_end || position > MAX_TABLE || index >= MAX_SNAPSHOTS {
             report.corruption(|| {
                 format!(
@@ -55,12 +57,12 @@ pub(super) async fn read(
             table.len = position;
             return Ok(table);
         }
-        let entry = medium.read(start, FIXED).await?;
+        let entry: [u8; FIXED] = reader.bytes(start, FIXED).await?.try_into().unwrap_or([0; FIXED]);
         let extra = be32(&entry[36..40]);
         let id_len = u64::from(u16::from_be_bytes([entry[12], entry[13]]));
         let name_len = u64::from(u16::from_be_bytes([entry[14], entry[15]]));
-        let id = medium.read(start + FIXED + u64::from(extra), id_len.min(64)).await?;
-        let label = format!("{index} ({})", String::from_utf8_lossy(&id));
+        let id = reader.bytes(start + FIXED as u64 + u64::from(extra), id_len.min(64) as usize).await?;
+        let label = format!("{index} ({})", String::from_utf8_lossy(id));
         if extra > MAX_EXTRA {
             report.corruption(|| format!("snapshot {label} has too much extra data, {extra} bytes"));
         } else if geometry.version >= 3 && extra < EXTRA_NEEDED {
@@ -74,7 +76,7 @@ pub(super) async fn read(
         }
         let l1 = Table { offset: be64(&entry[0..8]), entries: entries.min(MAX_L1) };
         table.snapshots.push(Snapshot { label, l1 });
-        position = (position + FIXED + u64::from(extra) + id_len + name_len).next_multiple_of(8);
+        position = (position + FIXED as u64 + u64::from(extra) + id_len + name_len).next_multiple_of(8);
     }
     table.len = position;
     table.complete = true;
