@@ -4,6 +4,7 @@
 //! ([`completions`]).
 
 use crate::failure::{Outcome, code};
+use crate::output;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -179,8 +180,7 @@ fn end(outcome: Outcome, program: &str) -> ExitCode {
         Ok(()) => ExitCode::from(code::OK),
         Err(failure) => {
             if let Some(message) = &failure.message {
-                // One line, whatever an error from outside contains.
-                eprintln!("{program}: {}", message.replace('\n', " "));
+                eprintln!("{program}: {}", output::line(message));
             }
             ExitCode::from(failure.code)
         }

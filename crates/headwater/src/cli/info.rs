@@ -40,6 +40,7 @@ pub fn run(args: InfoArgs) -> Outcome {
         let chain =
             opener.info(&args.file, args.format.map(Into::into), Access::Look, args.backing_chain).await?;
         if let Some(failure) = &chain.failure {
+            let failure = output::line(&failure.to_string());
             eprintln!("headwater: the chain can't be followed further: {failure}");
         }
         match (args.json, args.backing_chain) {
@@ -58,7 +59,7 @@ pub fn run(args: InfoArgs) -> Outcome {
 fn text(image: &ImageInfo) -> String {
     let mut text = String::new();
     let mut row = |name: &str, value: String| {
-        let _ = writeln!(text, "{:<18}{value}", format!("{name}:"));
+        let _ = writeln!(text, "{:<18}{}", format!("{name}:"), output::line(&value));
     };
     row("image", image.filename.clone());
     row("format", image.format.to_owned());

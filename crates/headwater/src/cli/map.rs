@@ -1,7 +1,7 @@
 //! `headwater map`: which layer holds which bytes; on a terminal a picture, in a pipe a table, with `--json` qemu-img's fields.
 
 use super::{FormatArg, OpenArgs};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::opener::{Access, Opener};
 use crate::output;
 use crate::picture;
@@ -35,43 +35,40 @@ pub struct MapArgs {
 
 /// A run of bytes that one layer decides about. The names are qemu-img's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Row {
+struct Row {
     /// Where it starts, in bytes of the disk.
-    pub start: u64,
+    start: u64,
     /// Its length in bytes.
-    pub length: u64,
+    length: u64,
     /// The layer; 0 is the top.
-    pub depth: u32,
+    depth: u32,
     /// Some layer says something about these bytes.
-    pub present: bool,
+    present: bool,
     /// It reads as zeroes.
-    pub zero: bool,
+    zero: bool,
     /// It holds data.
-    pub data: bool,
+    data: bool,
     /// The data are compressed.
-    pub compressed: bool,
+    compressed: bool,
     /// Where it lies in the layer's file.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub offset: Option<u64>,
+    offset: Option<u64>,
 }
 
-/// All rows of the disk on top of `top`, from its start to its end.
-///
-/// # Errors
-/// Those of the layers.
-pub async fn rows(top: &Rc<dyn Node>) -> Result<Vec<Row>> {
+/// Gives `each` all rows of the disk on top of `top`, from its start to its end: one at a time, because a large disk has millions.
+async fn rows(top: &Rc<dyn Node>, mut each: impl FnMut(&Row) -> Outcome) -> Outcome {
     let size = top.size();
-    let mut rows: Vec<Row> = Vec::new();
+    let mut last: Option<Row> = None;
     let mut pos = 0;
     while pos < size {
         let row = row_at(top, pos, size).await?;
         pos += row.length;
-        match rows.last_mut().filter(|last| continues(last, &row)) {
+        match last.as_mut().filter(|last| continues(last, &row)) {
             Some(last) => last.length += row.length,
-            None => rows.push(row),
+            None => last.replace(row).iter().try_for_each(&mut each)?,
         }
     }
-    Ok(rows)
+    last.iter().try_for_each(each)
 }
 
 /// What holds at `pos`. A layer says nothing about bytes past its end.
@@ -121,19 +118,42 @@ pub fn run(args: MapArgs) -> Outcome {
         if picture {
             return output::print(picture::draw(&top).await?.as_bytes());
         }
-        let rows = rows(&top).await?;
-        if args.json {
-            return output::print_json(&rows);
-        }
-        output::print(table(&top, &rows).as_bytes())
+        let mut listing = if args.json { Listing::json() } else { Listing::table(&top) };
+        rows(&top, |row| listing.row(row)).await?;
+        listing.end()
     })
 }
 
-/// The rows as a table, for people and for programs that split lines.
-fn table(top: &Rc<dyn Node>, rows: &[Row]) -> String {
-    let names: Vec<String> = picture::layers(top).iter().map(|node| node.name().to_owned()).collect();
-    let mut text = format!("{:<16} {:<16} {:<6} {:<16} {}\n", "start", "length", "holds", "at", "layer");
-    for row in rows {
+/// How much text is gathered before it is printed, in bytes.
+const PRINT_AT: usize = 64 << 10;
+
+/// The rows as JSON, one in each line, or as a table for people and for programs that split lines.
+struct Listing {
+    text: String,
+    /// The names of the layers, for the table.
+    names: Option<Vec<String>>,
+    /// No row yet.
+    first: bool,
+}
+
+impl Listing {
+    fn json() -> Self {
+        Self { text: "[".to_owned(), names: None, first: true }
+    }
+
+    fn table(top: &Rc<dyn Node>) -> Self {
+        let names = picture::layers(top).iter().map(|node| output::line(node.name())).collect();
+        let text = format!("{:<16} {:<16} {:<6} {:<16} {}\n", "start", "length", "holds", "at", "layer");
+        Self { text, names: Some(names), first: true }
+    }
+
+    fn row(&mut self, row: &Row) -> Outcome {
+        let Some(names) = &self.names else {
+            let json = serde_json::to_string(row).map_err(Failure::new)?;
+            self.text += if std::mem::take(&mut self.first) { "\n  " } else { ",\n  " };
+            self.text += &json;
+            return self.print(PRINT_AT);
+        };
         let holds = match row {
             Row { data: true, compressed: true, .. } => "packed",
             Row { data: true, .. } => "data",
@@ -143,7 +163,23 @@ fn table(top: &Rc<dyn Node>, rows: &[Row]) -> String {
         let at = row.offset.map_or_else(|| "-".to_owned(), |offset| format!("{offset:#x}"));
         let layer = names.get(row.depth as usize).filter(|_| row.present).map_or("-", String::as_str);
         let (start, length) = (format!("{:#x}", row.start), format!("{:#x}", row.length));
-        let _ = writeln!(text, "{start:<16} {length:<16} {holds:<6} {at:<16} {layer}");
+        let _ = writeln!(self.text, "{start:<16} {length:<16} {holds:<6} {at:<16} {layer}");
+        self.print(PRINT_AT)
     }
-    text
+
+    fn end(mut self) -> Outcome {
+        if self.names.is_none() {
+            self.text += if self.first { "]\n" } else { "\n]\n" };
+        }
+        self.print(0)
+    }
+
+    /// Prints what was gathered if it is enough.
+    fn print(&mut self, enough: usize) -> Outcome {
+        if self.text.len() >= enough {
+            output::print(self.text.as_bytes())?;
+            self.text.clear();
+        }
+        Ok(())
+    }
 }
