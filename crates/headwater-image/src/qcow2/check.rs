@@ -165,7 +165,8 @@ impl Check {
 
     /// Checks everything and corrects what `fix` says.
     async fn run(mut self, fix: Fix) -> Result<Found> {
-        let mut counts = Counts::new(self.memory, self.geometry.block_entries());
+        let mut counts =
+            Counts::new(self.memory, self.geometry.file_clusters(), self.geometry.block_entries());
         let mut rebuild = self.layout.refcounts_damaged;
         let (mut overlap, mut first) = (false, true);
         loop {

@@ -106,6 +106,11 @@ impl Geometry {
         offset.is_multiple_of(self.cluster_size())
     }
 
+    /// No region that [`Geometry::clusters`] accepts touches a cluster with this number or above.
+    pub(super) fn file_clusters(&self) -> u64 {
+        self.file_size.saturating_add(self.cluster_size() - 1).div_ceil(self.cluster_size())
+    }
+
     /// How many refcounts a block holds.
     pub(super) fn block_entries(&self) -> u64 {
         1 << (self.cluster_bits + 3 - self.refcount_order)
@@ -475,7 +480,7 @@ pub(super) fn entries_of(table: &[u8]) -> impl Iterator<Item = u64> + '_ {
 
 /// The big-endian number in 8 bytes.
 pub(super) fn be64(bytes: &[u8]) -> u64 {
-    bytes.iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte))
+    bytes.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 /// The big-endian number in 4 bytes.

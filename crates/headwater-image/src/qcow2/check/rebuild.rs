@@ -29,7 +29,7 @@ pub(super) async fn rebuild(
         written: BTreeMap::new(),
         last: BTreeMap::new(),
     };
-    let mut counts = Counts::new(memory, geometry.block_entries());
+    let mut counts = Counts::new(memory, geometry.file_clusters(), geometry.block_entries());
     loop {
         counts.next_window();
         Walk::new(medium, geometry, &mut counts, None).run(layout, false).await?;
@@ -63,14 +63,14 @@ impl Builder<'_> {
         let per_block = self.geometry.block_entries();
         let last_block = self.base / per_block;
         let mut from = counts.window().start;
-        while let Some(first) = counts.next_referenced(from) {
+        while let Some(first) = counts.next_referenced(from..u64::MAX) {
             let index = first / per_block;
             from = (index + 1) * per_block;
             let mut references = BTreeMap::new();
             let mut next = Some(first);
-            while let Some(cluster) = next.filter(|cluster| *cluster < from) {
+            while let Some(cluster) = next {
                 references.insert(cluster, counts.get(cluster).references);
-                next = counts.next_referenced(cluster + 1);
+                next = counts.next_referenced(cluster + 1..from);
             }
             if index >= last_block {
                 self.last.append(&mut references);

@@ -118,7 +118,7 @@ fn uncounted(
     outcome: &mut Outcome,
 ) {
     let mut from = clusters.start;
-    while let Some(cluster) = counts.next_referenced(from).filter(|cluster| *cluster < clusters.end) {
+    while let Some(cluster) = counts.next_referenced(from..clusters.end) {
         tell(geometry, report, cluster, 0, counts.get(cluster).references);
         outcome.rebuild = true;
         outcome.flags_wrong |= counts.get(cluster).flagged;
@@ -140,7 +140,7 @@ fn overlaps(
     let table = geometry.reftable;
     refcounts.extend(geometry.clusters(table.offset, table.entries * 8).into_iter().flatten());
     refcounts.sort_unstable();
-    for (cluster, _) in counts.iter().filter(|(_, count)| count.overlap) {
+    for cluster in counts.overlaps() {
         let is_refcounts = refcounts.binary_search(&cluster).is_ok();
         // New refcount structures elsewhere resolve this one.
         outcome.rebuild |= is_refcounts;

@@ -7,8 +7,9 @@ use super::report::CheckReport;
 use futures_util::stream::{self, StreamExt};
 use headwater_block::{BufferMut, Result};
 
-/// How many tables are read ahead.
-const READ_AHEAD: usize = 8;
+/// How many bytes of tables are read ahead, and how many tables at most.
+const READ_AHEAD: u64 = 4 << 20;
+const MOST_READS: u64 = 64;
 
 /// The bit of an L2 entry that says that the cluster is compressed.
 const COMPRESSED: u64 = 1 << 62;
@@ -171,18 +172,15 @@ impl<'a> Walk<'a> {
     async fn l2_tables(&mut self, layout: &mut Layout) -> Result<()> {
         let first_walk = self.report.is_some();
         let window = self.counts.window();
-        let reaches = |l2: &L2| {
-            let (low, high) = l2.reach;
-            u64::from(high) >= window.start >> REACH_BITS && u64::from(low) <= (window.end - 1) >> REACH_BITS
-        };
-        let wanted: Vec<usize> = layout
-            .l2
-            .iter()
-            .enumerate()
-            .filter(|(_, l2)| first_walk || reaches(l2))
-            .map(|(i, _)| i)
-            .collect();
-        let offsets: Vec<(usize, u64)> = wanted.into_iter().map(|i| (i, layout.l2[i].offset)).collect();
+        let mut offsets = Vec::new();
+        for (i, l2) in layout.l2.iter().enumerate() {
+            let (low, high) = (u64::from(l2.reach.0) << REACH_BITS, u64::from(l2.reach.1));
+            if first_walk || high >= window.start >> REACH_BITS && low < window.end {
+                offsets.push((i, l2.offset));
+            } else if low >= window.end {
+                self.counts.pass_over(low);
+            }
+        }
         let mut tables = read_tables(self.medium, self.geometry, offsets);
         while let Some((index, table)) = tables.next().await {
             let table = table?;
@@ -197,62 +195,80 @@ impl<'a> Walk<'a> {
     /// Counts what one table refers to. Returns its reach, and whether it has references that can't be followed.
     fn l2_table(&mut self, l2: &L2, table: &[u8]) -> ((u32, u32), bool) {
         let geometry = self.geometry;
-        let (mut low, mut high, mut lost) = (u32::MAX, 0, false);
+        let mut found = Reach { low: u64::MAX, high: 0, lost: false };
         self.expected = None;
+        // Nearly all entries are of this kind: a whole cluster, with nothing to find fault with.
+        let odd = COMPRESSED | RESERVED | ZERO | OFFSET & (geometry.cluster_size() - 1);
+        let plain = !geometry.extended_l2 && !geometry.data_file && l2.is_active();
+        let end = geometry.file_size;
         for (i, (word, bitmap)) in words(table, geometry).enumerate() {
-            if word == 0 && bitmap == 0 {
-                continue;
-            }
-            let at = l2.offset;
-            if let Some(problem) = problem(word, bitmap, geometry) {
-                self.corruption(|| format!("entry {i} of the L2 table at {at:#x}, {word:#x}, {problem}"));
-            }
-            let (offset, len) = match Entry::of(word, geometry) {
-                Entry::None => continue,
-                Entry::Cluster(offset) => (offset, geometry.cluster_size()),
-                Entry::Compressed(offset, len) => (offset, len),
-            };
-            let compressed = word & COMPRESSED != 0;
-            if !compressed && !geometry.is_aligned(offset) {
-                self.corruption(|| {
-                    format!("entry {i} of the L2 table at {at:#x}, {word:#x}, is not aligned to a cluster")
-                });
-            }
-            if l2.is_active() {
-                self.statistics(offset, compressed);
-            }
-            if geometry.data_file && !compressed {
-                // Its clusters have no counts; each has one reference.
-                self.flags_wrong |= l2.is_active() && word & COPIED == 0;
-                if l2.is_active() && geometry.data_file_raw {
-                    let index =
-                        u64::from(l2.l1_index) * (geometry.l2_coverage() >> geometry.cluster_bits) + i as u64;
-                    if offset != index << geometry.cluster_bits {
-                        self.corruption(|| {
-                            format!("entry {i} of the L2 table at {at:#x}, {word:#x}, breaks the rule that the data file is a raw image")
-                        });
-                    }
-                }
-                continue;
-            }
-            if self.add(offset, len, u64::from(l2.references), Owner::Data) {
-                if l2.is_active() && !compressed && geometry.is_aligned(offset) {
-                    self.counts.note_flag(offset >> geometry.cluster_bits, word & COPIED != 0);
-                }
-                low = low.min((offset >> geometry.cluster_bits >> REACH_BITS) as u32);
-                high = high.max(((offset + len) >> geometry.cluster_bits >> REACH_BITS) as u32);
-            } else {
-                lost = true;
-                self.corruption(|| {
-                    format!(
-                        "entry {i} of the L2 table at {at:#x}, {word:#x}, points past the end of the file"
-                    )
-                });
+            let offset = word & OFFSET;
+            if plain && word & odd == 0 && offset != 0 && offset < end {
+                self.statistics(offset, false);
+                let cluster = offset >> geometry.cluster_bits;
+                self.counts.add_active(cluster, u64::from(l2.references), word & COPIED != 0);
+                found.add(cluster, cluster);
+            } else if word | bitmap != 0 {
+                self.entry(l2, i, word, bitmap, &mut found);
             }
         }
-        ((low, high), lost)
+        let (low, high) = (found.low >> REACH_BITS, found.high >> REACH_BITS);
+        ((low.try_into().unwrap_or(u32::MAX), high.try_into().unwrap_or(u32::MAX)), found.lost)
     }
 
+    /// Counts what the entry `i` of a table refers to, whatever it is.
+    fn entry(&mut self, l2: &L2, i: usize, word: u64, bitmap: u64, found: &mut Reach) {
+        let (geometry, at) = (self.geometry, l2.offset);
+        if let Some(problem) = problem(word, bitmap, geometry) {
+            self.corruption(|| format!("entry {i} of the L2 table at {at:#x}, {word:#x}, {problem}"));
+        }
+        let (offset, len) = match Entry::of(word, geometry) {
+            Entry::None => return,
+            Entry::Cluster(offset) => (offset, geometry.cluster_size()),
+            Entry::Compressed(offset, len) => (offset, len),
+        };
+        let compressed = word & COMPRESSED != 0;
+        if !compressed && !geometry.is_aligned(offset) {
+            self.corruption(|| {
+                format!("entry {i} of the L2 table at {at:#x}, {word:#x}, is not aligned to a cluster")
+            });
+        }
+        if l2.is_active() {
+            self.statistics(offset, compressed);
+        }
+        if geometry.data_file && !compressed {
+            // Its clusters have no counts; each has one reference.
+            self.flags_wrong |= l2.is_active() && word & COPIED == 0;
+            if l2.is_active() && geometry.data_file_raw {
+                let index =
+                    u64::from(l2.l1_index) * (geometry.l2_coverage() >> geometry.cluster_bits) + i as u64;
+                if offset != index << geometry.cluster_bits {
+                    self.corruption(|| {
+                        format!("entry {i} of the L2 table at {at:#x}, {word:#x}, breaks the rule that the data file is a raw image")
+                    });
+                }
+            }
+            return;
+        }
+        let references = u64::from(l2.references);
+        let Some(clusters) = geometry.clusters(offset, len) else {
+            found.lost = true;
+            self.corruption(|| {
+                format!("entry {i} of the L2 table at {at:#x}, {word:#x}, points past the end of the file")
+            });
+            return;
+        };
+        found.add(*clusters.start(), *clusters.end());
+        if l2.is_active() && !compressed && geometry.is_aligned(offset) {
+            self.counts.add_active(*clusters.start(), references, word & COPIED != 0);
+            return;
+        }
+        for cluster in clusters {
+            self.counts.add(cluster, references, Owner::Data);
+        }
+    }
+
+    #[inline]
     fn statistics(&mut self, offset: u64, compressed: bool) {
         let Some(report) = &mut self.report else { return };
         report.allocated_clusters += 1;
@@ -266,6 +282,22 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// The host clusters that a table refers to.
+struct Reach {
+    low: u64,
+    high: u64,
+    /// It has references that can't be followed.
+    lost: bool,
+}
+
+impl Reach {
+    #[inline]
+    fn add(&mut self, first: u64, last: u64) {
+        self.low = self.low.min(first);
+        self.high = self.high.max(last);
+    }
+}
+
 /// Reads L2 tables, several at once, in the order given; each comes with the index that was given with its offset.
 pub(super) fn read_tables<'a>(
     medium: &'a Medium,
@@ -275,5 +307,6 @@ pub(super) fn read_tables<'a>(
     let reads = offsets.into_iter().map(move |(index, offset)| async move {
         (index, medium.read(offset, geometry.cluster_size()).await)
     });
-    Box::pin(stream::iter(reads).buffered(READ_AHEAD))
+    let depth = (READ_AHEAD / geometry.cluster_size()).clamp(2, MOST_READS);
+    Box::pin(stream::iter(reads).buffered(depth as usize))
 }
