@@ -8,4 +8,5 @@ mod daemon;
 mod durable;
 mod interrupted;
 mod kills;
+mod malformed;
 mod stream;

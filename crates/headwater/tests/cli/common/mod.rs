@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
+use wait4::Wait4;
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -37,11 +38,15 @@ impl Scratch {
     }
 }
 
-/// How a process ended and what it said.
+/// How a process ended, what it said, and what it cost.
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+    /// User and system time.
+    pub(crate) cpu: Duration,
+    /// The most memory that it had, in bytes.
+    pub(crate) peak: u64,
 }
 
 impl Ended {
@@ -81,6 +86,8 @@ pub(crate) fn headwater<S: AsRef<OsStr>>(args: &[S]) -> Ended {
 /// A headwater process.
 pub(crate) struct Running {
     child: Child,
+    /// Somebody has waited for it: its number may be another process's by now.
+    reaped: bool,
     stdout: File,
     stderr: File,
 }
@@ -102,7 +109,7 @@ impl Running {
             .stdout(stdout.try_clone().expect("clone"))
             .stderr(stderr.try_clone().expect("clone"));
         let child = command.spawn().unwrap_or_else(|err| panic!("{command:?}: {err}"));
-        Self { child, stdout, stderr }
+        Self { child, reaped: false, stdout, stderr }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -156,22 +163,31 @@ impl Running {
     }
 
     /// True if it hasn't ended yet.
-    pub(crate) fn is_alive(&mut self) -> bool {
-        self.child.try_wait().expect("wait").is_none()
+    pub(crate) fn is_alive(&self) -> bool {
+        // Without reaping it: what it cost is known only to who waits for it.
+        use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+        let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let pid = Pid::from_child(&self.child);
+        waitid(WaitId::Pid(pid), how).expect("wait").is_none()
     }
 
     /// Waits for its end.
     #[track_caller]
     pub(crate) fn wait(mut self) -> Ended {
         let start = now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().expect("wait") {
-                break status;
-            }
+        while self.is_alive() {
             assert!(elapsed(start) < PATIENCE, "it doesn't end:\n{}{}", self.out(), self.err());
             std::thread::sleep(Duration::from_millis(5));
-        };
-        Ended { code: status.code(), stdout: self.out(), stderr: self.err() }
+        }
+        let ended = self.child.wait4().expect("wait");
+        self.reaped = true;
+        Ended {
+            code: ended.status.code(),
+            stdout: self.out(),
+            stderr: self.err(),
+            cpu: ended.rusage.utime + ended.rusage.stime,
+            peak: ended.rusage.maxrss,
+        }
     }
 
     /// Kills it at once, as a power cut would.
@@ -183,8 +199,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if !self.reaped {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
     }
 }
 
