@@ -126,11 +126,12 @@ impl Geometry {
         self.cluster_size() / self.l2_entry_size() * self.cluster_size()
     }
 
-    /// The clusters that a region touches; `None` if it reaches further past the end of the file than the rest of a cluster.
+    /// The clusters that a region touches; `None` if it starts past the end of the file, or reaches further past it than the rest of a
+    /// cluster.
     pub(super) fn clusters(&self, offset: u64, len: u64) -> Option<std::ops::RangeInclusive<u64>> {
         let end = offset.checked_add(len)?;
         let limit = self.file_size.checked_add(self.cluster_size() - 1)?;
-        if len == 0 || end > limit {
+        if len == 0 || offset >= self.file_size || end > limit {
             return None;
         }
         Some(offset >> self.cluster_bits..=(end - 1) >> self.cluster_bits)

@@ -10,13 +10,8 @@ pub(super) fn cut_short() -> Vec<Case> {
         });
         case.in_format("qcow2")
     };
-    let mut cases = vec![
-        cut(0, "not a qcow2"),
-        cut(4, "version"),
-        cut(71, "header"),
-        cut(103, "header length"),
-        cut(512, "L1"),
-    ];
+    let mut cases =
+        vec![cut(0, "not a qcow2"), cut(4, "version"), cut(71, "header"), cut(103, "header length")];
     for (what, len, says) in [
         ("refcount table", 512, "past the end"),
         ("L1 table", L1, "past the end"),

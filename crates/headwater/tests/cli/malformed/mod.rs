@@ -75,7 +75,7 @@ impl Place {
         assert!(opened.is_subset(&allowed), "{}: it opened {:?}", case.name, opened.difference(&allowed));
         assert!(!self.listeners.met(), "{}: it connected to somebody", case.name);
         let copy = format!("{}/bad.qcow2", self.scratch.path("copies"));
-        std::fs::copy(&image, &copy).unwrap();
+        case.image.write(&copy);
         run.repair(&copy);
         for (name, _) in &case.beside {
             std::fs::remove_file(format!("{}/{name}", self.images)).unwrap();
