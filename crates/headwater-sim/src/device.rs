@@ -45,6 +45,8 @@ pub struct Device {
     waiting: RefCell<Vec<Waker>>,
     busy_until: Cell<Duration>,
     counts: RefCell<BTreeMap<Op, Count>>,
+    /// How many operations pass before one takes so long.
+    slow: Cell<Option<(u64, Duration)>>,
 }
 
 impl Device {
@@ -59,6 +61,7 @@ impl Device {
             waiting: RefCell::default(),
             busy_until: Cell::new(Duration::ZERO),
             counts: RefCell::default(),
+            slow: Cell::new(None),
         }
     }
 
@@ -88,6 +91,16 @@ impl Device {
     /// How many operations have failed.
     pub fn failures(&self) -> u64 {
         self.faults.borrow().hits()
+    }
+
+    /// The `n`-th operation from now (from 0), of whatever kind, takes this long.
+    pub fn delay_nth(&self, n: u64, time: Duration) {
+        self.slow.set(Some((n, time)));
+    }
+
+    /// How many operations of all kinds have started.
+    pub fn operations(&self) -> u64 {
+        self.counts.borrow().values().map(|count| count.started).sum()
     }
 
     /// From now on operations of these kinds don't complete, until [`Device::release`].
@@ -152,6 +165,10 @@ impl Device {
             let start = self.busy_until.get().max(self.sim.clock().now());
             self.busy_until.set(start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
             self.sim.clock().sleep_until(self.busy_until.get()).await;
+        }
+        match self.slow.take() {
+            Some((0, time)) => self.sim.sleep(time).await,
+            rest => self.slow.set(rest.map(|(n, time)| (n - 1, time))),
         }
         if self.stalled.borrow().contains(&op) {
             let _held = Held::new(self);

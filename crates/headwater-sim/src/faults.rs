@@ -40,6 +40,12 @@ pub struct Fault {
     pub kind: ErrorKind,
 }
 
+impl Op {
+    /// All kinds.
+    pub const ALL: &[Op] =
+        &[Op::Read, Op::Status, Op::Write, Op::WriteZeroes, Op::Discard, Op::Flush, Op::Header];
+}
+
 impl Fault {
     /// Every operation of these kinds fails.
     pub fn always(ops: &[Op], kind: ErrorKind) -> Self {

@@ -317,6 +317,7 @@ impl Node for SimFile {
     fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
             let id = self.started(Op::Header, &(size..size), None, false);
+            let _in_flight = self.device.enter(Op::Header, &(size..size));
             let result = self.device.serve(Op::Header, &(0..self.size().max(1))).await;
             if result.is_ok() {
                 self.content.borrow_mut().resize(size);
