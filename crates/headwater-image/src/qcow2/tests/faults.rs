@@ -307,8 +307,9 @@ const TROUBLES: [Trouble; 3] =
 
 #[test]
 fn something_goes_wrong_at_every_operation() {
-    let mut reopened = 0;
+    let (mut reopened, mut tried) = (0, 0);
     for_seeds(6, |seed| {
+        tried += 1;
         let plan = Plan::random(seed, 12);
         let (counts, _) = run(seed, &plan, None);
         for (at, count) in counts.into_iter().enumerate() {
@@ -319,7 +320,8 @@ fn something_goes_wrong_at_every_operation() {
             }
         }
     });
-    assert!(reopened > 0 || std::env::var_os("HEADWATER_SEED").is_some(), "a failed flush was never met");
+    // A single seed may be replayed.
+    assert!(reopened > 0 || tried < 2, "a failed flush was never met");
 }
 
 #[test]
