@@ -142,6 +142,9 @@ impl Desk {
         if grant.regular && !is_regular(&file)? {
             return Err(Errno::ACCESS);
         }
+        if flags.contains(OFlags::CREATE | OFlags::EXCL) {
+            self.grants().made(path);
+        }
         if !grant.look {
             return Ok(file);
         }

@@ -31,6 +31,8 @@ pub enum Word {
     Image(PathBuf),
     /// A file or socket that is used as it is; also the name of an abstract socket.
     File(PathBuf),
+    /// A file that the data plane keeps for as long as it runs, and removes.
+    Own(PathBuf),
     /// What a header is to say of the image's backing file: read from the image's directory, if it is relative.
     Backing(PathBuf),
     /// A directory with files to read.
@@ -101,6 +103,11 @@ impl Grants {
                 self.abstract_names.insert(path.as_os_str().as_bytes().to_vec());
                 self.files.insert(self.absolute(&path));
             }
+            Word::Own(path) => {
+                let path = self.absolute(&path);
+                self.made.insert(path.clone());
+                self.files.insert(path);
+            }
             Word::Backing(path) => drop(self.backing.insert(path)),
             Word::Directory(path) => drop(self.directories.insert(self.absolute(&path))),
             Word::State(path) => {
@@ -125,6 +132,11 @@ impl Grants {
         }
     }
 
+    /// The file at `path` wasn't there, and was made.
+    pub(crate) fn made(&mut self, path: PathBuf) {
+        self.made.insert(path);
+    }
+
     /// `path` as grants compare it: absolute, without `.` and double slashes.
     pub(crate) fn absolute(&self, path: &Path) -> PathBuf {
         self.here.join(path).components().collect()
@@ -138,15 +150,9 @@ impl Grants {
         let grant = |path, links, regular, look| Ok(Grant { path, links, regular, look });
         if let Some(look) = self.images.get(&path) {
             let look = *look;
-            if flags.contains(OFlags::CREATE) {
-                self.made.insert(path.clone());
-            }
             return grant(path, true, false, look);
         }
-        if self.files.contains(&path) {
-            if flags.contains(OFlags::CREATE) {
-                self.made.insert(path.clone());
-            }
+        if self.files.contains(&path) || (path == Path::new(NOTHING) && !makes) {
             return grant(path, true, false, false);
         }
         if let Some(look) = self.found.get(&path) {
@@ -270,9 +276,11 @@ const SERVICES: [&str; 4] = [
     "/run/systemd/userdb/io.systemd.DynamicUser",
 ];
 
-/// Files that looking up a host takes, and the device that takes everything.
-const SYSTEM_FILES: [&str; 9] = [
-    "/dev/null",
+/// The device that takes everything and gives nothing.
+const NOTHING: &str = "/dev/null";
+
+/// Files that looking up a host takes.
+const SYSTEM_FILES: [&str; 8] = [
     "/etc/gai.conf",
     "/etc/host.conf",
     "/etc/hosts",

@@ -3,6 +3,7 @@
 //! - [`options`]: the command line, in order. [`chardev`], [`mod@monitor`]: where QMP is spoken. [`commands`]: what is done about it.
 //! - [`graph`]: nodes and who may do what to them; [`filters`], [`sources`]: nodes of some kinds; [`objects`]: what they refer to.
 //! - [`jobs`]: stream, commit, create. [`snapshot`]: overlays that take a node's place. [`exports`]: the NBD server.
+//! - [`sandbox`]: two processes, one of which can't open files by itself.
 //! - [`events`]: what is told to all monitors. [`trace`]: what is told to people who look for faults. [`background`]: leaving the terminal.
 //!
 //! Everything runs on one thread, commands and data. A command may wait for I/O, and requests of clients go on meanwhile.
@@ -19,6 +20,7 @@ mod jobs;
 mod monitor;
 mod objects;
 mod options;
+mod sandbox;
 mod snapshot;
 mod sources;
 pub(crate) mod trace;
@@ -32,7 +34,8 @@ use self::graph::open::{Options, Read};
 use self::jobs::durable::Durable;
 use self::objects::Objects;
 pub use self::options::HELP;
-use self::options::{CommandLine, Setting};
+use self::options::{CommandLine, Line, Setting};
+use self::sandbox::Confined;
 use crate::failure::{Failure, Outcome};
 use crate::runtime;
 use headwater_image::open_gate::Trust;
@@ -56,57 +59,65 @@ pub fn run(arguments: Vec<OsString>) -> Outcome {
     trace::start(&line.trace)?;
     let background = background::enter(line.daemonize, &arguments)?;
     let Some(started) = background else { return Ok(()) };
-    runtime::run(async move {
-        let events = Rc::<Events>::default();
-        let engine = Engine::new(IoMode::Auto)?;
-        let objects = Rc::<Objects>::default();
-        objects.set_trust(trust(&line.allow_backing));
-        let graph = Graph::new(engine, objects);
-        let durable = line.state_dir.as_deref().map(Durable::open).transpose()?;
-        let commands = Commands::new(graph, events, durable);
-        let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
-            .map(signal)
-            .into_iter()
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|err| Failure::new(format!("cannot catch signals: {err}")))?;
-        let mut ended = Box::pin(std::future::poll_fn(move |cx| {
-            let ready = signals.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
-            if ready { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-        }));
-        let mut chardevs = Vec::new();
-        let setting_up = set_up(&commands, &mut chardevs, &line.settings);
-        let set_up = tokio::select! {
-            biased;
-            () = &mut ended => Ok(false),
-            done = setting_up => done.map(|()| true),
-        };
-        let set_up = match (set_up, &line.pidfile) {
-            (Ok(true), Some(path)) => background::PidFile::write(path).map(Some),
-            (Ok(true), None) => Ok(None),
-            (Ok(false), _) => {
-                commands.shut_down().await;
-                return Ok(());
-            }
-            (Err(failure), _) => Err(failure),
-        };
-        match set_up {
-            Ok(pidfile) => {
-                started.tell();
-                tokio::select! {
-                    () = ended => {}
-                    () = commands.ending() => {}
-                }
-                commands.shut_down().await;
-                drop(pidfile);
-            }
-            Err(failure) => {
-                commands.shut_down().await;
-                return Err(failure);
-            }
+    let mut confined = sandbox::enter(&line)?;
+    // The broker goes when everything that asks for it has.
+    runtime::run(serve(line, started, &mut confined))
+}
+
+/// The daemon's life, in the process that does the work.
+async fn serve(line: Line, started: background::Started, confined: &mut Confined) -> Outcome {
+    let events = Rc::<Events>::default();
+    let engine = Engine::new(IoMode::Auto)?;
+    let objects = Rc::<Objects>::default();
+    objects.set_trust(trust(&line.allow_backing));
+    let graph = Graph::new(engine, objects);
+    let durable = line.state_dir.as_deref().map(Durable::open).transpose()?;
+    let commands = Commands::new(graph, events, durable);
+    let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
+        .map(signal)
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|err| Failure::new(format!("cannot catch signals: {err}")))?;
+    let mut ended = Box::pin(std::future::poll_fn(move |cx| {
+        let ready = signals.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
+        if ready { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    }));
+    let broken = confined.broken()?;
+    // From here on only what was named is opened.
+    confined.lock_down()?;
+    let mut chardevs = Vec::new();
+    let setting_up = set_up(&commands, &mut chardevs, &line.settings, confined);
+    let set_up = tokio::select! {
+        biased;
+        () = &mut ended => Ok(false),
+        done = setting_up => done.map(|()| true),
+    };
+    let set_up = match (set_up, &line.pidfile) {
+        (Ok(true), Some(path)) => background::PidFile::write(path).map(Some),
+        (Ok(true), None) => Ok(None),
+        (Ok(false), _) => {
+            commands.shut_down().await;
+            return Ok(());
         }
-        chardevs.iter().for_each(|chardev| chardev.finish());
-        Ok(())
-    })
+        (Err(failure), _) => Err(failure),
+    };
+    let pidfile = match set_up {
+        Ok(pidfile) => pidfile,
+        Err(failure) => {
+            commands.shut_down().await;
+            return Err(failure);
+        }
+    };
+    started.tell(|| confined.detach());
+    let outcome = tokio::select! {
+        () = ended => Ok(()),
+        () = commands.ending() => Ok(()),
+        () = broken => Err(Failure::new("the process that opens files was ended by somebody else; so this one ends")),
+    };
+    commands.shut_down().await;
+    drop(pidfile);
+    chardevs.iter().for_each(|chardev| chardev.finish());
+    outcome
 }
 
 /// What names inside images may lead to, beyond their own directories.
@@ -118,10 +129,15 @@ fn trust(allowed: &[String]) -> Trust {
     trust
 }
 
-/// Does what the command line says, in its order; and then lets the jobs go on that were recorded.
-async fn set_up(commands: &Rc<Commands>, chardevs: &mut Vec<Rc<Chardev>>, settings: &[Setting]) -> Outcome {
+/// Does what the command line says, in its order.
+async fn set_up(
+    commands: &Rc<Commands>,
+    chardevs: &mut Vec<Rc<Chardev>>,
+    settings: &[Setting],
+    confined: &mut Confined,
+) -> Outcome {
     for setting in settings {
-        let done = apply(commands, chardevs, setting).await;
+        let done = apply(commands, chardevs, setting, confined).await;
         done.map_err(|refusal| Failure::new(format!("{}: {}", setting.shown(), refusal.desc)))?;
     }
     commands.start().await;
@@ -132,6 +148,7 @@ async fn apply(
     commands: &Rc<Commands>,
     chardevs: &mut Vec<Rc<Chardev>>,
     setting: &Setting,
+    confined: &mut Confined,
 ) -> Result<(), Refusal> {
     match setting {
         Setting::Blockdev(options, _) => commands.add_node(options).await,
@@ -139,7 +156,8 @@ async fn apply(
         Setting::NbdServer(options, _) => commands.exports.start_server(options),
         Setting::Export(options, _) => commands.exports.add(options).await,
         Setting::Chardev(options, _) => {
-            let chardev = Chardev::open(options).await?;
+            let desk = confined.next_desk().map_err(|err| generic(format!("chardev: {err}")))?;
+            let chardev = Chardev::open(options, desk).await?;
             if chardevs.iter().any(|other| other.id == chardev.id) {
                 let id = &chardev.id;
                 return Err(generic(format!(

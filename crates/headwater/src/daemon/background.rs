@@ -17,21 +17,27 @@ const MARK: &str = "HEADWATER_IN_BACKGROUND";
 pub(super) struct Started(bool);
 
 impl Started {
-    /// Everything is set up.
-    pub(super) fn tell(self) {
+    /// Everything is set up. `and_leave`: what else must let the terminal go.
+    pub(super) fn tell(self, and_leave: impl FnOnce()) {
         if !self.0 {
             return;
         }
+        and_leave();
         let told = std::io::stdout().write_all(b"r").and_then(|()| std::io::stdout().flush());
         if told.is_err() {
             tracing::debug!("nobody waits for the start");
         }
-        if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
-            // The terminal may go. If these fail, we keep it.
-            let _ = rustix::stdio::dup2_stdin(&null);
-            let _ = rustix::stdio::dup2_stdout(&null);
-            let _ = rustix::stdio::dup2_stderr(&null);
-        }
+        leave_terminal();
+    }
+}
+
+/// Lets the terminal go: standard input, output and error lead nowhere from now on.
+pub(super) fn leave_terminal() {
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        // If these fail, we keep it.
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
     }
 }
 

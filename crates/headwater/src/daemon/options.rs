@@ -15,6 +15,18 @@ pub(super) enum CommandLine {
     Print(String),
 }
 
+/// Whether there is to be a sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// If the system has what it takes.
+    #[default]
+    Auto,
+    /// There must be.
+    On,
+    /// No.
+    Off,
+}
+
 /// What is to be set up, and how.
 #[derive(Default)]
 pub(super) struct Line {
@@ -25,6 +37,7 @@ pub(super) struct Line {
     pub(super) pidfile: Option<String>,
     pub(super) allow_backing: Vec<String>,
     pub(super) state_dir: Option<String>,
+    pub(super) sandbox: Wish,
 }
 
 /// One thing that is set up, with the text that asked for it.
@@ -53,7 +66,7 @@ impl Setting {
 }
 
 /// Options that take a value.
-const WITH_VALUE: [&str; 10] = [
+const WITH_VALUE: [&str; 11] = [
     "blockdev",
     "chardev",
     "export",
@@ -64,6 +77,7 @@ const WITH_VALUE: [&str; 10] = [
     "trace",
     "allow-backing",
     "state-dir",
+    "sandbox",
 ];
 
 /// What `--help` prints.
@@ -98,6 +112,8 @@ Serves disk images and works on them, controlled by QMP; takes the options and s
                          directory are followed. May be given several times
   --state-dir DIR        keep the jobs of block-stream and block-commit (but of the active layer) in DIR, which is made: when the daemon is
                          started again with it, whatever ended it, they go on as soon as their nodes are there
+  --sandbox on|off       what reads images and talks to clients can't open files that nobody named, nor run programs. Without this option: on
+                         if the kernel has what it takes
 ";
 
 /// Reads the command line.
@@ -205,6 +221,14 @@ fn take(line: &mut Line, name: &'static str, value: String) -> Outcome<Option<St
         }
         "state-dir" => {
             line.state_dir = Some(value);
+            return Ok(None);
+        }
+        "sandbox" => {
+            line.sandbox = match &value[..] {
+                "on" => Wish::On,
+                "off" => Wish::Off,
+                _ => return Err(wrong("--sandbox expects 'on' or 'off'")),
+            };
             return Ok(None);
         }
         _ => {
