@@ -15,7 +15,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Reads the header of an image, and says which files it names that may be opened because of it, resolved.
+/// Reads the header of an image, and says which files it names that may be opened because of it, resolved. The file is the data plane's
+/// already: its position must stay where it is.
 pub type Names = Box<dyn Fn(&File, &Path) -> Vec<PathBuf> + Send>;
 
 /// Flags of open that are passed on. The others do what nobody needs here.

@@ -117,7 +117,8 @@ impl Grants {
         }
     }
 
-    /// Keeps the data plane from a TCP port of this machine at which a monitor is reached: it would be its own operator.
+    /// Keeps the data plane from a TCP port of a monitor: it may neither connect to it on this machine nor listen there. It would be its own
+    /// operator.
     pub fn keep_from(&mut self, port: u16) {
         self.monitors.insert(port);
     }
@@ -217,7 +218,7 @@ impl Grants {
     /// Whether a socket may be bound to `address`. Errors: `ACCESS`.
     pub(crate) fn bind(&self, address: &Address) -> Result<(), Errno> {
         let granted = match address {
-            Address::Inet(_) => true,
+            Address::Inet(at) => !self.monitors.contains(&at.port()),
             Address::Path(path) => self.files.contains(&self.absolute(path)),
             Address::Abstract(name) => self.names_abstract(name),
             Address::Unspecified => false,
