@@ -280,8 +280,8 @@ const SERVICES: [&str; 4] = [
 /// The device that takes everything and gives nothing.
 const NOTHING: &str = "/dev/null";
 
-/// Files that looking up a host takes.
-const SYSTEM_FILES: [&str; 8] = [
+/// Files that looking up a host takes, and those that the C library's memory does.
+const SYSTEM_FILES: [&str; 10] = [
     "/etc/gai.conf",
     "/etc/host.conf",
     "/etc/hosts",
@@ -290,6 +290,8 @@ const SYSTEM_FILES: [&str; 8] = [
     "/etc/resolv.conf",
     "/etc/services",
     "/etc/localtime",
+    "/proc/sys/vm/overcommit_memory",
+    "/sys/devices/system/cpu/online",
 ];
 
 /// Where distributions keep the certificates that everybody trusts; not `/etc/ssl` as a whole, which has keys below it.

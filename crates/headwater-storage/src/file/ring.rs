@@ -7,6 +7,7 @@
 //! looks for itself, and the eventfd is off: else each batch would wake the thread once more for what it has seen already.
 
 use super::op::{Call, Completion, Request};
+use io_uring::register::Restriction;
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue, types};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -43,6 +44,11 @@ impl Ring {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring lacks operations"));
         }
         ring.submitter().register_eventfd(ready.as_raw_fd())?;
+        // Nothing else is ever asked of it, whoever asks: not to open files, for example, or to connect.
+        let flags = Restriction::sqe_flags_allowed(squeue::Flags::ASYNC.bits());
+        let mut allowed: Vec<_> = needed.into_iter().map(Restriction::sqe_op).chain([flags]).collect();
+        ring.submitter().register_restrictions(&mut allowed)?;
+        ring.submitter().register_enable_rings()?;
         Ok(Self { ring, deferred, running: 0 })
     }
 
@@ -178,7 +184,7 @@ fn is_transient(err: &io::Error) -> bool {
     matches!(err.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY | libc::EINTR))
 }
 
-/// A ring with the best set-up that the kernel knows, and whether completions are deferred.
+/// A ring with the best set-up that the kernel knows, not yet enabled, and whether completions are deferred.
 ///
 /// Deferred (Linux 6.1): a completion does not interrupt the thread; it is made when the thread enters the kernel for the next batch.
 fn build() -> io::Result<(IoUring, bool)> {
@@ -188,10 +194,38 @@ fn build() -> io::Result<(IoUring, bool)> {
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_taskrun_flag()
+        .setup_r_disabled()
         .build(ENTRIES);
     if let Ok(ring) = deferred {
         return Ok((ring, true));
     }
-    let plain = IoUring::builder().setup_cqsize(RUNNING_MAX).build(ENTRIES)?;
+    let plain = IoUring::builder().setup_cqsize(RUNNING_MAX).setup_r_disabled().build(ENTRIES)?;
     Ok((plain, false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn the_ring_does_what_the_engine_asks_for_and_nothing_else() {
+        let ready = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let Ok(mut ring) = Ring::new(ready.as_fd()) else { return };
+        let mut result = |entry: squeue::Entry| {
+            // SAFETY: what the entries name is static, or nothing.
+            unsafe { ring.ring.submission().push(&entry) }.unwrap();
+            ring.ring.submit_and_wait(1).unwrap();
+            ring.ring.completion().next().unwrap().result()
+        };
+        let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/dev/null".as_ptr()).build();
+        assert_eq!(result(open), -libc::EACCES);
+        let socket = opcode::Socket::new(libc::AF_UNIX, libc::SOCK_STREAM, 0).build();
+        assert_eq!(result(socket), -libc::EACCES);
+        let drained = opcode::Fsync::new(types::Fd(-1)).build().flags(squeue::Flags::IO_DRAIN);
+        assert_eq!(result(drained), -libc::EACCES);
+        // Refused by what it names, not by the ring.
+        assert_eq!(result(opcode::Fsync::new(types::Fd(-1)).build()), -libc::EBADF);
+    }
 }

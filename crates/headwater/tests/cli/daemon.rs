@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// A daemon with an overlay over a raw image of 16 MiB.
-struct Daemon {
-    scratch: Scratch,
-    running: Running,
+pub(crate) struct Daemon {
+    pub(crate) scratch: Scratch,
+    pub(crate) running: Running,
     raw: String,
-    disk: String,
+    pub(crate) disk: String,
 }
 
 impl Daemon {
-    fn start(seed: u64, more: &[&str]) -> Self {
+    pub(crate) fn start(seed: u64, more: &[&str]) -> Self {
         let scratch = Scratch::new();
         let (raw, disk) = (scratch.path("base.raw"), scratch.path("disk.qcow2"));
         make_raw(&raw, 16 * MIB, seed);
@@ -29,7 +29,7 @@ impl Daemon {
         Self { scratch, running, raw, disk }
     }
 
-    fn jobs(&self, args: &[&str]) -> Ended {
+    pub(crate) fn jobs(&self, args: &[&str]) -> Ended {
         let socket = self.scratch.path("qmp");
         headwater(&[&["jobs", socket.as_str()], args].concat())
     }

@@ -9,4 +9,5 @@ mod durable;
 mod interrupted;
 mod kills;
 mod malformed;
+mod sandbox;
 mod stream;

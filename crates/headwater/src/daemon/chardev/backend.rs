@@ -157,10 +157,11 @@ impl Backend {
         }
     }
 
-    /// The TCP port at which it listens.
+    /// The TCP port at which it listens, or to which it connects.
     pub(in crate::daemon) fn port(&self) -> Option<u16> {
         match &self.kind {
             Kind::TcpServer(listener) => Some(listener.local_addr().ok()?.port()),
+            Kind::Client { address: Address::Tcp(_, port), .. } => Some(*port),
             _ => None,
         }
     }

@@ -49,7 +49,10 @@ fn serve(broker: Broker, line: &Line, desks: Vec<OwnedFd>) -> Outcome {
     let for_files = grants.clone();
     std::thread::Builder::new()
         .name("headwater-open".into())
-        .spawn(move || broker.serve(for_files, names))
+        .spawn(move || {
+            let _last = EndsProcess;
+            broker.serve(for_files, names);
+        })
         .map_err(cannot)?;
     let chardevs: Vec<opts::Chardev> = line
         .settings
@@ -73,6 +76,15 @@ fn serve(broker: Broker, line: &Line, desks: Vec<OwnedFd>) -> Outcome {
         // Look-ups of hosts that nobody waits for may still run.
         std::process::exit(0)
     })
+}
+
+/// A broker that opens no files any more ends, so that the data plane learns of it.
+struct EndsProcess;
+
+impl Drop for EndsProcess {
+    fn drop(&mut self) {
+        std::process::exit(1);
+    }
 }
 
 /// Stays until the data plane is gone.
@@ -136,16 +148,16 @@ fn names(trust: Trust) -> Names {
     })
 }
 
+/// How a qcow2 image begins.
+const MAGIC: &[u8] = b"QFI\xfb";
+
 /// The qcow2 header of an image; none if it has none.
 fn read_header(file: &File, path: &Path) -> headwater_block::Result<Option<Header>> {
     let name = path.display().to_string();
     let failed = |err| headwater_block::Error::from_io(err, format_args!("read the header of {name}"));
     let mut bytes = vec![0; 512];
     let read = read_start(file, &mut bytes).map_err(failed)?;
-    if read < 512 && !bytes.starts_with(b"QFI\xfb") {
-        return Ok(None);
-    }
-    if !bytes.starts_with(b"QFI\xfb") {
+    if read < MAGIC.len() || !bytes.starts_with(MAGIC) {
         return Ok(None);
     }
     // The name lies in the first cluster, which is 2 MiB at most; what a file lacks of it is zero.

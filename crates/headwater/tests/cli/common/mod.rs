@@ -17,7 +17,7 @@ use wait4::Wait4;
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A directory of its own for one test.
 pub(crate) struct Scratch(tempfile::TempDir);
