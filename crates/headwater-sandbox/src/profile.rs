@@ -253,7 +253,7 @@ fn conditions(own: u32) -> Result<Rules, seccompiler::BackendError> {
     // Connects on the way, past the broker, if it were allowed.
     let plain = |flags_at: u8| (flags_at, Op::MaskedEq(number(libc::MSG_FASTOPEN)), 0);
     // Puts words into the mouth of whoever sits at the terminal.
-    let no_terminal = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| (1, Op::Ne, request as u64));
+    let no_terminal = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| (1, Op::Ne, request));
     let own = u64::from(own);
     Ok(Rules::from([
         (libc::SYS_socket, sockets?),

@@ -151,7 +151,7 @@ impl Scene {
             "/etc/shadow".into(),
             "/etc/passwd".into(),
             "/proc/self/mem".into(),
-            "/proc/self/root/etc/passwd".into(),
+            "/proc/1/environ".into(),
             "/dev/mem".into(),
             "/dev/kmsg".into(),
             format!("/proc/{broker}/mem").into(),

@@ -308,3 +308,6 @@ fn hear_message(grants: &Shared, message: Option<Value>) {
         hear(grants, words::of_value(&message));
     }
 }
+
+#[cfg(test)]
+mod tests;
