@@ -160,8 +160,14 @@ impl Desk {
         let mode = if makes { Mode::from_raw_mode(mode & 0o777) } else { Mode::empty() };
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
         if let Some(number) = inherited(&grant.path) {
-            // The caller's descriptor of that number, not ours.
+            // The caller's descriptor of that number, not ours; and by now it may be another than the operator meant, so that
+            // what it isn't open for it doesn't become open for.
             let copy = self.copy(number)?;
+            let (has, asks) = (rustix::fs::fcntl_getfl(&copy)? & OFlags::RWMODE, flags & OFlags::RWMODE);
+            let more = has != asks && (has != OFlags::RDWR || asks != OFlags::RDONLY);
+            if more || flags.intersects(OFlags::CREATE | OFlags::TRUNC) {
+                return Err(Errno::ACCESS);
+            }
             return rustix::fs::open(own(&copy), flags, mode);
         }
         let resolve = if grant.links { ResolveFlags::NO_MAGICLINKS } else { ResolveFlags::NO_SYMLINKS };

@@ -5,6 +5,7 @@
 
 use headwater_sandbox::{DataPlane, Grants, Side, Word, send_packet, split};
 use io_uring::{IoUring, opcode, types};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -32,6 +33,8 @@ fn main() {
     match split() {
         Err(why) => println!("skipped: no sandbox here: {why}"),
         Ok(Side::Broker(broker)) => {
+            // The broker runs no programs either. If it could, the data plane would find nobody at the other end.
+            assert!(std::process::Command::new("/bin/true").status().is_err());
             let grants = scene.grants();
             let life = broker.clone_life().unwrap();
             std::thread::spawn(move || broker.serve(Arc::new(Mutex::new(grants)), Box::new(names)));
@@ -62,6 +65,9 @@ fn names(file: &File, path: &Path) -> Vec<PathBuf> {
     text.strip_prefix("image of ").map(|name| path.with_file_name(name.trim())).into_iter().collect()
 }
 
+/// The number of a descriptor that the operator names.
+const INHERITED: i32 = 100;
+
 struct Scene {
     directory: PathBuf,
     monitor: TcpListener,
@@ -91,6 +97,7 @@ impl Scene {
             fs::write(directory.join(name), text).unwrap();
         }
         symlink("unrelated", directory.join("link")).unwrap();
+        fs::create_dir(directory.join("state")).unwrap();
         Self {
             monitor: TcpListener::bind("127.0.0.1:0").unwrap(),
             other: TcpListener::bind("127.0.0.1:0").unwrap(),
@@ -104,6 +111,8 @@ impl Scene {
         let mut grants = Grants::new(self.directory.clone());
         grants.hear(Word::File(self.at("said")));
         grants.hear(Word::Image(self.at("image")));
+        grants.hear(Word::State(self.at("state")));
+        grants.hear(Word::File(format!("/dev/fd/{INHERITED}").into()));
         grants.keep_from(self.monitor.local_addr().unwrap().port());
         grants
     }
@@ -115,6 +124,7 @@ impl Scene {
     fn attempt(&self, plane: &DataPlane, ring: Option<IoUring>) {
         self.what_was_said_is_to_be_had();
         self.files_by_their_names();
+        self.a_descriptor_that_was_exchanged();
         self.files_by_other_calls();
         if let Some(ring) = ring {
             self.files_by_a_ring(ring);
@@ -135,6 +145,15 @@ impl Scene {
         assert_eq!(text, "said");
         assert_eq!(fs::read_to_string(self.at("image")).unwrap(), "image of base");
         assert_eq!(fs::read_to_string(self.at("base")).unwrap(), "base");
+        // A directory for state, by its descriptor.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let state = rustix::fs::open(self.at("state"), flags, Mode::empty()).unwrap();
+        let make = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        drop(rustix::fs::openat(&state, "job.new", make, Mode::RUSR | Mode::WUSR).unwrap());
+        rustix::fs::renameat(&state, "job.new", &state, "job").unwrap();
+        assert!(rustix::fs::openat(&state, "../unrelated", OFlags::RDONLY, Mode::empty()).is_err());
+        assert!(rustix::fs::renameat(&state, "job", &state, "../job").is_err());
+        rustix::fs::unlinkat(&state, "job", AtFlags::empty()).unwrap();
         // What a line of work takes: memory, threads, descriptors.
         std::thread::spawn(|| vec![1_u8; 1 << 20].len()).join().unwrap();
         drop(io::pipe().unwrap());
@@ -165,6 +184,21 @@ impl Scene {
         }
         assert!(File::open(self.at("unrelated")).unwrap_err().kind() == io::ErrorKind::PermissionDenied);
         assert!(!self.at("new").exists() && File::create_new(self.at("new")).is_err());
+    }
+
+    /// The operator named a descriptor that was inherited; now something else has its number.
+    fn a_descriptor_that_was_exchanged(&self) {
+        let public = File::open("/etc/hosts").unwrap();
+        // SAFETY: nobody here owns this number.
+        assert_eq!(unsafe { libc::dup2(public.as_raw_fd(), INHERITED) }, INHERITED);
+        let name = format!("/dev/fd/{INHERITED}");
+        assert!(File::open(&name).is_ok());
+        assert!(OpenOptions::new().write(true).open(&name).is_err());
+        assert!(OpenOptions::new().read(true).write(true).open(&name).is_err());
+        assert!(OpenOptions::new().write(true).truncate(true).open(&name).is_err());
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::close(INHERITED) }, 0);
+        assert!(File::open(&name).is_err());
     }
 
     fn files_by_other_calls(&self) {

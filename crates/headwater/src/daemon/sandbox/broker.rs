@@ -41,7 +41,9 @@ pub(super) fn run(broker: Broker, line: &Line, desks: Vec<OwnedFd>) -> ! {
 
 fn serve(broker: Broker, line: &Line, desks: Vec<OwnedFd>) -> Outcome {
     let cannot = |err: io::Error| Failure::new(format!("cannot start the broker: {err}"));
-    let mut grants = Grants::new(std::env::current_dir().map_err(cannot)?);
+    // Where the directory is gone, relative names lead nowhere, as they do without a broker.
+    let here = std::env::current_dir().unwrap_or_else(|_| "/proc/self/cwd".into());
+    let mut grants = Grants::new(here);
     said_at_the_start(line).into_iter().for_each(|word| grants.hear(word));
     let grants = Arc::new(Mutex::new(grants));
     let life = broker.clone_life().map_err(cannot)?;
