@@ -149,15 +149,13 @@ impl Grants {
         let reads = !makes && flags & OFlags::RWMODE == OFlags::RDONLY;
         let path = path.to_owned();
         let grant = |path, links, regular, look| Ok(Grant { path, links, regular, look });
-        if let Some(look) = self.images.get(&path) {
-            let look = *look;
+        if let Some(look) = self.images.get(&path).copied() {
             return grant(path, true, false, look);
         }
         if self.files.contains(&path) || (path == Path::new(NOTHING) && !makes) {
             return grant(path, true, false, false);
         }
-        if let Some(look) = self.found.get(&path) {
-            let look = *look;
+        if let Some(look) = self.found.get(&path).copied() {
             return if makes { Err(Errno::ACCESS) } else { grant(path, false, false, look) };
         }
         if let Some(inside) = self.in_state(&path) {

@@ -1,12 +1,12 @@
 //! Two processes instead of one, so that the one that reads hostile bytes can reach nothing but what the operator named.
 //!
-//! [`split`] makes two of a process that has one thread. The original is the **data plane**: it executes QMP, reads images, talks to NBD
+//! [`split()`] makes two of a process that has one thread. The original is the **data plane**: it executes QMP, reads images, talks to NBD
 //! clients and servers. [`DataPlane::lock_down`] takes everything from it that it doesn't need, for good. The copy is the **broker**: it
 //! holds the monitors, so that it hears what the operator says before the data plane does, and opens files for the data plane.
 //!
 //! - **Landlock** with no rule at all: no file opens, by whatever system call (io_uring's too), no TCP socket is bound or connected, no
 //!   process outside is signalled or traced, no abstract socket outside reached.
-//! - **seccomp** with a list of what may be called ([`mod@profile`]): a list of what is known to be needed fails closed when the kernel grows
+//! - **seccomp** with a list of what may be called ([`profile`]): a list of what is known to be needed fails closed when the kernel grows
 //!   new calls, one of what is known to be bad doesn't. No program is executed, no process started, no ring set up.
 //! - **The way to files** is a third answer of seccomp: calls that name something (open, connect, bind, unlink, rename) stop, and the kernel
 //!   hands them to the broker, which reads the name, decides ([`Grants`]), makes the call itself on its own copy of the arguments, and puts
@@ -16,14 +16,14 @@
 //! The broker never lets a stopped call go on by itself: between the decision and the call its arguments could change.
 //!
 //! The data plane keeps the number that the user knows, and all locks of images; killing it releases them at once. The broker dies with
-//! it ([`split`]), and the data plane learns by its end of [`DataPlane::life`] if the broker is gone.
+//! it ([`split()`]), and the data plane learns by its end of [`DataPlane::life`] if the broker is gone.
 
 mod broker;
 mod call;
 mod grants;
 mod memory;
 mod packet;
-pub mod profile;
+mod profile;
 mod split;
 mod sys;
 

@@ -9,6 +9,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError,
     RulesetStatus, Scope,
 };
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitOptions};
 use std::fs::File;
@@ -147,8 +148,8 @@ impl DataPlane {
     pub fn end(self) {
         let broker = self.broker;
         drop(self);
-        // It is our child, so that this only fails if somebody waited already.
-        let _ = rustix::process::waitpid(Some(broker), WaitOptions::empty());
+        // It is our child, so that another error means that somebody waited already.
+        while let Err(Errno::INTR) = rustix::process::waitpid(Some(broker), WaitOptions::empty()) {}
     }
 }
 

@@ -15,7 +15,7 @@ mod words;
 pub(super) use self::desk::Desk;
 use super::options::{Line, Setting, Wish};
 use crate::failure::{Failure, Outcome};
-use headwater_sandbox::{DataPlane, Side};
+use headwater_sandbox::{DataPlane, Side, receive_packet};
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use tokio::io::Interest;
@@ -91,8 +91,8 @@ impl Confined {
         };
         Ok(async move {
             match watched {
-                // An error is no sign of life either.
-                Some(life) => drop(life.ready(Interest::READABLE).await),
+                // It sends nothing, so that whatever there is to be had is its end.
+                Some(life) => drop(life.async_io(Interest::READABLE, || receive_packet(&life, 1)).await),
                 None => std::future::pending().await,
             }
         })

@@ -185,8 +185,11 @@ fn read_start(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
 
 /// Has one character device, and hands its connections to the data plane, until that is gone.
 async fn attend(socket: OwnedFd, asked: opts::Chardev, grants: Shared) {
-    if let Err(err) = answer(socket, &asked, &grants).await {
-        tracing::error!("chardev {}: {err}", asked.id);
+    match answer(socket, &asked, &grants).await {
+        // It is gone, and so is its need.
+        Err(err) if matches!(err.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
+        Err(err) => tracing::error!("chardev {}: {err}", asked.id),
+        Ok(()) => {}
     }
 }
 
