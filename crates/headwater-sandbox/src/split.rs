@@ -6,8 +6,7 @@ use crate::memory::Memory;
 use crate::packet::{receive_packet, send_packet};
 use crate::{profile, sys};
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError,
-    RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope,
 };
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -65,8 +64,9 @@ const READY: &[u8] = b"ready";
 /// Says what is missing: Landlock, seccomp's listeners (Linux 5.19), or the right of a process to look into its parent; or that this process
 /// has threads already. Then there is one process still.
 pub fn split() -> Result<Side, Unavailable> {
-    has_landlock()
-        .map_err(|err| Unavailable::new("the kernel has no Landlock, or it is switched off", err))?;
+    if !has_landlock() {
+        return Err(Unavailable("the kernel has no Landlock, or it is switched off".into()));
+    }
     if !sys::has_listeners() {
         return Err(Unavailable("the kernel has no seccomp filters with listeners (Linux 5.19)".into()));
     }
@@ -205,9 +205,9 @@ impl Broker {
 }
 
 /// Whether the kernel has as much of Landlock as it began with.
-fn has_landlock() -> Result<(), RulesetError> {
+fn has_landlock() -> bool {
     let rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
-    rules.handle_access(AccessFs::from_all(ABI::V1))?.create().map(drop)
+    rules.handle_access(AccessFs::from_all(ABI::V1)).and_then(|rules| rules.create()).is_ok()
 }
 
 /// Puts this thread under Landlock: nothing of what the kernel can restrict is left.

@@ -3,6 +3,7 @@
 
 use crate::common::*;
 use crate::daemon::{Daemon, Monitor};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::json;
 use std::fs;
 use std::net::TcpListener;
@@ -194,4 +195,65 @@ fn in_the_background_both_processes_leave_the_terminal() {
     wait_until_gone(pid);
     wait_until_gone(broker);
     assert!(!std::path::Path::new(&pidfile).exists());
+}
+
+/// A system that lacks something, or forbids it: the daemon does without, unless it must not.
+#[test]
+fn without_what_it_takes_there_is_none_and_it_is_said() {
+    if !is_there() {
+        return;
+    }
+    for (call, error, what) in [
+        (libc::SYS_landlock_create_ruleset, libc::EOPNOTSUPP, "Landlock"),
+        (libc::SYS_seccomp, libc::ENOSYS, "seccomp"),
+        (libc::SYS_pidfd_getfd, libc::EPERM, "parent"),
+    ] {
+        let scratch = Scratch::new();
+        let qmp = scratch.path("qmp");
+        let chardev = format!("socket,id=qmp,path={qmp},server=on,wait=off");
+        let args = ["daemon", "--chardev", &chardev, "--monitor", "qmp"];
+        let mut running = start_without(call, error, &args);
+        running.wait_for_socket(&qmp);
+        Monitor::connect(&qmp).run("quit", &json!({}));
+        let told = running.wait().code(0).stderr;
+        assert!(told.contains("no sandbox: ") && told.contains(what), "{told}");
+        let demanded = start_without(call, error, &["daemon", "--sandbox", "on"]);
+        demanded.wait().code(1).says(&["--sandbox on", what]);
+    }
+}
+
+#[test]
+fn files_are_read_and_written_without_a_ring_too() {
+    if !is_there() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (raw, disk, qmp) = (scratch.path("base.raw"), scratch.path("disk.qcow2"), scratch.path("qmp"));
+    make_raw(&raw, 4 * MIB, 6);
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", &disk]);
+    let blockdev = format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={disk}");
+    let chardev = format!("socket,id=qmp,path={qmp},server=on,wait=off");
+    let args =
+        ["daemon", "--sandbox", "on", "--blockdev", &blockdev, "--chardev", &chardev, "--monitor", "qmp"];
+    let mut running = start_without(libc::SYS_io_uring_setup, libc::EPERM, &args);
+    running.wait_for_socket(&qmp);
+    headwater(&["jobs", &qmp, "stream", "disk"]).code(0);
+    headwater(&["jobs", &qmp, "watch"]).code(0);
+    running.signal("TERM");
+    running.wait().code(0);
+    assert_streamed(&disk, &raw, "raw");
+}
+
+/// headwater on a system where a call fails.
+fn start_without(call: libc::c_long, error: i32, args: &[&str]) -> Running {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_headwater"));
+    command.args(args).env("HEADWATER_LOG", "info");
+    let fails = SeccompAction::Errno(error.cast_unsigned());
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new([(call, vec![])].into(), SeccompAction::Allow, fails, arch).unwrap();
+    let program: BpfProgram = filter.try_into().unwrap();
+    let apply = move || seccompiler::apply_filter(&program).map_err(std::io::Error::other);
+    // SAFETY: between fork and exec only two system calls are made.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, apply) };
+    Running::spawn(command)
 }
