@@ -90,6 +90,13 @@ impl Desk {
             Request::Rename { from, to, flags } => self.rename(from, to, *flags),
             Request::Connect { socket, address } => self.connect(*socket, address),
             Request::Bind { socket, address } => self.bind(*socket, address),
+            Request::Mount { path, mount } => self.mount_point(path).and_then(|path| {
+                let device = self.copy(mount.device)?;
+                mount.carry_out(&path, &device)
+            }),
+            Request::Unmount { path, flags } => {
+                self.mount_point(path).and_then(|path| crate::mount::unmount(&path, *flags))
+            }
         };
         self.listener.answer(call.id, done.map(|()| 0))
     }
@@ -201,6 +208,13 @@ impl Desk {
             }
             Address::Unspecified => rustix::net::connect_unspec(socket),
         }
+    }
+
+    fn mount_point(&mut self, path: &Path) -> Result<PathBuf, Errno> {
+        let path = self.absolute(Start::Here, path)?;
+        let decided = self.grants().mount(&path);
+        self.told(decided, "mount over", &path)?;
+        Ok(path)
     }
 
     fn bind(&mut self, socket: i32, address: &Address) -> Result<(), Errno> {

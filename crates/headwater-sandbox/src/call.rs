@@ -1,6 +1,7 @@
 //! What a stopped call asks for, taken out of its arguments and its caller's memory.
 
 use crate::memory::Memory;
+use crate::mount::Mount;
 use crate::sys::Stopped;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -35,6 +36,8 @@ pub(crate) enum Request {
     Rename { from: (Start, PathBuf), to: (Start, PathBuf), flags: u32 },
     Connect { socket: i32, address: Address },
     Bind { socket: i32, address: Address },
+    Mount { path: PathBuf, mount: Mount },
+    Unmount { path: PathBuf, flags: u64 },
 }
 
 /// Longest address, in bytes.
@@ -67,6 +70,11 @@ impl Request {
             libc::SYS_bind => {
                 Ok(Self::Bind { socket: args[0] as i32, address: address(memory, args[1], args[2])? })
             }
+            libc::SYS_mount => Ok(Self::Mount {
+                path: memory.path(args[1])?,
+                mount: Mount::new(&memory.path(args[2])?, args[3], &memory.path(args[4])?)?,
+            }),
+            libc::SYS_umount2 => Ok(Self::Unmount { path: memory.path(args[0])?, flags: args[1] }),
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             libc::SYS_renameat => {
                 Ok(Self::Rename { from: named(args[0], args[1])?, to: named(args[2], args[3])?, flags: 0 })

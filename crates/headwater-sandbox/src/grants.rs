@@ -6,6 +6,7 @@
 //! | a file or socket | opening, making, connecting, listening there |
 //! | a directory of files to read (certificates) | reading regular files directly in it |
 //! | a directory for state | everything in it |
+//! | a file to be mounted over | mounting FUSE there, opening its device, unmounting |
 //! | what images may name (`--allow-backing`) | opening what is there: it, or regular files below it |
 //!
 //! Removed is only what the data plane made, and sockets. Names are compared as they are written, made absolute: who names a symbolic link
@@ -35,6 +36,8 @@ pub enum Word {
     Own(PathBuf),
     /// What a header is to say of the image's backing file: read from the image's directory, if it is relative.
     Backing(PathBuf),
+    /// A file over which a disk is mounted.
+    MountPoint(PathBuf),
     /// A directory with files to read.
     Directory(PathBuf),
     /// A directory that is the data plane's own. It must exist.
@@ -68,6 +71,7 @@ pub struct Grants {
     /// What headers named, resolved.
     found: HashMap<PathBuf, bool>,
     backing: HashSet<PathBuf>,
+    mount_points: HashSet<PathBuf>,
     directories: HashSet<PathBuf>,
     state: HashSet<PathBuf>,
     allowed: HashSet<PathBuf>,
@@ -87,6 +91,7 @@ impl Grants {
             images: HashMap::new(),
             found: HashMap::new(),
             backing: HashSet::new(),
+            mount_points: HashSet::new(),
             directories: HashSet::new(),
             state: HashSet::new(),
             allowed: HashSet::new(),
@@ -109,6 +114,7 @@ impl Grants {
                 self.files.insert(path);
             }
             Word::Backing(path) => drop(self.backing.insert(path)),
+            Word::MountPoint(path) => drop(self.mount_points.insert(self.absolute(&path))),
             Word::Directory(path) => drop(self.directories.insert(self.absolute(&path))),
             Word::State(path) => {
                 self.state.extend(std::fs::canonicalize(self.here.join(path)));
@@ -154,6 +160,9 @@ impl Grants {
         }
         if self.files.contains(&path) || (path == Path::new(NOTHING) && !makes) {
             return grant(path, true, false, false);
+        }
+        if path == Path::new(FUSE) && !makes && !self.mount_points.is_empty() {
+            return grant(path, false, false, false);
         }
         if let Some(look) = self.found.get(&path).copied() {
             return if makes { Err(Errno::ACCESS) } else { grant(path, false, false, look) };
@@ -224,6 +233,11 @@ impl Grants {
         if granted { Ok(()) } else { Err(Errno::ACCESS) }
     }
 
+    /// Whether a disk may be mounted over the file at `path`, and taken away again. Errors: `ACCESS`.
+    pub(crate) fn mount(&self, path: &Path) -> Result<(), Errno> {
+        if self.mount_points.contains(path) { Ok(()) } else { Err(Errno::ACCESS) }
+    }
+
     fn names_abstract(&self, name: &[u8]) -> bool {
         // One that isn't tight is filled up with zeroes.
         let end = name.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
@@ -277,6 +291,9 @@ const SERVICES: [&str; 4] = [
 
 /// The device that takes everything and gives nothing.
 const NOTHING: &str = "/dev/null";
+
+/// The device from which a FUSE file system's requests are read.
+const FUSE: &str = "/dev/fuse";
 
 /// Files that looking up a host takes, and those that the C library's memory does.
 const SYSTEM_FILES: [&str; 10] = [

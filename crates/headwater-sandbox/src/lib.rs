@@ -8,7 +8,7 @@
 //!   process outside is signalled or traced, no abstract socket outside reached.
 //! - **seccomp** with a list of what may be called ([`profile`]): a list of what is known to be needed fails closed when the kernel grows
 //!   new calls, one of what is known to be bad doesn't. No program is executed, no process started, no ring set up.
-//! - **The way to files** is a third answer of seccomp: calls that name something (open, connect, bind, unlink, rename) stop, and the kernel
+//! - **The way to files** is a third answer of seccomp: calls that name something (open, connect, bind, unlink, rename, mount) stop, and the kernel
 //!   hands them to the broker, which reads the name, decides ([`Grants`]), makes the call itself on its own copy of the arguments, and puts
 //!   the descriptor or the error into the caller's hands. So no code of the data plane knows of the sandbox, the C library's look-up of host
 //!   names included; and nothing that the data plane does to its memory meanwhile changes what was decided.
@@ -22,6 +22,7 @@ mod broker;
 mod call;
 mod grants;
 mod memory;
+mod mount;
 mod packet;
 mod profile;
 mod split;

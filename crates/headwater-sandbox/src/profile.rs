@@ -152,6 +152,8 @@ const ASKED: &[c_long] = &[
     libc::SYS_renameat2,
     libc::SYS_connect,
     libc::SYS_bind,
+    libc::SYS_mount,
+    libc::SYS_umount2,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_open,
     #[cfg(target_arch = "x86_64")]
@@ -169,8 +171,6 @@ const NOT_THE_BROKERS: &[c_long] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
-    libc::SYS_mount,
-    libc::SYS_umount2,
     libc::SYS_pivot_root,
     libc::SYS_chroot,
     libc::SYS_setns,

@@ -59,19 +59,25 @@ pub fn run(arguments: Vec<OsString>) -> Outcome {
     trace::start(&line.trace)?;
     let background = background::enter(line.daemonize, &arguments)?;
     let Some(started) = background else { return Ok(()) };
+    // Before there is a broker, which lets in where the directory is.
+    let durable = line.state_dir.as_deref().map(Durable::open).transpose()?;
     let mut confined = sandbox::enter(&line)?;
     // The broker goes when everything that asks for it has.
-    runtime::run(serve(line, started, &mut confined))
+    runtime::run(serve(line, started, durable, &mut confined))
 }
 
 /// The daemon's life, in the process that does the work.
-async fn serve(line: Line, started: background::Started, confined: &mut Confined) -> Outcome {
+async fn serve(
+    line: Line,
+    started: background::Started,
+    durable: Option<Rc<Durable>>,
+    confined: &mut Confined,
+) -> Outcome {
     let events = Rc::<Events>::default();
     let engine = Engine::new(IoMode::Auto)?;
     let objects = Rc::<Objects>::default();
     objects.set_trust(trust(&line.allow_backing));
     let graph = Graph::new(engine, objects);
-    let durable = line.state_dir.as_deref().map(Durable::open).transpose()?;
     let commands = Commands::new(graph, events, durable);
     let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
         .map(signal)

@@ -224,3 +224,17 @@ fn the_data_plane_never_reaches_a_monitor() {
         assert_eq!(grants.connect(&Address::Inet(address.parse().unwrap())).is_ok(), granted, "{address}");
     }
 }
+
+#[test]
+fn a_disk_is_mounted_over_the_file_that_was_named_and_no_other() {
+    let mut scene = Scene::new();
+    assert!(!scene.may("/dev/fuse", WRITE));
+    scene.grants.hear(Word::MountPoint("./disk".into()));
+    assert!(scene.may("/dev/fuse", WRITE) && !scene.may("/dev/fuse", MAKE));
+    assert!(scene.grants.mount(&scene.at("disk")).is_ok());
+    for name in ["base", "other", "other/secret", ""] {
+        assert!(scene.grants.mount(&scene.at(name)).is_err(), "{name}");
+    }
+    // What lies below isn't read because of that.
+    assert!(!scene.may("disk", READ));
+}

@@ -1,8 +1,9 @@
 //! The daemon in its sandbox: that it is in force, that it shows nowhere, and how its two processes end. What somebody who has taken over
 //! the data plane can't do is tried in headwater-sandbox, from inside.
 
+use crate::common::monitor::Monitor;
 use crate::common::*;
-use crate::daemon::{Daemon, Monitor};
+use crate::daemon::Daemon;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::json;
 use std::fs;
@@ -166,7 +167,8 @@ fn names_of_hosts_are_looked_up() {
     let mut monitor = Monitor::connect(&daemon.scratch.path("qmp"));
     let server_address = json!({"type": "inet", "host": "localhost", "port": port});
     let refused = monitor
-        .attempt("blockdev-add", &json!({"driver": "nbd", "node-name": "far", "server": server_address}));
+        .ask("blockdev-add", &json!({"driver": "nbd", "node-name": "far", "server": server_address}))
+        .unwrap();
     assert!(refused.get("error").is_some(), "{refused}");
     // It was reached.
     server.join().unwrap();

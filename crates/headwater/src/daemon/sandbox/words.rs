@@ -58,6 +58,7 @@ fn of_text(key: &str, text: &str) -> Option<Word> {
         "path" | "file" | "config" => Some(Word::File(path)),
         "backing-file" => Some(Word::Backing(path)),
         "dir" => Some(Word::Directory(path)),
+        "mountpoint" => Some(Word::MountPoint(path)),
         _ => None,
     }
 }
@@ -73,6 +74,7 @@ mod tests {
             {"type": "blockdev-snapshot-sync", "data": {"node-name": "/root", "snapshot-file": "over"}},
             {"type": "x", "data": {"file": {"driver": "file", "filename": "/images/disk"}, "backing-file": "base"}},
             {"type": "y", "data": {"addr": {"type": "unix", "path": "/run/nbd"}, "dir": "certs", "filename": 5}},
+            {"type": "z", "data": {"type": "fuse", "mountpoint": "/run/disk"}},
         ]}});
         let words = of_value(&command);
         let expected = [
@@ -81,6 +83,7 @@ mod tests {
             Word::Backing("base".into()),
             Word::File("/run/nbd".into()),
             Word::Directory("certs".into()),
+            Word::MountPoint("/run/disk".into()),
         ];
         assert_eq!(words.len(), expected.len(), "{words:?}");
         assert!(expected.iter().all(|word| words.contains(word)), "{words:?}");

@@ -39,8 +39,9 @@ impl Monitor {
 
     /// Sends a command and gives its answer, whichever it is.
     pub(crate) fn ask(&mut self, command: &str, arguments: &Value) -> std::io::Result<Value> {
-        let message = json!({"execute": command, "arguments": arguments});
-        writeln!(self.stream.get_mut(), "{message}")?;
+        // In one piece: after the last brace of `quit` nobody may be there to take more.
+        let message = format!("{}\n", json!({"execute": command, "arguments": arguments}));
+        self.stream.get_mut().write_all(message.as_bytes())?;
         loop {
             let answer = self.receive()?;
             if answer.get("event").is_none() {
@@ -66,6 +67,21 @@ impl Monitor {
             .as_str()
             .unwrap_or_else(|| panic!("{command} {arguments}: {answer}"))
             .to_owned()
+    }
+
+    /// Waits until a job that must be dismissed has ended well, and dismisses it.
+    #[track_caller]
+    pub(crate) fn wait_for_job(&mut self, id: &str) {
+        loop {
+            let jobs = self.run("query-jobs", &json!({}));
+            let job = jobs.as_array().unwrap().iter().find(|job| job["id"] == id).expect("the job").clone();
+            assert!(job.get("error").is_none(), "{job}");
+            if job["status"] == "concluded" {
+                self.run("job-dismiss", &json!({"id": id}));
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Nothing is waited for any longer than this.
