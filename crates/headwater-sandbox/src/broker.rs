@@ -1,7 +1,7 @@
 //! The broker's side of the calls that stop: it decides, and makes them.
 
 use crate::call::{Address, Request, Start};
-use crate::grants::{Grant, Grants};
+use crate::grants::{Grant, Grants, Named};
 use crate::memory::Memory;
 use crate::sys::{Listener, Stopped};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Reads the header of an image, and says which files it names that may be opened because of it, resolved. The file is the data plane's
 /// already: its position must stay where it is.
-pub type Names = Box<dyn Fn(&File, &Path) -> Vec<PathBuf> + Send>;
+pub type Names = Box<dyn Fn(&File, &Path) -> Vec<Named> + Send>;
 
 /// Flags of open that are passed on. The others do what nobody needs here.
 const FLAGS: OFlags = OFlags::RWMODE
@@ -157,8 +157,8 @@ impl Desk {
             return Ok(file);
         }
         let file = File::from(file);
-        let names = (self.names)(&file, &grant.path);
-        self.grants().found(&grant.path, names);
+        let named = (self.names)(&file, &grant.path);
+        self.grants().found(&grant.path, named);
         Ok(file.into())
     }
 

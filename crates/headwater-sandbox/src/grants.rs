@@ -2,7 +2,7 @@
 //!
 //! | the operator named | granted |
 //! |---|---|
-//! | an image | opening and making it, reading its directory's entries (to make a new name durable), and once the broker has read its header what that names |
+//! | an image, a raw disk | opening and making it, reading its directory's entries (to make a new name durable), and of an image once the broker has read its header what that names |
 //! | a file or socket | opening, making, connecting, listening there |
 //! | a directory of files to read (certificates) | reading regular files directly in it |
 //! | a directory for state | everything in it |
@@ -28,8 +28,10 @@ use std::path::{Component, Path, PathBuf};
 /// Something that the operator said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Word {
-    /// A file that holds an image, or is to.
+    /// A file that holds an image, or is to. Its header may name others.
     Image(PathBuf),
+    /// A file that holds a disk as it is. Whatever its bytes look like, the guest may have written them.
+    Raw(PathBuf),
     /// A file or socket that is used as it is; also the name of an abstract socket.
     File(PathBuf),
     /// A file that the data plane keeps for as long as it runs, and removes.
@@ -44,6 +46,15 @@ pub enum Word {
     State(PathBuf),
     /// A file that images may name, or a directory with what is below it.
     Allowed(PathBuf),
+}
+
+/// A file that an image's header names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Where it is: resolved, without symbolic links.
+    pub path: PathBuf,
+    /// It is an image with a header, which may name others.
+    pub header: bool,
 }
 
 /// How the broker opens a file for the data plane.
@@ -104,6 +115,7 @@ impl Grants {
     pub fn hear(&mut self, word: Word) {
         match word {
             Word::Image(path) => drop(self.images.insert(self.absolute(&path), true)),
+            Word::Raw(path) => drop(self.images.entry(self.absolute(&path)).or_insert(false)),
             Word::File(path) => {
                 self.abstract_names.insert(path.as_os_str().as_bytes().to_vec());
                 self.files.insert(self.absolute(&path));
@@ -130,12 +142,12 @@ impl Grants {
     }
 
     /// The header of the image at `path` was read, and names these files.
-    pub(crate) fn found(&mut self, path: &Path, names: Vec<PathBuf>) {
+    pub(crate) fn found(&mut self, path: &Path, named: Vec<Named>) {
         for unread in [self.images.get_mut(path), self.found.get_mut(path)].into_iter().flatten() {
             *unread = false;
         }
-        for name in names {
-            self.found.entry(name).or_insert(true);
+        for Named { path, header } in named {
+            self.found.entry(path).or_insert(header);
         }
     }
 
@@ -247,7 +259,7 @@ impl Grants {
     /// Where in a directory for state `path` lies.
     fn in_state(&self, path: &Path) -> Option<PathBuf> {
         let climbs = path.components().any(|part| part == Component::ParentDir);
-        if climbs {
+        if climbs || self.state.is_empty() {
             return None;
         }
         let parent = std::fs::canonicalize(path.parent()?).ok()?;
@@ -282,12 +294,8 @@ impl Grants {
 }
 
 /// Services of this machine that the C library asks for the addresses of hosts.
-const SERVICES: [&str; 4] = [
-    "/run/systemd/resolve/io.systemd.Resolve",
-    "/run/nscd/socket",
-    "/var/run/nscd/socket",
-    "/run/systemd/userdb/io.systemd.DynamicUser",
-];
+const SERVICES: [&str; 3] =
+    ["/run/systemd/resolve/io.systemd.Resolve", "/run/nscd/socket", "/var/run/nscd/socket"];
 
 /// The device that takes everything and gives nothing.
 const NOTHING: &str = "/dev/null";

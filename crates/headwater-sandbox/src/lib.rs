@@ -29,6 +29,6 @@ mod split;
 mod sys;
 
 pub use broker::Names;
-pub use grants::{Grants, Word};
+pub use grants::{Grants, Named, Word};
 pub use packet::{receive_packet, send_packet};
 pub use split::{Broker, DataPlane, Side, Unavailable, split};

@@ -3,7 +3,7 @@
 //! This process becomes the two that a program becomes, and after the lock-down tries to get out, by every way that seemed promising. It has
 //! no threads of a test harness, because it is forked; it is listed and run as one test.
 
-use headwater_sandbox::{DataPlane, Grants, Side, Word, send_packet, split};
+use headwater_sandbox::{DataPlane, Grants, Named, Side, Word, send_packet, split};
 use io_uring::{IoUring, opcode, types};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use std::ffi::CString;
@@ -58,11 +58,12 @@ fn main() {
 }
 
 /// A header names what comes after its first bytes.
-fn names(file: &File, path: &Path) -> Vec<PathBuf> {
+fn names(file: &File, path: &Path) -> Vec<Named> {
     let mut bytes = [0; 64];
     let read = file.read_at(&mut bytes, 0).unwrap();
     let text = String::from_utf8_lossy(&bytes[..read]);
-    text.strip_prefix("image of ").map(|name| path.with_file_name(name.trim())).into_iter().collect()
+    let name = text.strip_prefix("image of ").map(|name| path.with_file_name(name.trim()));
+    name.map(|path| Named { path, header: true }).into_iter().collect()
 }
 
 /// The number of a descriptor that the operator names.
@@ -148,7 +149,7 @@ impl Scene {
         // A directory for state, by its descriptor.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let state = rustix::fs::open(self.at("state"), flags, Mode::empty()).unwrap();
-        let make = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let make = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         drop(rustix::fs::openat(&state, "job.new", make, Mode::RUSR | Mode::WUSR).unwrap());
         rustix::fs::renameat(&state, "job.new", &state, "job").unwrap();
         assert!(rustix::fs::openat(&state, "../unrelated", OFlags::RDONLY, Mode::empty()).is_err());

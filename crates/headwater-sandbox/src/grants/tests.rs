@@ -113,7 +113,7 @@ fn headers_are_read_once_for_each_time_that_an_image_is_named() {
     let (disk, base) = (scene.at("disk"), scene.at("base"));
     scene.grants.hear(Word::Image("disk".into()));
     assert!(scene.grants.open(&disk, WRITE).unwrap().look);
-    scene.grants.found(&disk, vec![base.clone()]);
+    scene.grants.found(&disk, vec![Named { path: base.clone(), header: true }]);
     assert!(
         !scene.grants.open(&disk, WRITE).unwrap().look,
         "what the data plane wrote there counts for nothing"
@@ -237,4 +237,18 @@ fn a_disk_is_mounted_over_the_file_that_was_named_and_no_other() {
     }
     // What lies below isn't read because of that.
     assert!(!scene.may("disk", READ));
+}
+
+#[test]
+fn what_a_guest_may_have_written_is_no_header() {
+    let mut scene = Scene::new();
+    let (disk, base) = (scene.at("disk"), scene.at("base"));
+    scene.grants.hear(Word::Raw("disk".into()));
+    assert!(scene.grants.open(&disk, WRITE).is_ok_and(|grant| !grant.look));
+    // The operator says otherwise, and says again that it is raw: a header that was not read yet will be.
+    scene.grants.hear(Word::Image("disk".into()));
+    scene.grants.hear(Word::Raw("disk".into()));
+    assert!(scene.grants.open(&disk, WRITE).unwrap().look);
+    scene.grants.found(&disk, vec![Named { path: base.clone(), header: false }]);
+    assert!(scene.grants.open(&base, READ).is_ok_and(|grant| !grant.look));
 }

@@ -10,13 +10,13 @@ use crate::runtime;
 use headwater_image::open_gate::{self, Location, Role, Trust};
 use headwater_image::qcow2::header::Header;
 use headwater_qmp::{Reader, opts};
-use headwater_sandbox::{Broker, Grants, Names, Word, receive_packet};
+use headwater_sandbox::{Broker, Grants, Named, Names, Word, receive_packet};
 use serde_json::Value;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
@@ -138,16 +138,17 @@ fn names(trust: Trust) -> Names {
             }
         };
         let image = Location::Path(path.to_owned());
+        let headed = header.backing_format().is_none_or(|format| format != "raw");
         let data_file = header.data_file_name().filter(|_| header.has_data_file());
-        let named = [(header.backing_name, Role::Backing), (data_file, Role::DataFile)];
+        let named = [(header.backing_name, Role::Backing, headed), (data_file, Role::DataFile, false)];
         named
             .into_iter()
-            .filter_map(|(name, role)| match open_gate::admit(&image, &name?, role, &trust) {
-                Ok(Location::Path(path)) => Some(path),
+            .filter_map(|(name, role, header)| match open_gate::admit(&image, &name?, role, &trust) {
+                Ok(Location::Path(path)) => Some(Named { path, header }),
                 // What may not be followed the data plane will find out as well.
                 _ => None,
             })
-            .collect::<Vec<PathBuf>>()
+            .collect()
     })
 }
 

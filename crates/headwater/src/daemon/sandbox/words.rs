@@ -2,6 +2,8 @@
 //!
 //! By the keys of the schema that hold names of files. The values of others may be anything (ids, texts): to take each of them for a file
 //! would grant the data plane what nobody meant, a directory `etc` because a node is called so.
+//!
+//! A file under a raw node has no header, unless an image is read from that node: its first bytes are the guest's, and name nothing.
 
 use headwater_image::open_gate::Location;
 use headwater_nbd::{NbdAddress, NbdUri};
@@ -12,15 +14,40 @@ use std::path::PathBuf;
 /// What `value` names, wherever in it.
 pub(super) fn of_value(value: &Value) -> Vec<Word> {
     let mut words = Vec::new();
-    walk(value, &mut words);
+    walk(value, Above::Unknown, &mut words);
     words
 }
 
 /// What options name.
 pub(super) fn of_options(options: &Map<String, Value>) -> Vec<Word> {
     let mut words = Vec::new();
-    walk_object(options, &mut words);
+    walk_object(options, Above::Unknown, &mut words);
     words
+}
+
+/// What reads a file: the node whose `file` it is, or a node above that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Above {
+    /// Nothing that is known here. A node that is added later may be an image.
+    Unknown,
+    /// An image with a header.
+    Image,
+    /// Nobody but a guest.
+    Raw,
+}
+
+impl Above {
+    /// For what is below `key` of a node with this driver.
+    fn below(self, driver: Option<&str>, key: &str) -> Self {
+        match (key, driver) {
+            ("file", Some("qcow2")) => Self::Image,
+            ("file", Some("raw")) if self == Self::Unknown => Self::Raw,
+            // Filters have other names for what they pass requests to.
+            ("file" | "image" | "test", _) => self,
+            ("data-file", _) => Self::Raw,
+            _ => Self::Unknown,
+        }
+    }
 }
 
 /// What the value of `--allow-backing` names.
@@ -34,26 +61,28 @@ pub(super) fn of_allowed(name: &str) -> Option<Word> {
     }
 }
 
-fn walk(value: &Value, words: &mut Vec<Word>) {
+fn walk(value: &Value, above: Above, words: &mut Vec<Word>) {
     match value {
-        Value::Object(object) => walk_object(object, words),
-        Value::Array(values) => values.iter().for_each(|value| walk(value, words)),
+        Value::Object(object) => walk_object(object, above, words),
+        Value::Array(values) => values.iter().for_each(|value| walk(value, above, words)),
         _ => {}
     }
 }
 
-fn walk_object(object: &Map<String, Value>, words: &mut Vec<Word>) {
+fn walk_object(object: &Map<String, Value>, above: Above, words: &mut Vec<Word>) {
+    let driver = object.get("driver").and_then(Value::as_str);
     for (key, value) in object {
         match value {
-            Value::String(text) => words.extend(of_text(key, text)),
-            _ => walk(value, words),
+            Value::String(text) => words.extend(of_text(key, text, above)),
+            _ => walk(value, above.below(driver, key), words),
         }
     }
 }
 
-fn of_text(key: &str, text: &str) -> Option<Word> {
+fn of_text(key: &str, text: &str, above: Above) -> Option<Word> {
     let path = PathBuf::from(text);
     match key {
+        "filename" if above == Above::Raw => Some(Word::Raw(path)),
         "filename" | "snapshot-file" => Some(Word::Image(path)),
         "path" | "file" | "config" => Some(Word::File(path)),
         "backing-file" => Some(Word::Backing(path)),
@@ -87,6 +116,30 @@ mod tests {
         ];
         assert_eq!(words.len(), expected.len(), "{words:?}");
         assert!(expected.iter().all(|word| words.contains(word)), "{words:?}");
+    }
+
+    #[test]
+    fn a_file_under_a_raw_node_has_no_header_unless_an_image_is_above() {
+        let file = json!({"driver": "file", "filename": "x"});
+        let under = |driver: &str, below: &Value| json!({"driver": driver, "file": below});
+        let raw = under("raw", &file);
+        for (options, header) in [
+            (file.clone(), true),
+            (under("qcow2", &file), true),
+            (under("qcow2", &raw), true),
+            (under("qcow2", &under("throttle", &raw)), true),
+            (under("qcow2", &json!({"driver": "blkdebug", "image": raw})), true),
+            (raw.clone(), false),
+            (under("throttle", &raw), false),
+            (under("raw", &under("throttle", &file)), false),
+            (json!({"driver": "qcow2", "file": "node", "backing": raw}), false),
+            (json!({"driver": "qcow2", "file": "node", "backing": under("qcow2", &file)}), true),
+            (json!({"driver": "qcow2", "file": "node", "data-file": file}), false),
+        ] {
+            let names = of_value(&json!({"execute": "blockdev-add", "arguments": options}));
+            let word = if header { Word::Image("x".into()) } else { Word::Raw("x".into()) };
+            assert!(names.contains(&word), "{options}: {names:?}");
+        }
     }
 
     #[test]
