@@ -2,6 +2,7 @@
 //!
 //! - [`nbd`]: the NBD server.
 //! - [`fuse`]: the disk as a regular file.
+//! - [`vhost`]: the vhost-user-blk server, for virtual machines.
 //!
 //! An export belongs to the thread of its disks: nothing here is `Send`, and everything runs on a tokio `current_thread`
 //! runtime inside a `LocalSet`.
@@ -10,3 +11,4 @@
 
 pub mod fuse;
 pub mod nbd;
+pub mod vhost;

@@ -20,14 +20,14 @@
 mod exports;
 mod handler;
 mod handshake;
-mod listener;
+pub(crate) mod listener;
 mod receive;
 mod replies;
 mod server;
 mod session;
 mod socket;
 mod stats;
-mod stop;
+pub(crate) mod stop;
 
 pub use exports::{Export, Removal, Removed};
 pub use listener::Listen;

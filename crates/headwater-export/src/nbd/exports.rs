@@ -51,7 +51,7 @@ pub enum Removal {
 
 /// An export that was removed: completes when its last client is gone, and with it the last request. It goes all the same if nobody
 /// waits.
-pub struct Removed(Pin<Box<dyn Future<Output = ()>>>);
+pub struct Removed(pub(crate) Pin<Box<dyn Future<Output = ()>>>);
 
 impl Future for Removed {
     type Output = ();

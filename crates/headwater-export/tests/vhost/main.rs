@@ -1,0 +1,8 @@
+//! The vhost-user-blk server seen from outside, by a front end that is made by hand: what it offers and does ([`requests`]), how it survives
+//! nonsense ([`hostile`]), and how work goes on after it was killed or its export was taken away ([`life`]).
+
+mod client;
+mod hostile;
+mod life;
+mod requests;
+mod server;
