@@ -1,9 +1,20 @@
 //! Where a disk is served, as `--serve` takes it.
 
+use headwater_export::vhost::{BlkOptions, LogicalBlock, MAX_QUEUES};
 use headwater_nbd::NbdUri;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+/// What the address of a file starts with.
+const FUSE: &str = "fuse:";
+
+/// What a vhost-user-blk address starts with.
+const VHOST: &str = "vhost-user-blk:";
+
+/// How many queues there are unless it is said: as many as a machine is likely to want. QEMU's makes one for each of its processors, and refuses
+/// a server that has fewer; those that it doesn't use cost nothing.
+const QUEUES: u16 = 64;
 
 /// One place where clients find the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +23,8 @@ pub enum Address {
     Nbd(NbdUri),
     /// A file.
     Fuse(FuseAddress),
+    /// A Unix socket for a virtual machine.
+    VhostUserBlk(VhostAddress),
 }
 
 /// A regular file over which the disk is mounted: `fuse:PATH[?growable][&allow-other]`.
@@ -25,17 +38,29 @@ pub struct FuseAddress {
     pub allow_other: bool,
 }
 
+/// A Unix socket for a virtual machine, and how its guest sees the disk:
+/// `vhost-user-blk:PATH[?num-queues=N][&logical-block-size=SIZE][&writethrough=on]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VhostAddress {
+    /// The socket's path.
+    pub path: PathBuf,
+    /// Whether the guest may write is said elsewhere.
+    pub options: BlkOptions,
+}
+
 impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("fuse:") {
-            Some(rest) => rest.parse().map(Self::Fuse),
-            None => text
-                .parse()
-                .map(Self::Nbd)
-                .map_err(|err: headwater_nbd::UriError| format!("{err} (a file would be: fuse:PATH)")),
+        if let Some(rest) = text.strip_prefix(FUSE) {
+            return rest.parse().map(Self::Fuse);
         }
+        if let Some(rest) = text.strip_prefix(VHOST) {
+            return rest.parse().map(Self::VhostUserBlk);
+        }
+        text.parse().map(Self::Nbd).map_err(|err: headwater_nbd::UriError| {
+            format!("{err} (a file would be {FUSE}PATH, a socket for a virtual machine {VHOST}PATH)")
+        })
     }
 }
 
@@ -45,7 +70,7 @@ impl FromStr for FuseAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         let (path, options) = text.split_once('?').unwrap_or((text, ""));
         if path.is_empty() {
-            return Err("a path is missing: fuse:PATH".to_owned());
+            return Err(format!("the path is missing; write {FUSE}PATH"));
         }
         let mut address = Self { path: path.into(), growable: false, allow_other: false };
         for option in options.split('&').filter(|option| !option.is_empty()) {
@@ -59,11 +84,51 @@ impl FromStr for FuseAddress {
     }
 }
 
+impl FromStr for VhostAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+    let (path, options) = text.split_once('?').unwrap_or((text, ""));
+    if path.is_empty() {
+        return Err(format!("the socket is missing; write {VHOST}PATH"));
+    }
+    let mut address = VhostAddress { path: path.into(), options: BlkOptions::default() };
+    for pair in options.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        match key {
+            "num-queues" => {
+                let queues = value.parse().ok().filter(|queues| (1..=MAX_QUEUES).contains(queues));
+                address.options.queues = queues
+                    .ok_or_else(|| format!("num-queues={value}: it is a number from 1 to {MAX_QUEUES}"))?;
+            }
+            "logical-block-size" => {
+                let size = crate::size::parse_size(value)?;
+                address.options.logical_block = LogicalBlock::new(size).map_err(|error| error.to_string())?;
+            }
+            "writethrough" => {
+                address.options.writethrough = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err("writethrough= is on or off".to_owned()),
+                };
+            }
+            other => {
+                return Err(format!(
+                    "unknown option {other:?}; there are num-queues, logical-block-size and writethrough"
+                ));
+            }
+        }
+    }
+    Ok(address)
+}
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nbd(uri) => uri.fmt(f),
-            Self::Fuse(FuseAddress { path, .. }) => write!(f, "{}", path.display()),
+            Self::Fuse(address) => write!(f, "{}", address.path.display()),
+            Self::VhostUserBlk(address) => write!(f, "{VHOST}{}", address.path.display()),
         }
     }
 }
@@ -83,10 +148,40 @@ mod tests {
         assert_eq!(fuse("fuse:/run/disk?growable"), FuseAddress { growable: true, ..plain.clone() });
         let both = FuseAddress { growable: true, allow_other: true, ..plain };
         assert_eq!(fuse("fuse:/run/disk?allow-other&growable"), both);
-        for (text, said) in [("fuse:", "a path"), ("fuse:x?y", "'y'"), ("disk", "fuse:PATH")] {
+        for (text, said) in [("fuse:", "the path"), ("fuse:x?y", "'y'"), ("disk", "fuse:PATH")] {
             let refused = text.parse::<Address>().unwrap_err();
             assert!(refused.contains(said), "{text}: {refused}");
         }
         assert!(matches!("nbd://localhost/x".parse(), Ok(Address::Nbd(_))));
+    }
+
+    #[test]
+    fn a_socket_for_a_machine_may_have_options() {
+        let Ok(Address::VhostUserBlk(plain)) = "vhost-user-blk:/run/disk.sock".parse() else { panic!() };
+        assert_eq!(plain.path.to_str(), Some("/run/disk.sock"));
+        assert_eq!(plain.options, BlkOptions { queues: QUEUES, ..BlkOptions::default() });
+        let text = "vhost-user-blk:d.sock?num-queues=4&logical-block-size=4K&writethrough=on";
+        let Ok(Address::VhostUserBlk(full)) = text.parse() else { panic!() };
+        let logical_block = LogicalBlock::new(4096).unwrap();
+        let options = BlkOptions { queues: 4, logical_block, writethrough: true, ..BlkOptions::default() };
+        assert_eq!(full, VhostAddress { path: "d.sock".into(), options });
+    }
+
+    #[test]
+    fn other_addresses_are_of_nbd_or_wrong() {
+        assert!(matches!("nbd://localhost/x".parse(), Ok(Address::Nbd(_))));
+        for wrong in [
+            "vhost-user-blk:",
+            "vhost-user-blk:?num-queues=1",
+            "vhost-user-blk:x?num-queues=0",
+            "vhost-user-blk:x?num-queues=257",
+            "vhost-user-blk:x?logical-block-size=1000",
+            "vhost-user-blk:x?writethrough",
+            "vhost-user-blk:x?size=1",
+            "vhost-user:x",
+            "/run/disk.sock",
+        ] {
+            assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
     }
 }

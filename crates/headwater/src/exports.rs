@@ -1,11 +1,12 @@
 //! The addresses at which a disk is served.
 
-use crate::address::{Address, FuseAddress};
+use crate::address::{Address, FuseAddress, VhostAddress};
 use crate::failure::{Failure, Outcome};
 use futures_util::future::join_all;
 use headwater_block::{Disk, Edge};
 use headwater_export::fuse::{self, FuseExport, FuseOptions, MountOptions, Unmount};
-use headwater_export::nbd::{Export, NbdServer, ServerOptions};
+use headwater_export::nbd::{Export, Listen, NbdServer, ServerOptions};
+use headwater_export::vhost::{BlkExport, BlkOptions, VhostUserBlk};
 use headwater_nbd::{NbdUri, UriTls};
 use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub struct Exports {
     servers: Vec<NbdServer>,
+    machines: Vec<VhostUserBlk>,
     files: Vec<File>,
     addresses: Vec<Address>,
 }
@@ -51,12 +53,14 @@ impl Exports {
         let edge = Edge::new(disk.clone());
         let of_nbd = |address: &Address| match address {
             Address::Nbd(uri) => Some(uri.clone()),
-            Address::Fuse(_) => None,
+            Address::Fuse(_) | Address::VhostUserBlk(_) => None,
         };
         self.start_nbd(&addresses.iter().filter_map(of_nbd).collect::<Vec<_>>(), &edge, writable)?;
         for address in addresses {
-            if let Address::Fuse(file) = address {
-                self.mount(file, &edge, writable).await?;
+            match address {
+                Address::Nbd(_) => {}
+                Address::Fuse(file) => self.mount(file, &edge, writable).await?,
+                Address::VhostUserBlk(machine) => self.start_vhost(machine, &edge, writable)?,
             }
         }
         Ok(())
@@ -90,6 +94,18 @@ impl Exports {
             }
             self.servers.push(server);
         }
+        Ok(())
+    }
+
+    fn start_vhost(&mut self, address: &VhostAddress, edge: &Rc<Edge>, writable: bool) -> Outcome {
+        let VhostAddress { path, options } = address;
+        let export = BlkExport {
+            id: "headwater".to_owned(),
+            edge: edge.clone(),
+            options: BlkOptions { writable, ..*options },
+        };
+        self.machines.push(VhostUserBlk::start(Listen::Unix { path: path.clone() }, export)?);
+        self.addresses.push(Address::VhostUserBlk(address.clone()));
         Ok(())
     }
 
@@ -142,7 +158,9 @@ impl Exports {
 
     /// Takes no more clients, finishes the requests that were received, and closes the connections. Those who have a file open are cut off.
     pub async fn stop(self) {
-        join_all(self.servers.into_iter().map(NbdServer::stop)).await;
+        let servers = join_all(self.servers.into_iter().map(NbdServer::stop));
+        let machines = join_all(self.machines.into_iter().map(VhostUserBlk::stop));
+        futures_util::future::join(servers, machines).await;
         for File { export, made } in self.files {
             if let Err(err) = export.remove(Unmount::Now).await {
                 tracing::warn!("{err}");

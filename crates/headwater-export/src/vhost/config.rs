@@ -30,7 +30,7 @@ const WCE: usize = 32;
 /// The length in bytes of the part of the configuration that we fill; what lies behind is zero.
 const LENGTH: usize = 60;
 
-/// A size in bytes of the blocks that guests are told of: a power of two from 512 to 65536.
+/// A size in bytes of the blocks that guests are told of: a power of two from 512 to 2097152.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogicalBlock(u32);
 
@@ -44,13 +44,13 @@ impl LogicalBlock {
     /// Blocks of that many bytes.
     ///
     /// # Errors
-    /// `InvalidInput` if it isn't a power of two from 512 to 65536.
+    /// `InvalidInput` if it isn't a power of two from 512 to 2097152.
     pub fn new(bytes: u64) -> Result<Self> {
-        if bytes.is_power_of_two() && (512..=64 << 10).contains(&bytes) {
+        if bytes.is_power_of_two() && (512..=2 << 20).contains(&bytes) {
             return Ok(Self(bytes as u32));
         }
         let message =
-            format!("a logical block of {bytes} bytes: it must be a power of two from 512 to 65536");
+            format!("a logical block of {bytes} bytes: it must be a power of two from 512 to 2097152");
         Err(Error::new(ErrorKind::InvalidInput, message))
     }
 
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn logical_blocks_are_powers_of_two() {
-        assert!([512, 4096, 65536].into_iter().all(|bytes| LogicalBlock::new(bytes).is_ok()));
-        assert!([0, 1, 256, 513, 131_072].into_iter().all(|bytes| LogicalBlock::new(bytes).is_err()));
+        assert!([512, 4096, 2 << 20].into_iter().all(|bytes| LogicalBlock::new(bytes).is_ok()));
+        assert!([0, 1, 256, 513, 4 << 20].into_iter().all(|bytes| LogicalBlock::new(bytes).is_err()));
     }
 }

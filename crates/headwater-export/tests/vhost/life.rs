@@ -246,22 +246,21 @@ fn an_export_goes_safely_without_clients_and_hard_with_them() {
     offer_write(&guest, &mut ring, 0, 0, 5);
     ring.kick();
     server.probe.wait_for(1);
-    let removed = server.order(|owner| async move {
+    let (done, over) = std::sync::mpsc::channel();
+    server.order(|owner| async move {
         let export = owner.export.borrow_mut().take().unwrap();
         assert_eq!(export.clients(), 1);
         let refused = export.remove(Removal::Safe).err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::InUse);
-        let (done, over) = tokio::sync::oneshot::channel();
         tokio::task::spawn_local(async move {
             export.remove(Removal::Hard).unwrap().await;
             done.send(()).unwrap();
         });
-        over
     });
     assert!(client.is_cut_off());
     assert_eq!(ring.published(&guest), 0);
     server.probe.hold.store(false, Ordering::SeqCst);
-    removed.blocking_recv().unwrap();
+    over.recv_timeout(Duration::from_secs(20)).unwrap();
     assert_eq!(ring.published(&guest), 1, "what was taken is answered");
     assert!(!server.path().exists());
 }

@@ -194,7 +194,9 @@ impl Commands {
             return Ok(json!({}));
         }
         let _turn = self.turn.take().await;
-        self.change(name, &args).await.map(|()| json!({}))
+        let changed = self.change(name, &args).await;
+        self.exports.look_at_sizes();
+        changed.map(|()| json!({}))
     }
 
     /// Questions, which wait for nothing.

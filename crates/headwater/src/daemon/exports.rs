@@ -1,4 +1,4 @@
-//! Exports: which nodes clients reach, and how: through the NBD server, or as a file.
+//! Exports: which nodes clients reach, and how: through the NBD server, as a file, or through a socket of vhost-user-blk.
 
 use super::events::Events;
 use super::failure::{Refusal, errno_text, generic, of_error};
@@ -9,6 +9,7 @@ use super::sources::{descriptor, family, port};
 use headwater_block::{Error, ErrorKind, LocalFuture};
 use headwater_export::fuse::{self, FuseExport, FuseOptions, MountOptions, Unmount};
 use headwater_export::nbd::{self, Listen, NbdServer, Removal, ServerOptions};
+use headwater_export::vhost::{BlkExport, BlkOptions, LogicalBlock, MAX_QUEUES, VhostUserBlk};
 use headwater_tls::Endpoint;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -34,13 +35,15 @@ enum Way {
     Nbd(String),
     /// As a file.
     Fuse(FuseExport),
+    /// Through a socket of its own, from a virtual machine.
+    VhostUserBlk(VhostUserBlk),
 }
 
 impl Export {
     fn name(&self) -> Option<&str> {
         match &self.way {
             Way::Nbd(name) => Some(name),
-            Way::Fuse(_) => None,
+            Way::Fuse(_) | Way::VhostUserBlk(_) => None,
         }
     }
 }
@@ -92,12 +95,7 @@ impl Exports {
         };
         let path = address.object("data").unwrap_or(address).text("path").map(str::to_owned);
         let server =
-            NbdServer::start(listen(address)?, options).map_err(|err| match (path, err.os_code()) {
-                (Some(path), Some(code)) => {
-                    generic(format!("Failed to bind socket to {path}: {}", errno_text(code)))
-                }
-                _ => of_error(&err),
-            })?;
+            NbdServer::start(listen(address)?, options).map_err(|err| bind_refusal(&err, path.as_deref()))?;
         self.server.replace(Some(server));
         Ok(())
     }
@@ -172,6 +170,7 @@ impl Exports {
         let way = match kind {
             "nbd" => self.add_nbd(args, &node, writable).await,
             "fuse" => self.add_fuse(args, &node, writable).await,
+            "vhost-user-blk" => self.add_vhost(args, id, &node, writable).await,
             _ => Err(generic(format!("Exports of type '{kind}' are not supported"))),
         };
         let (way, root) = match way {
@@ -183,7 +182,7 @@ impl Exports {
         };
         let gone = match &way {
             Way::Fuse(file) => Some(file.gone()),
-            Way::Nbd(_) => None,
+            Way::Nbd(_) | Way::VhostUserBlk(_) => None,
         };
         let export = Rc::new(Export { id: id.to_owned(), way, root, shutting_down: Cell::new(false) });
         self.exports.borrow_mut().push(export.clone());
@@ -251,7 +250,7 @@ impl Exports {
         let path = PathBuf::from(args.text("mountpoint").unwrap_or_default());
         let there = |export: &Rc<Export>| match &export.way {
             Way::Fuse(file) => file.path() == path,
-            Way::Nbd(_) => false,
+            Way::Nbd(_) | Way::VhostUserBlk(_) => false,
         };
         if self.exports.borrow().iter().any(there) {
             return Err(generic(format!("There already is a FUSE export on '{}'", path.display())));
@@ -284,6 +283,47 @@ impl Exports {
         Ok((Way::Fuse(file), root))
     }
 
+    async fn add_vhost(
+        &self,
+        args: &Options,
+        id: &str,
+        node: &Rc<GraphNode>,
+        writable: bool,
+    ) -> Result<(Way, Rc<Root>), Refusal> {
+        let logical_block = match args.number("logical-block-size") {
+            Some(size @ 1..) => LogicalBlock::new(size).map_err(|_| {
+                generic("parameter logical-block-size must be a power of 2 between 512 and 2097152")
+            })?,
+            Some(0) | None => LogicalBlock::default(),
+        };
+        let queues = match args.number("num-queues").unwrap_or(1) {
+            0 => return Err(generic("num-queues must be greater than 0")),
+            queues => u16::try_from(queues).ok().filter(|queues| *queues <= MAX_QUEUES),
+        };
+        let queues =
+            queues.ok_or_else(|| generic(format!("num-queues must not be greater than {MAX_QUEUES}")))?;
+        let address = args.object("addr").ok_or_else(|| generic("Parameter 'addr' is missing"))?;
+        if !matches!(address.text("type"), Some("unix" | "fd")) {
+            return Err(generic("Only socket address types 'unix' and 'fd' are supported"));
+        }
+        let writethrough = args.flag("writethrough").unwrap_or(false);
+        let options = BlkOptions { writable, writethrough, queues, logical_block };
+        let listen = listen(address)?;
+        let root = self.attach(node, Rights::of_export(writable)).await?;
+        let export = BlkExport { id: id.to_owned(), edge: root.edge.clone(), options };
+        let server = VhostUserBlk::start(listen, export).map_err(|err| bind_refusal(&err, address.text("path")))?;
+        Ok((Way::VhostUserBlk(server), root))
+    }
+
+    /// Tells guests of disks whose size has changed.
+    pub(super) fn look_at_sizes(&self) {
+        for export in &*self.exports.borrow() {
+            if let Way::VhostUserBlk(server) = &export.way {
+                server.look_at_size();
+            }
+        }
+    }
+
     async fn attach(&self, node: &Rc<GraphNode>, rights: Rights) -> Result<Rc<Root>, Refusal> {
         self.graph.attach(node, ("an unnamed block device", "root"), rights, true).await
     }
@@ -296,7 +336,11 @@ impl Exports {
         let found = self.exports.borrow().iter().find(|export| export.id == id).cloned();
         let export = found.ok_or_else(|| generic(format!("Export '{id}' is not found")))?;
         let mut gone = self.withdraw(&export, hard).await?;
-        if futures_util::poll!(&mut gone).is_ready() {
+        if matches!(&export.way, Way::VhostUserBlk(server) if server.clients() == 0) {
+            // Nobody is there who could hold it up; its address is free when this is answered.
+            gone.await;
+            self.forget(&export);
+        } else if futures_util::poll!(&mut gone).is_ready() {
             self.forget(&export);
         } else {
             let exports = self.clone();
@@ -319,11 +363,11 @@ impl Exports {
         if export.shutting_down.replace(true) {
             return Err(generic(format!("Export '{id}' is already shutting down")));
         }
+        let how = if hard { Removal::Hard } else { Removal::Safe };
         let gone: Result<Gone, Error> = match &export.way {
+            Way::VhostUserBlk(server) => server.remove(how).map(|removed| Box::pin(removed) as Gone),
             Way::Nbd(name) => match &*self.server.borrow() {
-                Some(server) => server
-                    .remove(name, if hard { Removal::Hard } else { Removal::Safe })
-                    .map(|removed| Box::pin(removed) as Gone),
+                Some(server) => server.remove(name, how).map(|removed| Box::pin(removed) as Gone),
                 // Its last export is gone as well.
                 None => Ok(Box::pin(std::future::ready(()))),
             },
@@ -369,6 +413,7 @@ impl Exports {
                 "type": match &export.way {
                     Way::Nbd(_) => "nbd",
                     Way::Fuse(_) => "fuse",
+                    Way::VhostUserBlk(_) => "vhost-user-blk",
                 },
                 "id": export.id,
             })
@@ -383,6 +428,14 @@ impl Exports {
             .iter()
             .map(|export| (export.id.clone(), export.root.node.borrow().name.clone()))
             .collect()
+    }
+}
+
+/// Why a socket can't be listened at.
+fn bind_refusal(error: &Error, path: Option<&str>) -> Refusal {
+    match (path, error.os_code()) {
+        (Some(path), Some(code)) => generic(format!("Failed to bind socket to {path}: {}", errno_text(code))),
+        _ => of_error(error),
     }
 }
 

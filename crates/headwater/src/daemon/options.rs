@@ -101,6 +101,11 @@ Serves disk images and works on them, controlled by QMP; takes the options and s
                          start the NBD server
   --export [type=]nbd,id=ID,node-name=NAME[,name=EXPORT][,writable=on|off]
                          export a block node over NBD
+  --export [type=]vhost-user-blk,id=ID,node-name=NAME,addr.type=unix,addr.path=PATH[,num-queues=N][,logical-block-size=N]
+           [,writable=on|off][,writethrough=on|off]
+                         export a block node to a virtual machine
+  --export [type=]fuse,id=ID,node-name=NAME,mountpoint=FILE[,growable=on|off][,writable=on|off][,allow-other=on|off|auto]
+                         export a block node as the regular file FILE
   --chardev socket,id=ID,path=PATH|host=HOST,port=PORT[,server=on|off][,wait=on|off][,reconnect-ms=N]
   --chardev stdio,id=ID  make a place where a monitor is reached
   --monitor [chardev=]ID[,pretty=on|off]
