@@ -88,39 +88,42 @@ impl FromStr for VhostAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-    let (path, options) = text.split_once('?').unwrap_or((text, ""));
-    if path.is_empty() {
-        return Err(format!("the socket is missing; write {VHOST}PATH"));
-    }
-    let mut address = VhostAddress { path: path.into(), options: BlkOptions::default() };
-    for pair in options.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        match key {
-            "num-queues" => {
-                let queues = value.parse().ok().filter(|queues| (1..=MAX_QUEUES).contains(queues));
-                address.options.queues = queues
-                    .ok_or_else(|| format!("num-queues={value}: it is a number from 1 to {MAX_QUEUES}"))?;
-            }
-            "logical-block-size" => {
-                let size = crate::size::parse_size(value)?;
-                address.options.logical_block = LogicalBlock::new(size).map_err(|error| error.to_string())?;
-            }
-            "writethrough" => {
-                address.options.writethrough = match value {
-                    "on" => true,
-                    "off" => false,
-                    _ => return Err("writethrough= is on or off".to_owned()),
-                };
-            }
-            other => {
-                return Err(format!(
-                    "unknown option {other:?}; there are num-queues, logical-block-size and writethrough"
-                ));
+        let (path, options) = text.split_once('?').unwrap_or((text, ""));
+        if path.is_empty() {
+            return Err(format!("the socket is missing; write {VHOST}PATH"));
+        }
+        let usual = BlkOptions { queues: QUEUES, ..BlkOptions::default() };
+        let mut address = Self { path: path.into(), options: usual };
+        for pair in options.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            match key {
+                "num-queues" => {
+                    let queues = value.parse().ok().filter(|queues| (1..=MAX_QUEUES).contains(queues));
+                    address.options.queues = queues.ok_or_else(|| {
+                        format!("num-queues={value}: it is a number from 1 to {MAX_QUEUES}")
+                    })?;
+                }
+                "logical-block-size" => {
+                    let size = crate::size::parse_size(value)?;
+                    address.options.logical_block =
+                        LogicalBlock::new(size).map_err(|error| error.to_string())?;
+                }
+                "writethrough" => {
+                    address.options.writethrough = match value {
+                        "on" => true,
+                        "off" => false,
+                        _ => return Err("writethrough= is on or off".to_owned()),
+                    };
+                }
+                other => {
+                    return Err(format!(
+                        "unknown option {other:?}; there are num-queues, logical-block-size and writethrough"
+                    ));
+                }
             }
         }
+        Ok(address)
     }
-    Ok(address)
-}
 }
 
 impl fmt::Display for Address {

@@ -311,7 +311,8 @@ impl Exports {
         let listen = listen(address)?;
         let root = self.attach(node, Rights::of_export(writable)).await?;
         let export = BlkExport { id: id.to_owned(), edge: root.edge.clone(), options };
-        let server = VhostUserBlk::start(listen, export).map_err(|err| bind_refusal(&err, address.text("path")))?;
+        let server =
+            VhostUserBlk::start(listen, export).map_err(|err| bind_refusal(&err, address.text("path")))?;
         Ok((Way::VhostUserBlk(server), root))
     }
 
