@@ -35,16 +35,21 @@ use walk::Walk;
 pub struct CheckOptions {
     /// What may be changed.
     pub repair: Repair,
-    /// About how much memory the counts of references may take, in bytes; the check reads the tables several times if that is too
-    /// little for the image.
+    /// About how much memory the counts of references may take at most, in bytes; the check reads the tables several times if that is too
+    /// little for the image. What else it needs is small: a few megabytes, and 24 bytes for each L2 table.
     pub memory: u64,
 }
 
 impl Default for CheckOptions {
     fn default() -> Self {
-        Self { repair: Repair::None, memory: 128 << 20 }
+        Self { repair: Repair::None, memory: DEFAULT_MEMORY }
     }
 }
+
+/// The default of [`CheckOptions::memory`]: enough to count a file of 5 TiB in clusters of 64 KiB at once.
+const DEFAULT_MEMORY: u64 = 160 << 20;
+/// What an image gets that has few tables, which are soon read again.
+const LITTLE_MEMORY: u64 = 40 << 20;
 
 /// Where the header holds the incompatible features.
 const INCOMPATIBLE_FIELD: u64 = 72;
@@ -103,10 +108,12 @@ async fn repair(file: &Rc<dyn Node>, name: &str, options: CheckOptions, found: &
     }
     if new_counts {
         let mut check = Check::start(file, name, options).await?;
-        rebuild::rebuild(&check.medium, &check.geometry, &mut check.layout, options.memory).await?;
+        let memory = check.memory();
+        rebuild::rebuild(&check.medium, &check.geometry, &mut check.layout, memory).await?;
     }
-    // The same holds for the flags in a table that shares its place with something.
-    let flags = all && !found.overlap;
+    // The same holds for the flags in a table that shares its place with something. Where there are only leaks, clusters that get a count
+    // of one need their flag, or the repair would leave an image that breaks the rules.
+    let flags = (all || found.report.corruptions == 0) && !found.overlap;
     Check::start(file, name, options).await?.run(Fix { raise: all, lower, flags }).await?;
     file.flush().await?;
     Ok(true)
@@ -163,10 +170,16 @@ impl Check {
         Ok(Self { medium, geometry, layout, report, memory: options.memory })
     }
 
+    /// The memory for counts. The more there is to read again, the more of it.
+    fn memory(&self) -> u64 {
+        let tables = self.layout.l2.len() as u64 * self.geometry.cluster_size();
+        self.memory.min((tables / 8).max(LITTLE_MEMORY))
+    }
+
     /// Checks everything and corrects what `fix` says.
     async fn run(mut self, fix: Fix) -> Result<Found> {
         let mut counts =
-            Counts::new(self.memory, self.geometry.file_clusters(), self.geometry.block_entries());
+            Counts::new(self.memory(), self.geometry.file_clusters(), self.geometry.block_entries());
         let mut rebuild = self.layout.refcounts_damaged;
         let (mut overlap, mut first) = (false, true);
         loop {

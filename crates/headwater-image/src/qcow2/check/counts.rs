@@ -322,8 +322,8 @@ impl Counts {
     /// The clusters of the window in which things lie that must not lie in the same place, in order.
     pub(super) fn overlaps(&self) -> impl Iterator<Item = u64> {
         self.pieces(0).flat_map(move |(first, cells)| {
-            let several = cells.iter().enumerate().filter(|(_, cell)| **cell & COUNT_MASK > 1);
-            let clusters = several.map(move |(i, cell)| (first + i as u64, *cell));
+            let several = referenced(cells, 0).filter(|(_, cell)| *cell & COUNT_MASK > 1);
+            let clusters = several.map(move |(i, cell)| (first + i as u64, cell));
             clusters
                 .filter(|(cluster, cell)| self.decode(*cluster, *cell).overlap)
                 .map(|(cluster, _)| cluster)
@@ -335,11 +335,22 @@ impl Counts {
         self.pieces(clusters.start).take_while(|(first, _)| *first < clusters.end).find_map(
             |(first, cells)| {
                 let skip = clusters.start.saturating_sub(first) as usize;
-                let i = cells[skip..].iter().position(|cell| *cell != 0)?;
-                Some(first + (skip + i) as u64).filter(|cluster| *cluster < clusters.end)
+                let (i, _) = referenced(cells, skip).next()?;
+                Some(first + i as u64).filter(|cluster| *cluster < clusters.end)
             },
         )
     }
+}
+
+/// The cells of a piece that aren't zero, from one on, with their indices.
+fn referenced(cells: &[u16], from: usize) -> impl Iterator<Item = (usize, u16)> {
+    // Much of a sparse file's pieces is zero, and compared quickly.
+    const GROUP: usize = 64;
+    let groups = cells.chunks(GROUP).enumerate().skip(from / GROUP);
+    let groups = groups.filter(|(_, group)| **group != [0; GROUP][..group.len()]);
+    let cells =
+        groups.flat_map(|(g, group)| group.iter().enumerate().map(move |(i, cell)| (g * GROUP + i, *cell)));
+    cells.filter(move |(i, cell)| *i >= from && *cell != 0)
 }
 
 #[cfg(test)]

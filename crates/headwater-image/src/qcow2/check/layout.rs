@@ -55,10 +55,41 @@ pub(super) struct Geometry {
     pub(super) data_file: bool,
     /// Where in it each byte lies is where it lies in the guest's disk.
     pub(super) data_file_raw: bool,
-    /// The number of bitmaps and their directory, if the image has valid ones.
-    pub(super) bitmaps: Option<(u32, Region)>,
+    /// The directory of bitmaps, if the image has valid ones, or what is wrong with the extension that tells of it.
+    pub(super) bitmaps: Option<std::result::Result<Bitmaps, &'static str>>,
     /// The size of the image's file in bytes.
     pub(super) file_size: u64,
+}
+
+/// The directory of bitmaps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bitmaps {
+    count: u32,
+    directory: Region,
+}
+
+impl Bitmaps {
+    /// The most bitmaps that an image may have, and the most bytes of their directory.
+    const MAX: u32 = 65535;
+    const MAX_DIRECTORY: u64 = 64 << 20;
+
+    /// What the header extension says.
+    fn parse(data: &[u8]) -> std::result::Result<Self, &'static str> {
+        let Ok(data): std::result::Result<[u8; 24], _> = data.try_into() else {
+            return Err("it doesn't have 24 bytes");
+        };
+        let (count, reserved) = (be32(&data[0..4]), be32(&data[4..8]));
+        let (len, offset) = (be64(&data[8..16]), be64(&data[16..24]));
+        if reserved != 0 {
+            Err("it has reserved bits set")
+        } else if count == 0 || count > Self::MAX {
+            Err("it tells of no bitmaps, or of more than 65535")
+        } else if len > Self::MAX_DIRECTORY {
+            Err("it tells of a directory of more than 64 MiB")
+        } else {
+            Ok(Self { count, directory: Region { offset, len, what: "the bitmap directory".to_owned() } })
+        }
+    }
 }
 
 /// A table of 8-byte entries.
@@ -73,12 +104,8 @@ impl Geometry {
     pub(super) fn of(header: &Header, name: &str, file_size: u64) -> Self {
         // Bitmaps that a program ignorant of them has outdated are not followed; their clusters are leaks.
         let bitmaps = find(&header.extensions, extensions::BITMAPS)
-            .filter(|data| data.len() >= 24 && header.autoclear & AUTOCLEAR_BITMAPS != 0)
-            .map(|data| {
-                let (len, offset) = (be64(&data[8..16]), be64(&data[16..24]));
-                (be32(&data[0..4]), Region { offset, len, what: "the bitmap directory".to_owned() })
-            })
-            .filter(|(count, _)| *count > 0);
+            .filter(|_| header.autoclear & AUTOCLEAR_BITMAPS != 0)
+            .map(Bitmaps::parse);
         let table_bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
         Self {
             name: name.to_owned(),
@@ -371,7 +398,20 @@ impl Reader<'_> {
     }
 
     async fn bitmaps(&mut self) -> Result<()> {
-        let Some((count, directory)) = &self.geometry.bitmaps else { return Ok(()) };
+        let Bitmaps { count, directory } = match &self.geometry.bitmaps {
+            None => return Ok(()),
+            Some(Ok(bitmaps)) => bitmaps,
+            Some(Err(problem)) => {
+                self.report.corruption(|| format!("the header extension of bitmaps is invalid: {problem}"));
+                self.layout.lost_references = true;
+                return Ok(());
+            }
+        };
+        if !self.geometry.is_aligned(directory.offset) {
+            let offset = directory.offset;
+            self.report
+                .corruption(|| format!("the bitmap directory, at {offset:#x}, is not aligned to a cluster"));
+        }
         if !self.region(directory.offset, directory.len, &directory.what) {
             self.layout.lost_references = true;
             return Ok(());

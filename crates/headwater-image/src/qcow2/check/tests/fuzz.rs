@@ -1,11 +1,11 @@
 //! Damaged images: bytes of metadata are changed at random, and the verdict is compared with qemu-img's.
 //!
-//! Headwater must find whatever QEMU finds. It may find more; in which way is said at [`more_than_qemu`].
+//! The verdicts must be of the same kind: sound, leaks only, corrupt. Where they differ on purpose, [`may_differ`] says how and why.
 
 use super::*;
 
 /// How many damaged images are tried unless the environment says otherwise.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 80;
 
 /// The regions of an image that hold metadata, (offset, length) in bytes.
 fn metadata(bytes: &[u8]) -> Vec<(u64, u64)> {
@@ -46,23 +46,39 @@ fn damage(rng: &mut StdRng, bytes: &mut [u8], regions: &[(u64, u64)]) -> String 
     log
 }
 
-/// True if all findings are of a kind that QEMU doesn't look for.
-fn more_than_qemu(report: &CheckReport) -> bool {
-    report.findings.iter().all(|finding| {
-        [
-            // QEMU notices overlaps only where counts differ.
-            "lie in the same place",
-            "marked both as data and as zeroes",
-            "which version 2 doesn't have",
-            "subcluster",
-            "bitmap",
-            "snapshot",
-        ]
-        .iter()
-        .any(|kind| finding.message.contains(kind))
-            // QEMU doesn't look at counts of clusters behind the end of the file.
-            || finding.severity == Severity::Leak
-    })
+/// What the exit code would be.
+fn verdict(report: &CheckReport) -> i32 {
+    match (report.corruptions, report.leaks) {
+        (0, 0) => 0,
+        (0, _) => 3,
+        _ => 2,
+    }
+}
+
+/// True if the verdict may be another one than `qemu`, that of qemu-img.
+fn may_differ(qemu: i32, report: &CheckReport, clusters: u64) -> bool {
+    match (qemu, verdict(report)) {
+        // QEMU gives up at the first thing wrong with bitmaps or snapshots, and doesn't look at the rest. Headwater does.
+        (1, 2 | 3) => true,
+        // QEMU doesn't look at counts of clusters behind the end of the file, nor at several things that don't change a count.
+        (0 | 3, 2 | 3) => report.findings.iter().all(|finding| {
+            let text = &finding.message;
+            let behind = text.strip_prefix("cluster ").and_then(|rest| rest.split(' ').next()?.parse().ok());
+            finding.severity == Severity::Leak && (qemu == 3 || behind.is_some_and(|n: u64| n >= clusters))
+                || [
+                    // It notices overlaps only where counts differ.
+                    "lie in the same place",
+                    "marked both as data and as zeroes",
+                    "which version 2 doesn't have",
+                    "subcluster",
+                    "bitmap",
+                    "snapshot",
+                ]
+                .iter()
+                .any(|kind| text.contains(kind))
+        }),
+        _ => false,
+    }
 }
 
 #[test]
@@ -97,19 +113,17 @@ fn one(dir: &Path, bytes: Vec<u8>, memory: u64, what: &str) {
         }
         Ok(report) => report,
     };
-    match code {
-        0 => assert!(more_than_qemu(&report), "{what}\n{qemu}\n{report:#?}"),
-        2 => assert!(report.corruptions > 0, "{what}\n{qemu}\n{report:#?}"),
-        3 => assert!(
-            report.leaks > 0 && (report.corruptions == 0 || more_than_qemu(&report)),
-            "{what}\n{qemu}\n{report:#?}"
-        ),
-        _ if report.is_clean() => eprintln!("only qemu-img refuses: {what}"),
-        _ => {}
-    }
+    // The last one may be there in part.
+    let clusters = bytes.len() as u64 / cluster_size(&bytes) + 1;
+    let same = verdict(&report) == code || may_differ(code, &report, clusters);
+    assert!(same, "{what}\n{qemu}\n{report:#?}");
     for repair in [Repair::Leaks, Repair::All] {
         let (after, repaired) = check_bytes(bytes.clone(), repair, memory);
         let after = after.unwrap();
+        assert!(
+            report.corruptions > 0 || after.is_clean(),
+            "{what}: leaks are left after {repair:?}: {after:#?}"
+        );
         if !after.is_clean() || report.is_clean() {
             continue;
         }
@@ -129,6 +143,11 @@ fn one(dir: &Path, bytes: Vec<u8>, memory: u64, what: &str) {
             );
         }
     }
+}
+
+/// The size of clusters that the header of an image tells.
+fn cluster_size(bytes: &[u8]) -> u64 {
+    1 << bytes[23].clamp(9, 21)
 }
 
 /// What the guest reads, if QEMU can read all of it.
