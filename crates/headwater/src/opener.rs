@@ -1,9 +1,9 @@
 //! From names to nodes: joins the storage that can be reached with the image formats, which don't know each other.
 
 use crate::cli::{Cache as CacheArg, Io, OpenArgs};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, code};
 use crate::source::is_uri;
-use headwater_block::{BufferMut, Error, LocalFuture, Node, Result};
+use headwater_block::{BufferMut, Error, ErrorKind, LocalFuture, Node, Result};
 use headwater_image::info::{self, ChainInfo};
 use headwater_image::open::{self, Below, Layer, OpenOptions, OpenedImage, ProtocolOpener, ProtocolOptions};
 use headwater_image::open_gate::Trust;
@@ -206,13 +206,15 @@ impl Opener {
             Some(format) => format,
             None => {
                 let len = file.size().min(PROBE_LEN as u64) as usize;
-                probe::probe(&file.read(0, BufferMut::new(len)).await?, file.name())?
+                let head = file.read(0, BufferMut::new(len)).await?;
+                probe::probe(&head, file.name()).map_err(cannot_be_checked)?
             }
         };
         if format == Format::Raw {
             return Ok(None);
         }
-        let report = check::check(file.clone(), CheckOptions { repair, memory: CHECK_MEMORY }).await?;
+        let options = CheckOptions { repair, ..CheckOptions::default() };
+        let report = check::check(file.clone(), options).await.map_err(cannot_be_checked)?;
         file.close().await?;
         Ok(Some(report))
     }
@@ -224,8 +226,13 @@ impl ProtocolOpener for Opener {
     }
 }
 
-/// How much memory a check may take for its counts, in bytes.
-const CHECK_MEMORY: u64 = 64 << 20;
+/// Why a check ended: what can't be checked has a code of its own.
+fn cannot_be_checked(err: Error) -> Failure {
+    match err.kind() {
+        ErrorKind::Unsupported => Failure { code: code::UNSUPPORTED, message: Some(err.to_string()) },
+        _ => err.into(),
+    }
+}
 
 /// Renames, without replacing anything where the file system can promise that.
 fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {

@@ -15,7 +15,8 @@ use std::path::PathBuf;
 /// Arguments of `check`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_long_help = "Exit codes: 0 nothing is wrong (any more), 2 corruptions, 3 leaks only, 63 the format can't be checked, 1 other errors."
+    after_long_help = "Exit codes, as qemu-img's: 0 nothing is wrong (any more), 2 corruptions, 3 leaks only, 63 the image is of a kind that can't be \
+                       checked (raw, another format, encrypted, unknown features), 1 the check could not be done."
 )]
 pub struct CheckArgs {
     /// The image.
@@ -109,7 +110,7 @@ pub fn run(args: CheckArgs) -> Outcome {
             findings: report.findings.iter().map(|finding| finding.message.as_str()).collect(),
         })?;
     } else {
-        output::print(text(&name, &report).as_bytes())?;
+        output::print(text(&name, &report, repair).as_bytes())?;
     }
     match (report.corruptions, report.leaks) {
         (0, 0) => Ok(()),
@@ -118,11 +119,12 @@ pub fn run(args: CheckArgs) -> Outcome {
     }
 }
 
-fn text(name: &str, report: &CheckReport) -> String {
+fn text(name: &str, report: &CheckReport, repair: Repair) -> String {
+    let name = output::line(name);
     let mut text = String::new();
     for finding in &report.findings {
         let word = if finding.severity == Severity::Leak { "leak" } else { "ERROR" };
-        let _ = writeln!(text, "{word}: {}", finding.message);
+        let _ = writeln!(text, "{word}: {}", output::line(&finding.message));
     }
     if report.omitted > 0 {
         let _ = writeln!(text, "... and {} more", report.omitted);
@@ -139,7 +141,12 @@ fn text(name: &str, report: &CheckReport) -> String {
         ),
         (errors, leaks) => writeln!(
             text,
-            "{name}: {errors} corruptions and {leaks} leaked clusters; data may be lost or in danger. Copy the image, then try --repair all"
+            "{name}: {errors} corruptions and {leaks} leaked clusters; data may be lost or in danger. {}",
+            if repair == Repair::All {
+                "They can't be repaired in place: copy what can be read to a new image, for example with qemu-img convert --salvage"
+            } else {
+                "Copy the image, then try --repair all"
+            }
         ),
     };
     let part = |n: u64| 100.0 * n as f64 / report.total_clusters.max(1) as f64;

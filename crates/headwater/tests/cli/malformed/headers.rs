@@ -192,9 +192,9 @@ pub(super) fn bitmaps() -> Vec<Case> {
     let one = header(1, 32, END);
     damaged("directory past the end", "past the end", header(1, 32, 1 << 50), sound.clone());
     damaged("directory in the header", "same place", header(1, 32, 0), sound.clone());
-    damaged("directory without an end", "past the end", header(1, u64::MAX, END), sound.clone());
+    damaged("directory without an end", "64 MiB", header(1, u64::MAX, END), sound.clone());
     damaged("directory that is too short", "ends within", header(1, 16, END), sound.clone());
-    damaged("more than there are", "ends within", header(u32::MAX, 32, END), sound);
+    damaged("more than there may be", "more than 65535", header(u32::MAX, 32, END), sound);
     damaged("table past the end", "past the end", one.clone(), entry(1 << 40, 1, 2, 1, 16, "b"));
     damaged("table that isn't aligned", "not aligned", one.clone(), entry(table + 512, 1, 2, 1, 16, "b"));
     damaged("table without an end", "too large", one.clone(), entry(table, u32::MAX, 2, 1, 16, "b"));

@@ -112,6 +112,17 @@ pub(super) fn entries() -> Vec<Case> {
     cases
 }
 
+/// Clusters all over a file: a map of all of it would be large.
+pub(super) fn far_apart() -> Case {
+    Case::damaged("clusters all over a file of 4 TiB", "reference count 0", |image| {
+        for i in 1..CLUSTER / 8 {
+            image.put64(L2 + i * 8, (i << 29) | COPIED);
+        }
+        let last = (CLUSTER / 8 - 1) << 29;
+        image.put64(at::SIZE, 1 << 29).resize(last + CLUSTER);
+    })
+}
+
 pub(super) fn counts() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut damaged = |name: &str, says: &str, damage: &dyn Fn(&mut Image)| {
