@@ -8,6 +8,7 @@
 //! rely on them change. Where the refcount structures themselves are damaged, new ones are written (`rebuild`). Contents of tables are
 //! never invented; what can't be repaired is left and reported.
 
+mod bitmaps;
 mod copied;
 mod counts;
 mod layout;

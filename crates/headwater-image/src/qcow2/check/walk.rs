@@ -1,5 +1,6 @@
 //! Counting references: a walk over everything that refers to a cluster.
 
+use super::bitmaps::bitmap_entry;
 use super::counts::{Counts, Owner};
 use super::layout::{self, COPIED, Geometry, L2, Layout, REACH_BITS};
 use super::medium::Medium;
@@ -149,7 +150,7 @@ impl<'a> Walk<'a> {
             for (first, piece) in layout::pieces(table.entries) {
                 let bytes = self.medium.read(table.offset + first * 8, piece * 8).await?;
                 for (i, entry) in layout::entries_of(&bytes).enumerate() {
-                    let (cluster, sound) = layout::bitmap_entry(self.geometry, entry);
+                    let (cluster, sound) = bitmap_entry(self.geometry, entry);
                     if let Some(cluster) = cluster {
                         self.counts.add(cluster, 1, Owner::Sole);
                     }
