@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-/// Sees every opening of a file in some directories, or of some devices.
+/// Sees every opening of a file in some directories.
 pub(super) struct Watch {
     queue: OwnedFd,
     /// What is watched, by the number of its watch.
