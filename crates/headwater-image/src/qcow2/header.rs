@@ -225,6 +225,10 @@ impl Header {
                 .ok_or_else(|| corrupt("the backing file's name is not UTF-8 text".into()))?;
             Some(text.to_owned())
         };
+        // What isn't given of them is zero.
+        let mut unknown_fields =
+            cluster.get(KNOWN_LEN..header_length.min(cluster.len())).unwrap_or_default().to_vec();
+        unknown_fields.resize(header_length.saturating_sub(KNOWN_LEN), 0);
         let compression = match (raw.incompatible.get() & INCOMPAT_COMPRESSION != 0, raw.compression_type) {
             (false, 0) => Compression::Zlib,
             (true, 1) => Compression::Zstd,
@@ -256,7 +260,7 @@ impl Header {
             refcount_order: raw.refcount_order.get(),
             compression,
             header_length,
-            unknown_fields: cluster.get(KNOWN_LEN..header_length).unwrap_or_default().to_vec(),
+            unknown_fields,
             extensions,
             backing_name,
             backing_place,

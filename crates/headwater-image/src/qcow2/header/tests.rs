@@ -44,6 +44,16 @@ fn a_header_survives_encoding() {
 }
 
 #[test]
+fn fields_that_are_not_given_are_zero() {
+    let mut header = Header { header_length: 160, extensions: Vec::new(), backing_name: None, ..header() };
+    header.unknown_fields = [vec![9; 8], vec![0; 40]].concat();
+    let bytes = header.encode().unwrap();
+    let parsed = Header::parse(&bytes[..120], "t").unwrap();
+    assert_eq!(parsed.unknown_fields, header.unknown_fields);
+    assert_eq!(parsed.encode_fixed(), bytes[..160]);
+}
+
+#[test]
 fn no_single_changed_byte_and_no_truncation_panics() {
     let bytes = header().encode().unwrap();
     for len in 0..bytes.len() {
