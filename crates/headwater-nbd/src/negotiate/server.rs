@@ -107,6 +107,7 @@ type ServerStep = Step<ServerHandshake, ServerOutcome>;
 /// Why an option is refused: the reply's type, and words for people.
 type Refusal = (OptionRefusal, &'static str);
 
+const TOO_BIG: Refusal = (OptionRefusal::TooBig, "the option's data are too long");
 const NO_SUCH_EXPORT: Refusal = (OptionRefusal::UnknownExport, "no such export");
 
 impl ServerHandshake {
@@ -203,11 +204,13 @@ impl ServerHandshake {
         if in_clear && option == OptionCode::StartTls && length > 0 {
             return Err(ProtocolError::malformed("an option", "NBD_OPT_STARTTLS takes no data"));
         }
+        let too_long = length > MAX_OPTION;
         let refusal = match option {
+            OptionCode::Abort if too_long => Some(TOO_BIG),
             OptionCode::StartTls | OptionCode::Abort | OptionCode::ExportName if in_clear => None,
             _ if in_clear => Some((OptionRefusal::TlsRequired, "start TLS first")),
             OptionCode::Other(_) => Some((OptionRefusal::Unsupported, "unknown option")),
-            _ if length > MAX_OPTION => Some((OptionRefusal::TooBig, "the option's data are too long")),
+            _ if too_long => Some(TOO_BIG),
             _ => None,
         };
         if refusal.is_none() && reader.bytes(length as usize).is_none() {

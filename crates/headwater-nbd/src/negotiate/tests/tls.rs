@@ -200,3 +200,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_client_in_clear_is_not_listened_to_for_long() {
+    for option in [OptionCode::Abort, OptionCode::Go, OptionCode::Other(99)] {
+        let mut output = Vec::new();
+        let server = ServerHandshake::new(ServerRules { tls: true, ..LENIENT }, &mut output);
+        let no_exports = || -> Vec<ExportInfo> { panic!("nothing is said of exports in clear") };
+        let Ok(Step::Next { state, .. }) =
+            server.step(no_exports, &FIXED_NEWSTYLE.to_be_bytes(), &mut output)
+        else {
+            panic!("flags are taken")
+        };
+        // The head of an option whose data are longer than what is kept of any.
+        let head =
+            [&b"IHAVEOPT"[..], &option.to_wire().to_be_bytes(), &(MAX_OPTION + 1).to_be_bytes()].concat();
+        match state.step(no_exports, &head, &mut output) {
+            Ok(Step::Next { consumed, .. }) => assert_eq!(consumed, head.len(), "{option}"),
+            other => panic!("{option}: the data are waited for: {other:?}"),
+        }
+    }
+}
