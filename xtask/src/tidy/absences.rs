@@ -27,7 +27,7 @@ const ABSENCES: [Absence; 4] = [
         why: "below an export time comes from Clock, concurrency from futures, I/O from nodes: it must run in the simulator",
     },
     Absence {
-        below: &["crates/", "xtask/"],
+        below: &["crates/", "fuzz/", "xtask/"],
         except: &[
             "crates/headwater-block/src/buffer",
             "crates/headwater-storage/src/file",

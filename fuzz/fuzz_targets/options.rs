@@ -1,0 +1,4 @@
+#![cfg_attr(fuzzing, no_main)]
+//! See `headwater_fuzz::targets::options`.
+
+headwater_fuzz::entry!(options);

@@ -1,0 +1,4 @@
+#![cfg_attr(fuzzing, no_main)]
+//! See `headwater_fuzz::targets::qcow2_image`.
+
+headwater_fuzz::entry!(qcow2_image);

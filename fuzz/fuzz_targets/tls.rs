@@ -1,0 +1,4 @@
+#![cfg_attr(fuzzing, no_main)]
+//! See `headwater_fuzz::targets::tls`.
+
+headwater_fuzz::entry!(tls);

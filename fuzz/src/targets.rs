@@ -1,0 +1,16 @@
+//! The targets, one in each module. `guest` and `image` are what those on images share, `runtime` what those on sockets share.
+
+mod guest;
+pub mod http;
+mod image;
+pub mod names;
+pub mod nbd_client;
+pub mod nbd_codec;
+pub mod nbd_server;
+pub mod options;
+pub mod qcow2_header;
+pub mod qcow2_image;
+pub mod qcow2_io;
+pub mod qmp;
+mod runtime;
+pub mod tls;
