@@ -4,6 +4,7 @@ use crate::device::Device;
 use crate::executor::Sim;
 use crate::faults::Op;
 use crate::pages::Pages;
+use crate::recorder::{Event, Recorder};
 use headwater_block::node::{Access, Change};
 use headwater_block::{
     Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Limits, LocalFuture, Node, Resolved, Result,
@@ -19,31 +20,6 @@ const PIECE: u64 = 512;
 /// Operations longer than this take effect at once, so that simulations of throughput stay quick.
 const TORN: u64 = 64 << 10;
 
-/// Something that a file went through; the record that a simulation of power cuts works from.
-#[derive(Debug, Clone)]
-pub enum Event {
-    /// An operation was asked for. `data` are the bytes of a write.
-    Started {
-        /// Tells operations apart.
-        id: u64,
-        /// What it is.
-        op: Op,
-        /// The bytes that it covers; for a flush, all of them.
-        range: Range<u64>,
-        /// What is written; none if it isn't data.
-        data: Option<Buffer>,
-        /// It is durable when it ends, by itself.
-        fua: bool,
-    },
-    /// The operation with this number succeeded (or failed).
-    Ended {
-        /// As in `Started`.
-        id: u64,
-        /// It succeeded.
-        ok: bool,
-    },
-}
-
 /// A file; see the crate for what it may do. It behaves through its [`Device`].
 pub struct SimFile {
     this: Weak<SimFile>,
@@ -54,7 +30,8 @@ pub struct SimFile {
     exact_status: Cell<bool>,
     /// How often each piece was read.
     reads: RefCell<Vec<u32>>,
-    events: RefCell<Option<Vec<Event>>>,
+    /// Who keeps the record of events, and this file's number there.
+    recorder: RefCell<Option<(Rc<Recorder>, usize)>>,
     next_id: Cell<u64>,
 }
 
@@ -76,7 +53,7 @@ impl SimFile {
             read_only: Cell::new(false),
             exact_status: Cell::new(false),
             reads: RefCell::default(),
-            events: RefCell::new(None),
+            recorder: RefCell::new(None),
             next_id: Cell::new(0),
         })
     }
@@ -113,28 +90,38 @@ impl SimFile {
         pieces.filter_map(|piece| reads.get(piece)).copied().max().unwrap_or(0)
     }
 
-    /// Starts to record events, and forgets those before.
+    /// Starts to record events of this file alone, and forgets those before.
     pub fn record(&self) {
-        self.events.replace(Some(Vec::new()));
+        Recorder::start(&[self]);
     }
 
-    /// The events since [`SimFile::record`].
+    /// The events of this file since [`SimFile::record`].
     pub fn events(&self) -> Vec<Event> {
-        self.events.borrow().clone().unwrap_or_default()
+        match &*self.recorder.borrow() {
+            Some((recorder, file)) => recorder.events_of(*file),
+            None => Vec::new(),
+        }
+    }
+
+    /// Tells `recorder` of events from now on, as its file number `file`.
+    pub(crate) fn record_to(&self, recorder: Rc<Recorder>, file: usize) {
+        self.recorder.replace(Some((recorder, file)));
     }
 
     fn started(&self, op: Op, range: &Range<u64>, data: Option<&Buffer>, fua: bool) -> u64 {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
-        if let Some(events) = &mut *self.events.borrow_mut() {
-            events.push(Event::Started { id, op, range: range.clone(), data: data.cloned(), fua });
-        }
+        self.tell(|| Event::Started { id, op, range: range.clone(), data: data.cloned(), fua });
         id
     }
 
     fn ended(&self, id: u64, ok: bool) {
-        if let Some(events) = &mut *self.events.borrow_mut() {
-            events.push(Event::Ended { id, ok });
+        self.tell(|| Event::Ended { id, ok });
+    }
+
+    fn tell(&self, event: impl FnOnce() -> Event) {
+        if let Some((recorder, file)) = &*self.recorder.borrow() {
+            recorder.push(*file, event());
         }
     }
 

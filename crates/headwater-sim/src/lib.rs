@@ -4,6 +4,7 @@
 //!   interleaves at every await. [`SimClock`] is its clock: time passes when nothing else can happen.
 //! - [`SimFile`] is storage with latency, bandwidth, faults and a stall switch; [`SimOverlay`] is a small image format with a backing
 //!   on top of it, which checks the contract that [`headwater_block::Node`] makes with its caller; [`SimFilter`] adds nothing.
+//! - [`Recorder`] keeps what several files go through, in one order; [`Cuts`] says what a power cut at any of its moments may leave.
 //! - [`Model`] says which bytes a guest may see.
 //! - [`for_seeds`] runs a test for many seeds; a failing one is printed and replays with `HEADWATER_SEED`.
 //!
@@ -17,9 +18,11 @@
 //! - Storage may stall: nothing completes until it is released. A source that stalls may stall for ever.
 //! - A discard frees any of the pieces that it covers, or none; freed bytes read as zeroes.
 //! - A read future may be dropped at any await. A future that changes something is polled to its end, unless the power fails.
+//! - The power may fail at any moment, for all files at once. Of what was written since the last completed flush any sectors of 512 bytes may
+//!   have reached the disk, in any order: [`power_cut`] has the rules, and puts the files together as a cut may leave them.
 //!
-//! What it never does: bytes don't change by themselves, a write never changes bytes outside its range, and a source doesn't change
-//! while it is read. Power cuts are not simulated yet; [`SimFile`] keeps the record of writes and flushes ([`Event`]) that they need.
+//! What it never does: bytes don't change by themselves, a write never changes bytes outside its range, a source doesn't change
+//! while it is read, and what a completed flush (or a write with FUA) covers isn't lost.
 
 mod contract;
 mod device;
@@ -30,16 +33,20 @@ mod filter;
 mod model;
 mod overlay;
 mod pages;
+pub mod power_cut;
+mod recorder;
 mod rng;
 mod seeds;
 
 pub use device::{Device, Pace};
 pub use executor::{Sim, SimClock, Task};
 pub use faults::{Fault, Faults, Op};
-pub use file::{Event, SimFile};
+pub use file::SimFile;
 pub use filter::SimFilter;
 pub use model::{Fill, Model, Mutation, Reading};
 pub use overlay::{Defect, SimOverlay};
 pub use pages::Pages;
+pub use power_cut::Cuts;
+pub use recorder::{Event, History, Recorder};
 pub use rng::Rng;
 pub use seeds::for_seeds;
