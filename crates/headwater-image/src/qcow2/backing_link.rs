@@ -5,8 +5,8 @@
 //! the format. The new name itself, if it doesn't fit there, is written beforehand to where nothing refers to.
 
 use super::extensions::{self, Extension};
-use super::header::{AUTOCLEAR_RAW_DATA, Header, MAX_BACKING_NAME, Place};
-use super::image::Image;
+use super::header::{Header, MAX_BACKING_NAME, Place};
+use super::image::{Image, kept_autoclear};
 use headwater_block::node::BackingLink;
 use headwater_block::{Buffer, Error, ErrorKind, Node, Result, WriteFlags};
 use std::ops::Range;
@@ -79,14 +79,19 @@ impl Image {
     /// Before the first change of an image: clears the autoclear bits of features that are not kept up to date here, such as
     /// persistent bitmaps, so that nobody believes them later.
     pub(super) async fn prepare_header(self: &Rc<Self>) -> Result<()> {
-        let kept = if self.data_file.is_some() { AUTOCLEAR_RAW_DATA } else { 0 };
-        if self.header.borrow().header.autoclear & !kept == 0 {
+        if self.prepared.get() {
             return Ok(());
         }
+        let kept = kept_autoclear(self.data_file.is_some());
         let image = self.clone();
+        // Requests that come while the bits are being cleared wait as well: that they are clear in memory says nothing about the disk.
         let clear = self.enqueue(async move {
-            image.write_header(|header| header.autoclear &= kept).await?;
-            image.barrier().await
+            if !image.prepared.get() {
+                image.write_header(|header| header.autoclear &= kept).await?;
+                image.barrier().await?;
+            }
+            image.prepared.set(true);
+            Ok(())
         });
         clear.await
     }

@@ -5,7 +5,7 @@ use super::cache::{Kind, OffsetHasher, OffsetMap, Slice, SliceCache};
 use super::compressed::Inflated;
 use super::entry::{EntryResult, Geometry, HostOffset, L1Entry, L2Entry, RefcountTableEntry};
 use super::events::Events;
-use super::header::Header;
+use super::header::{AUTOCLEAR_RAW_DATA, Header};
 use super::meta_writer::Writer;
 use super::node::{Children, Qcow2Options};
 use super::shared::WeakShared;
@@ -38,6 +38,8 @@ pub(super) struct Image {
     pub(super) failed: RefCell<Option<Error>>,
     /// The header as it is on the disk.
     pub(super) header: RefCell<DiskHeader>,
+    /// It is known that, durably, the header promises nothing that the first change would break ([`Image::prepare_header`]).
+    pub(super) prepared: Cell<bool>,
     pub(super) l1: RefCell<Table>,
     pub(super) refcount_table: RefCell<Table>,
     pub(super) cache: Rc<SliceCache>,
@@ -117,6 +119,7 @@ impl Image {
             Table::read(&*file, header.refcount_table_offset, refcount_entries, sector).await?;
         let end = file_size.div_ceil(cluster_size);
         let (metadata, overlaps) = metadata_clusters(&header, &geometry, &l1, &refcount_table, end);
+        let prepared = Cell::new(header.autoclear & !kept_autoclear(children.data_file.is_some()) == 0);
         Ok(Rc::new(Self {
             name,
             cache: SliceCache::new(file.clone(), events.clone(), slice_len, options.cache_size),
@@ -128,6 +131,7 @@ impl Image {
             read_only: options.read_only,
             failed: RefCell::new(None),
             header: RefCell::new(DiskHeader { header, cluster, sector }),
+            prepared,
             l1: RefCell::new(l1),
             refcount_table: RefCell::new(refcount_table),
             space: RefCell::new(Space::new(end)),
@@ -304,6 +308,11 @@ impl Image {
     pub(super) fn has_backing(&self) -> bool {
         self.backing.borrow().is_some()
     }
+}
+
+/// The autoclear features that are kept up to date here.
+pub(super) fn kept_autoclear(has_data_file: bool) -> u64 {
+    if has_data_file { AUTOCLEAR_RAW_DATA } else { 0 }
 }
 
 fn check_writable(header: &Header, name: &str, alignment: u64) -> Result<()> {

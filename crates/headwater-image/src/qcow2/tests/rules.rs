@@ -191,6 +191,48 @@ fn bitmaps_are_no_longer_believed_after_a_write() {
     });
 }
 
+/// Of several requests that come first, none may go ahead of the others.
+#[test]
+fn nothing_changes_before_autoclear_features_are_durably_gone() {
+    for_seeds(10, |seed| {
+        let sim = Sim::new(seed);
+        let image = MemoryNode::new("image.qcow2", Vec::new());
+        block_on({
+            let image = image.clone();
+            async move {
+                create(&*image, &CreateOptions::new(1 << 20)).await.unwrap();
+                image.write(95, Buffer::copy_of(&[1]), WriteFlags::default()).await.unwrap();
+            }
+        });
+        let mut pages = Pages::new(0, 512);
+        pages.write(0, &image.contents());
+        let file = SimFile::new(&sim, "image.qcow2", pages);
+        let here = sim.clone();
+        sim.run(async move {
+            let node =
+                Qcow2Node::open(file.clone(), Children::default(), Qcow2Options::default()).await.unwrap();
+            file.stall(&[Op::Flush]);
+            let writes: Vec<_> = (0..3)
+                .map(|n| {
+                    let (node, sim) = (node.clone(), here.clone());
+                    here.spawn(format!("write {n}"), async move {
+                        sim.sleep(std::time::Duration::from_micros(300 * n)).await;
+                        node.write(n << 17, Buffer::zeroed(512), WriteFlags::default()).await.unwrap();
+                    })
+                })
+                .collect();
+            file.holds(1).await;
+            here.sleep(std::time::Duration::from_millis(5)).await;
+            assert_eq!(file.started(Op::Write), 1, "the header alone");
+            file.release();
+            for write in writes {
+                write.await;
+            }
+            assert_eq!(node.header().autoclear, 0);
+        });
+    });
+}
+
 #[test]
 fn dirty_and_corrupt_images_are_only_read() {
     for bit in [INCOMPAT_DIRTY, INCOMPAT_CORRUPT] {
