@@ -1,6 +1,5 @@
 //! The image as a whole: random operations on random geometries against a flat model, and what other programs say of the result.
 
-mod cuts;
 mod faults;
 mod model;
 mod races;
