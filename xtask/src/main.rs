@@ -1,6 +1,7 @@
-//! Checks of the source tree itself: `cargo xtask tidy`, which is also a test of this crate.
+//! Checks of the source tree itself: `cargo xtask tidy`, which is also a test of this crate, and of its tests: `cargo xtask mutants`.
 
 mod metadata;
+mod mutants;
 mod tidy;
 mod tree;
 
@@ -9,7 +10,8 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask <check>
   tidy           module heads, crate edges, absences, race marks, file lengths, left-overs
-  tidy --ratchet the same, and lower the recorded lengths of files that shrank";
+  tidy --ratchet the same, and lower the recorded lengths of files that shrank
+  mutants [NAME] deliberate mistakes, all or those whose names contain NAME: some test must notice each";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -17,6 +19,8 @@ fn main() -> ExitCode {
     let outcome = match args.as_slice() {
         ["tidy"] => tidy::run(false),
         ["tidy", "--ratchet"] => tidy::run(true),
+        ["mutants"] => mutants::run(None),
+        ["mutants", name] => mutants::run(Some(name)),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
