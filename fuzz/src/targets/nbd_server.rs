@@ -55,6 +55,7 @@ async fn serve(how: u8, said: Vec<u8>) {
         description: "what is served".to_owned(),
         edge: Edge::new(disk),
         writable: how & 2 == 0,
+        writethrough: how & 16 != 0,
         allocation_depth: how & 8 != 0,
     };
     server.add(export).expect("there is none of this name");
