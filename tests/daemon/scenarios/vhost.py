@@ -62,6 +62,32 @@ def life(case):
 
 
 @scenario
+def resized(case):
+    """A disk that grows: the machine is told to look again."""
+    qmp = disk(case)
+    add(case, qmp.run, writable=True)
+    ours, theirs = socket.socketpair()
+    with socket.socket(socket.AF_UNIX) as client, ours, theirs:
+        ours.settimeout(20)
+        client.settimeout(20)
+        client.connect(case.path("vhost.sock"))
+        features, protocol = ask(client, 1), ask(client, 15)
+        # The configuration, and a channel on which changes of it are told.
+        client.sendall(struct.pack("<IIIQ", 16, 1, 8, protocol & (1 << 9 | 1 << 5)))
+        client.sendall(struct.pack("<III", 3, 1, 0))
+        client.sendall(struct.pack("<IIIQ", 2, 1, 8, features & (1 << 30 | 1 << 32)))
+        socket.send_fds(client, [struct.pack("<III", 21, 1, 0)], [theirs.fileno()])
+        ask(client, 1)
+        qmp.run("block_resize", node_name="disk", size=8 << 20)
+        change = ours.recv(12, socket.MSG_WAITALL)
+        check(struct.unpack("<III", change) == (2, 1, 0), f"no change is told: {change}")
+        client.sendall(struct.pack("<IIIIII8x", 24, 1, 20, 0, 8, 0))
+        reply = client.recv(32, socket.MSG_WAITALL)
+        check(struct.unpack("<Q", reply[24:])[0] == 16384, f"the size is {reply[24:]}")
+    qmp.run("quit")
+
+
+@scenario
 def refused(case):
     """What can't be."""
     qmp = disk(case)

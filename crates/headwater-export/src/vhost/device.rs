@@ -423,8 +423,8 @@ impl VhostUserBackendReqHandler for Device {
 
     fn get_inflight_fd(&self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
         let (queues, size) = (wanted.num_queues, wanted.queue_size);
-        if queues > self.handler.options.queues || u32::from(size) > MAX_DESCRIPTORS {
-            return Err(Error::InvalidOperation("more or longer queues than there may be"));
+        if queues > self.handler.options.queues {
+            return Err(Error::InvalidOperation("there are not so many queues"));
         }
         Inflight::create(queues, size, self.state.borrow().wce)
     }

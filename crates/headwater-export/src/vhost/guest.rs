@@ -10,8 +10,12 @@ use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
 };
 
-/// Most regions that a guest's memory may have: as many as QEMU's machines have slots.
-pub(crate) const MAX_REGIONS: usize = 509;
+/// Most regions that a guest's memory may have. Each holds a descriptor, of which other exports need some as well.
+pub(crate) const MAX_REGIONS: usize = 128;
+
+/// Most memory that a guest may have, in bytes: 16 TiB. A file without contents can be said to be as large as all of our address space, and
+/// then there would be none left for others.
+const MAX_MEMORY: u64 = 16 << 40;
 
 /// What a queue and its requests hold while they use the memory.
 pub(crate) type Memory = Arc<GuestMemoryMmap>;
@@ -64,6 +68,10 @@ impl Table {
             return Err(Error::InvalidOperation("there are too many memory regions"));
         }
         let (guest, size) = (region.guest_phys_addr, region.memory_size);
+        let before: u64 = self.places.iter().map(|place| place.size).sum();
+        if size > MAX_MEMORY - before {
+            return Err(Error::InvalidOperation("there is too much memory"));
+        }
         let mapping = map(file, region.mmap_offset, size)?;
         let mapped = GuestRegionMmap::new(mapping, GuestAddress(guest)).ok_or(Error::InvalidParam)?;
         // Regions that overlap or touch the end of the address space are refused here.

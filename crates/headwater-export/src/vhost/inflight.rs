@@ -23,7 +23,8 @@ use vhost::vhost_user::message::VhostUserInflight;
 use vhost::vhost_user::{Error, Result};
 use vm_memory::{AtomicAccess, Bytes, MmapRegion, VolatileMemory};
 
-use super::chain::Broken;
+use super::chain::{Broken, MAX_DESCRIPTORS};
+use super::config::MAX_QUEUES;
 use super::guest::map;
 
 /// The layout that we know.
@@ -49,6 +50,13 @@ const ENTRY_COUNTER: usize = 8;
 const OWN_MARK: u64 = u64::from_le_bytes(*b"hwblkwce");
 const OWN_WCE: usize = 8;
 
+fn check_extent(queues: u16, queue_size: u16) -> Result<()> {
+    if queues > MAX_QUEUES || u32::from(queue_size) > MAX_DESCRIPTORS {
+        return Err(Error::InvalidOperation("records of more or longer queues than there may be"));
+    }
+    Ok(())
+}
+
 /// The records of all queues.
 pub(crate) struct Inflight {
     memory: Rc<MmapRegion>,
@@ -66,8 +74,9 @@ impl Inflight {
     /// Makes empty records, for the front end to keep.
     ///
     /// # Errors
-    /// If there is no memory for them.
+    /// If they are more or longer than there may be, or there is no memory for them.
     pub(crate) fn create(queues: u16, queue_size: u16, wce: bool) -> Result<(VhostUserInflight, File)> {
+        check_extent(queues, queue_size)?;
         let own = stride(queue_size) * usize::from(queues);
         let size = (own + UNIT) as u64;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -86,11 +95,12 @@ impl Inflight {
     /// # Errors
     /// If they can't be mapped or are too small for the queues that they are said to be of.
     pub(crate) fn adopt(told: &VhostUserInflight, file: File) -> Result<Self> {
+        check_extent(told.num_queues, told.queue_size)?;
         let needed = stride(told.queue_size) * usize::from(told.num_queues);
         if told.mmap_size < needed as u64 {
             return Err(Error::InvalidOperation("the record of requests in flight is too small"));
         }
-        let memory = Rc::new(map(file, told.mmap_offset, told.mmap_size)?);
+        let memory = Rc::new(map(file, told.mmap_offset, told.mmap_size.min((needed + UNIT) as u64))?);
         let mark = memory.as_volatile_slice().load(needed, Ordering::Acquire).map(u64::from_le);
         let own = (told.mmap_size >= (needed + UNIT) as u64 && mark.is_ok_and(|mark| mark == OWN_MARK))
             .then_some(needed);
@@ -139,13 +149,15 @@ impl Record {
     /// If the record contradicts itself.
     pub(crate) fn recover(&mut self, used: u16) -> std::result::Result<Option<Vec<u16>>, Broken> {
         let version: u16 = self.load(HEADER_VERSION);
-        if version == 0 {
+        let count: u16 = self.load(HEADER_COUNT);
+        // A driver that starts anew may choose another size, as a machine's firmware and its system do.
+        let other_size = version == VERSION && count != self.size && self.taken().is_empty();
+        if version == 0 || other_size {
             self.store(HEADER_COUNT, self.size);
             self.store(HEADER_USED, used);
             self.store(HEADER_VERSION, VERSION);
             return Ok(None);
         }
-        let count: u16 = self.load(HEADER_COUNT);
         if version != VERSION || count != self.size {
             let message =
                 format!("the record of requests in flight is version {version} for {count} entries");
@@ -167,13 +179,19 @@ impl Record {
             head = self.load(self.entry(head) + ENTRY_NEXT);
         }
         self.store(HEADER_USED, used);
+        let taken = self.taken();
+        self.counter = taken.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
+        Ok(Some(taken.into_iter().map(|(_, head)| head).collect()))
+    }
+
+    /// What was taken and not answered, with the numbers by which it was counted, in their order.
+    fn taken(&self) -> Vec<(u64, u16)> {
         let mut taken: Vec<(u64, u16)> = (0..self.size)
             .filter(|head| self.load::<u8>(self.entry(*head) + ENTRY_TAKEN) == 1)
             .map(|head| (self.load(self.entry(head) + ENTRY_COUNTER), head))
             .collect();
         taken.sort_unstable();
-        self.counter = taken.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
-        Ok(Some(taken.into_iter().map(|(_, head)| head).collect()))
+        taken
     }
 
     /// A request is taken.

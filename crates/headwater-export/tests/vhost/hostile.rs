@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use headwater_sim::for_seeds;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -240,6 +241,7 @@ fn memory_that_cannot_be_is_refused() {
         &[[0, u64::MAX, USER, 0]],
         &[[0, REGION, USER, u64::MAX - 4095]],
         &[[0, 1 << 62, USER, 0]],
+        &[[0, 17 << 40, USER, 0]],
     ] {
         let client = open();
         let fds = vec![fd; regions.len()];
@@ -385,9 +387,8 @@ fn a_client_that_reads_no_replies_holds_nobody_up() {
 
 #[test]
 fn noise_does_no_harm() {
-    let seeds = std::env::var("HEADWATER_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(40_u64);
     let server = Server::start(writable());
-    for seed in 0..seeds {
+    for_seeds(40, |seed| {
         let mut random = StdRng::seed_from_u64(seed);
         let guest = Guest::new();
         let (client, mut ring) = Client::ready(&server.path(), &guest, USUAL);
@@ -415,6 +416,6 @@ fn noise_does_no_harm() {
             let fds = vec![guest.file.as_fd(); random.random_range(0..2)];
             let _ = client.send_raw(&bytes, &fds);
         }
-    }
+    });
     check_other(&server);
 }

@@ -309,7 +309,7 @@ impl Exports {
         let writethrough = args.flag("writethrough").unwrap_or(false);
         let options = BlkOptions { writable, writethrough, queues, logical_block };
         let listen = listen(address)?;
-        let root = self.attach(node, Rights::of_export(writable)).await?;
+        let root = self.attach(node, Rights::of_machine(writable)).await?;
         let export = BlkExport { id: id.to_owned(), edge: root.edge.clone(), options };
         let server =
             VhostUserBlk::start(listen, export).map_err(|err| bind_refusal(&err, address.text("path")))?;

@@ -85,8 +85,12 @@ fn a_record_that_contradicts_itself_is_refused() {
     assert!(kept.record().recover(SIZE + 1).is_err(), "more answers than there is room for");
     record.store(HEADER_LAST_HEAD, SIZE);
     assert!(kept.record().recover(1).is_err(), "a descriptor that isn't there");
+    record.store(HEADER_LAST_HEAD, 0u16);
     record.store(HEADER_COUNT, SIZE - 1);
-    assert!(kept.record().recover(0).is_err());
+    record.take(3);
+    assert!(kept.record().recover(0).is_err(), "of another size, and not empty");
+    record.answered(3, 5);
+    assert_eq!(kept.record().recover(7).unwrap(), None, "of another size: begun anew");
     record.store(HEADER_COUNT, SIZE);
     record.store(HEADER_VERSION, VERSION + 1);
     assert!(kept.record().recover(0).is_err());

@@ -63,10 +63,15 @@ pub(in crate::daemon) struct Rights {
 }
 
 impl Rights {
-    /// Of an export, which bears everything but another size.
+    /// Of an NBD export, which bears everything but another size: its clients keep the one that they were told.
     pub(in crate::daemon) fn of_export(writable: bool) -> Self {
+        Self { bears: Doing::ALL.without(Doing::RESIZE), ..Self::of_machine(writable) }
+    }
+
+    /// Of an export to a machine, which hears of another size.
+    pub(in crate::daemon) fn of_machine(writable: bool) -> Self {
         let does = if writable { Doing::READ.and(Doing::WRITE) } else { Doing::READ };
-        Self { does, bears: Doing::ALL.without(Doing::RESIZE) }
+        Self { does, bears: Doing::ALL }
     }
 }
 
