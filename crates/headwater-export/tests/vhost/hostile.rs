@@ -272,7 +272,7 @@ fn memory_that_cannot_be_is_refused() {
     };
     for body in [
         told(64, 0, 1, 64),
-        told(2 * REGION, 4096, 1, 64),
+        told(4096, 2 * REGION, 1, 64),
         told(4096, 12, 1, 64),
         told(4096, 0, u16::MAX, u16::MAX),
         told(4096, 0, 0, 0),
