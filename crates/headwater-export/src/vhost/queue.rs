@@ -147,9 +147,14 @@ impl QueueTask {
         let (mut stopping, mut broken) = (false, false);
         loop {
             let mut full = true;
-            if !stopping && !broken {
-                match self.fill(&mut running, &mut taken) {
-                    Ok(is_full) => full = is_full,
+            if !broken {
+                // What was taken in an earlier life is finished also on the way to rest.
+                let filled = match self.fill_again(&mut running, &mut taken) {
+                    Ok(false) if !stopping => self.fill(&mut running, &mut taken),
+                    filled => filled,
+                };
+                match filled {
+                    Ok(is_full) => full = is_full || stopping,
                     Err(why) => broken = self.tell(&why),
                 }
             }
@@ -192,8 +197,8 @@ impl QueueTask {
         true
     }
 
-    /// Starts the requests that there are; true if there may be more than there is room for.
-    fn fill(&mut self, running: &mut Running, taken: &mut [bool]) -> Result<bool, Broken> {
+    /// Starts the requests of an earlier life; true if there are more than there is room for.
+    fn fill_again(&mut self, running: &mut Running, taken: &mut [bool]) -> Result<bool, Broken> {
         let memory = self.memory.borrow().clone();
         while let Some(&head) = self.again.front() {
             if !self.has_room(running) {
@@ -202,6 +207,12 @@ impl QueueTask {
             self.again.pop_front();
             running.push(self.start(head, &memory, taken)?);
         }
+        Ok(false)
+    }
+
+    /// Starts the requests that are offered; true if there may be more than there is room for.
+    fn fill(&mut self, running: &mut Running, taken: &mut [bool]) -> Result<bool, Broken> {
+        let memory = self.memory.borrow().clone();
         loop {
             self.queue.disable_notification(&*memory).map_err(lost)?;
             loop {
