@@ -2,7 +2,7 @@
 //!
 //! Input: a byte that chooses what it is for, a byte that says in which pieces it arrives, then what the other side sends.
 //!
-//! Asserted: how bytes are cut changes nothing; a state never asks for more than its limits, nor takes more than there is; what is sent is bounded;
+//! Asserted: how bytes are cut changes nothing (but behind STARTTLS); a state never asks for more than its limits, nor takes more than there is; what is sent is bounded;
 //! nothing but the wish for TLS is said in clear by a client that wants it, and nothing but its refusal by such a server; a request and a chunk survive encoding;
 //! what a read's chunks cover is exactly what they said.
 
@@ -72,7 +72,8 @@ fn both_ways(bytes: &[u8], cut: u8, talk: impl Fn(Arrivals<'_>) -> Talk) {
     let at_once = talk(Arrivals { rest: bytes, piece: usize::MAX, input: Vec::new() });
     let piece = usize::from(cut % 32) + 1;
     let in_pieces = talk(Arrivals { rest: bytes, piece, input: Vec::new() });
-    assert_eq!(at_once, in_pieces);
+    // What follows STARTTLS in clear is noticed if it has come, and otherwise belongs to the session.
+    assert!(at_once == in_pieces || at_once.end.contains("in clear"), "{at_once:?} != {in_pieces:?}");
 }
 
 fn ended(sent: Vec<u8>, error: &ProtocolError) -> Talk {

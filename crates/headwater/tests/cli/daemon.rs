@@ -66,7 +66,7 @@ fn a_killed_daemon_leaves_a_disk_that_the_next_one_streams_to_its_end() {
     let chardev = format!("socket,id=qmp,path={},server=on,wait=off", daemon.scratch.path("qmp"));
     let mut next =
         Running::start(&["daemon", "--blockdev", &blockdev, "--chardev", &chardev, "--monitor", "qmp"]);
-    next.wait_for_socket(&daemon.scratch.path("qmp"));
+    drop(Monitor::of(&mut next, &daemon.scratch.path("qmp")));
     let socket = daemon.scratch.path("qmp");
     headwater(&["jobs", &socket, "stream", "disk"]).code(0);
     headwater(&["jobs", &socket, "watch"]).code(0);

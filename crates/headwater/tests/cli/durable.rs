@@ -45,8 +45,7 @@ impl Place {
     /// Starts the daemon with these nodes.
     fn start_with(&self, blockdevs: &[&str]) -> (Running, Monitor) {
         let mut running = Running::start(&self.command_line(blockdevs));
-        running.wait_for_socket(&self.scratch.path("qmp"));
-        let monitor = Monitor::connect(&self.scratch.path("qmp"));
+        let monitor = Monitor::of(&mut running, &self.scratch.path("qmp"));
         (running, monitor)
     }
 

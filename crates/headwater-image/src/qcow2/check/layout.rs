@@ -124,7 +124,7 @@ impl Geometry {
     /// cluster.
     pub(super) fn clusters(&self, offset: u64, len: u64) -> Option<std::ops::RangeInclusive<u64>> {
         let end = offset.checked_add(len)?;
-        let limit = self.file_size.checked_next_multiple_of(self.cluster_size())?;
+        let limit = self.file_size.checked_add(self.cluster_size() - 1)?;
         if len == 0 || offset >= self.file_size || end > limit {
             return None;
         }

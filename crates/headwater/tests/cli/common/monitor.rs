@@ -1,5 +1,6 @@
 //! QMP as a program speaks it to the daemon.
 
+use super::Running;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -16,6 +17,17 @@ impl Monitor {
     #[track_caller]
     pub(crate) fn connect(path: &str) -> Self {
         Self::try_connect(path).unwrap_or_else(|err| panic!("{path}: {err}"))
+    }
+
+    /// Connects to a daemon that is starting. Of one that was killed a moment ago, the broker may still be listening: it greets nobody.
+    #[track_caller]
+    pub(crate) fn of(running: &mut Running, path: &str) -> Self {
+        let mut monitor = None;
+        running.wait_until(&format!("monitor at {path}"), |_| {
+            monitor = Self::try_connect(path).ok();
+            monitor.is_some()
+        });
+        monitor.expect("it was there")
     }
 
     /// As [`Monitor::connect`], to a daemon that may be gone at any moment.
