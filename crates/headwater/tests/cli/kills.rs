@@ -155,8 +155,7 @@ fn one_life(disk: &mut Disk, job: &mut Job, moment: Moment, rng: &mut StdRng) {
 
 /// Waits until the daemon takes commands.
 fn ready(disk: &Disk, daemon: &mut Running) -> Monitor {
-    daemon.wait_for_socket(&disk.monitor());
-    Monitor::connect(&disk.monitor())
+    Monitor::of(daemon, &disk.monitor())
 }
 
 /// Lets the stream come to its end, and looks at what has become of the disk.
