@@ -112,20 +112,26 @@ def boot_files():
 
 
 class Machine:
-    """A running machine. `disk` are QEMU's options for its disk, `work` is what the guest is to do: words for its command line."""
+    """A running machine. `disk` are QEMU's options for its disk, `work` is what the guest is to do: words for its command line.
+
+    `command` starts it instead of a QEMU of our own, and gives it its disk, its memory and its processors.
+    """
 
     MEMORY = "256M"
 
-    def __init__(self, disk, log, **work):
+    def __init__(self, disk, log, command=None, **work):
         kernel, memory_disk = boot_files()
         words = " ".join(f"{key}={value}" for key, value in work.items())
+        hardware = [
+            *["-machine", "q35,memory-backend=memory", "-accel", "tcg", "-m", self.MEMORY, "-smp", "2"],
+            *["-object", f"memory-backend-memfd,id=memory,size={self.MEMORY},share=on"],
+        ]
         self._log = open(log, "wb")
         self._said, self._changed = [], threading.Condition()
         self.child = subprocess.Popen(
             [
-                *[qemu(), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"],
-                *["-machine", "q35,memory-backend=memory", "-accel", "tcg", "-m", self.MEMORY, "-smp", "2"],
-                *["-object", f"memory-backend-memfd,id=memory,size={self.MEMORY},share=on"],
+                *(command or [qemu(), *hardware]),
+                *["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"],
                 *["-kernel", kernel, "-initrd", memory_disk],
                 *["-append", f"console=ttyS0 quiet panic=-1 rdinit=/init {words}"],
                 *disk,

@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+pub mod boot;
 pub mod check;
 pub mod completions;
 pub mod create;
@@ -49,7 +50,9 @@ HEADWATER_LOG=debug shows what happens inside (error, warn, info, debug, trace, 
 pub enum Verb {
     /// Make SOURCE a local disk that is in use from the first second, while its data stream in.
     Stream(stream::StreamArgs),
-    /// Serve an image to NBD clients as it is, without streaming.
+    /// Start a virtual machine on SOURCE at once, while its data stream into a disk of its own.
+    Boot(boot::BootArgs),
+    /// Serve an image as it is, without streaming.
     Serve(serve::ServeArgs),
     /// Make an image.
     Create(create::CreateArgs),
@@ -190,6 +193,7 @@ fn end(outcome: Outcome, program: &str) -> ExitCode {
 fn run(verb: Verb) -> Outcome {
     match verb {
         Verb::Stream(args) => stream::run(args),
+        Verb::Boot(args) => boot::run(args),
         Verb::Serve(args) => serve::run(args),
         Verb::Create(args) => create::run(args),
         Verb::Info(args) => info::run(args),

@@ -48,6 +48,15 @@ impl Display {
             (false, true) => Style::Bar,
             (false, false) => Style::Quiet,
         };
+        Self::new(style)
+    }
+
+    /// No progress, only what is said: somebody else has the terminal.
+    pub fn quiet() -> Self {
+        Self::new(Style::Quiet)
+    }
+
+    fn new(style: Style) -> Self {
         let (sender, receiver) = mpsc::channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let shown = waiting.clone();

@@ -3,6 +3,7 @@
 //! - [`cli`]: one module for each verb; arguments in, exit code out.
 //! - [`stream`]: a stream from start to end; [`session`] is the disk that it works on, [`overlay`] how that disk is made or found again,
 //!   [`exports`] where it is served, [`address`] how such a place is written.
+//! - [`boot`]: a stream with a virtual machine on it.
 //! - [`opener`]: from names to nodes: joins the storage that can be reached with the image formats.
 //! - [`daemon`]: the storage daemon, with QEMU's command line and QMP.
 //! - [`durable`]: what is written down so that a job outlives the process.
@@ -11,6 +12,7 @@
 //! - [`runtime`], [`size`], [`source`], [`output`], [`picture`], [`shell`], [`failure`]: what they share.
 
 pub mod address;
+pub mod boot;
 pub mod cli;
 pub mod control;
 pub mod daemon;

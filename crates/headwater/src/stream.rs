@@ -35,11 +35,10 @@ async fn stream(args: &StreamArgs, display: &Display, interrupts: &mut Interrupt
             return Err(Failure::silent(code::INTERRUPTED));
         }
     };
-    let control =
-        match args.control.as_ref().map(|path| ControlSocket::bind(path, handler(&session))).transpose() {
-            Ok(control) => control,
-            Err(failure) => return session.close().await.and(Err(failure)),
-        };
+    let control = match control(args, &session) {
+        Ok(control) => control,
+        Err(failure) => return session.close().await.and(Err(failure)),
+    };
     let nothing_to_do = session.job().is_none();
     let ending = session.stream(display, interrupts).await;
     let disk = args.disk.display();
@@ -70,6 +69,11 @@ async fn stream(args: &StreamArgs, display: &Display, interrupts: &mut Interrupt
         Ending::Cancelled => closed.and(Err(Failure::silent(code::CANCELLED))),
         Ending::Failed(err) => Err(err.into()),
     }
+}
+
+/// The control socket, if one is wanted.
+pub(crate) fn control(args: &StreamArgs, session: &Session) -> Outcome<Option<ControlSocket>> {
+    args.control.as_ref().map(|path| ControlSocket::bind(path, handler(session))).transpose()
 }
 
 /// Whoever reads the JSON learns of failures before the stream began as well.
@@ -117,7 +121,7 @@ fn not_closed(args: &StreamArgs) -> Failure {
 }
 
 /// What the disk is now.
-fn done(args: &StreamArgs) -> String {
+pub(crate) fn done(args: &StreamArgs) -> String {
     let disk = args.disk.display();
     match &args.base {
         None => format!("everything has been copied; {disk} stands alone"),

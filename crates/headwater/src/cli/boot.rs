@@ -1,0 +1,83 @@
+//! `headwater boot SOURCE [DISK] [-- QEMU ARGUMENTS]`.
+
+use super::stream::{OnErrorArg, StreamArgs};
+use super::{FormatArg, OpenArgs};
+use crate::failure::Outcome;
+use crate::size::parse_size;
+use clap::Args;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Arguments of `boot`.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = AFTER)]
+pub struct BootArgs {
+    /// Where the data are: a raw or qcow2 image in a file or behind nbd://, nbd+unix://, nbds:// (TLS), http:// or https://.
+    #[arg(value_parser = crate::source::parse)]
+    pub source: String,
+    /// The qcow2 image that becomes the machine's own disk; made if it isn't there. Without it: SOURCE's name with `.local.qcow2` at its end, in the working
+    /// directory.
+    pub disk: Option<PathBuf>,
+    /// The machine's memory.
+    #[arg(short, long, value_name = "SIZE", default_value = "2G", value_parser = parse_size)]
+    pub memory: u64,
+    /// How many processors it has.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub cpus: u16,
+    /// QEMU's program; without it, qemu-system for this processor is looked for.
+    #[arg(long, value_name = "PROGRAM")]
+    pub qemu: Option<PathBuf>,
+    /// Copy at most RATE bytes a second (200M); 0 is without limit.
+    #[arg(long, value_name = "RATE", default_value = "0", value_parser = parse_size)]
+    pub rate: u64,
+    /// Take commands at this Unix socket; see `headwater ctl`.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// SOURCE's format; without it, SOURCE's first bytes tell.
+    #[arg(long, value_enum)]
+    pub source_format: Option<FormatArg>,
+    /// For how many seconds a request to a remote source that is out of reach is tried again.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub retry: u32,
+    /// How files are opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+    /// More arguments for QEMU; what they say of the console or the display counts.
+    #[arg(last = true, value_name = "QEMU ARGUMENTS")]
+    pub machine: Vec<OsString>,
+}
+
+const AFTER: &str = "\
+The machine starts at once, on data that are fetched as it asks for them; all others stream in behind it. When it ends, so does this: the disk keeps what
+has been copied, and the same command goes on. Without arguments for QEMU the machine's console is this terminal (Ctrl-A X ends it).";
+
+impl BootArgs {
+    /// The stream that goes with it.
+    pub(crate) fn stream(&self, disk: PathBuf) -> StreamArgs {
+        StreamArgs {
+            source: self.source.clone(),
+            disk,
+            serve: Vec::new(),
+            rate: self.rate,
+            base: None,
+            detect_zeroes: None,
+            on_error: OnErrorArg::Report,
+            exit_when_done: false,
+            json: false,
+            control: self.control.clone(),
+            state_dir: None,
+            source_format: self.source_format,
+            retry: self.retry,
+            cluster_size: 64 << 10,
+            open: self.open.clone(),
+        }
+    }
+}
+
+/// Boots.
+///
+/// # Errors
+/// If the disk can't be had, or the machine fails.
+pub fn run(args: BootArgs) -> Outcome {
+    crate::boot::run(args)
+}
