@@ -24,9 +24,19 @@ def add(case, verb, **options):
 def ask(client, code):
     """A question that is answered with a number."""
     client.sendall(struct.pack("<III", code, 1, 0))
-    reply = client.recv(20, socket.MSG_WAITALL)
+    reply = exactly(client, 20)
     check(len(reply) == 20, "no answer")
     return struct.unpack("<IIIQ", reply)[3]
+
+
+def exactly(connection, length):
+    """So many bytes, in however many pieces they come."""
+    data = b""
+    while len(data) < length:
+        piece = connection.recv(length - len(data))
+        check(piece, f"the connection ended after {len(data)} of {length} bytes")
+        data += piece
+    return data
 
 
 @scenario
@@ -79,10 +89,10 @@ def resized(case):
         socket.send_fds(client, [struct.pack("<III", 21, 1, 0)], [theirs.fileno()])
         ask(client, 1)
         qmp.run("block_resize", node_name="disk", size=8 << 20)
-        change = ours.recv(12, socket.MSG_WAITALL)
+        change = exactly(ours, 12)
         check(struct.unpack("<III", change) == (2, 1, 0), f"no change is told: {change}")
         client.sendall(struct.pack("<IIIIII8x", 24, 1, 20, 0, 8, 0))
-        reply = client.recv(32, socket.MSG_WAITALL)
+        reply = exactly(client, 32)
         check(struct.unpack("<Q", reply[24:])[0] == 16384, f"the size is {reply[24:]}")
     qmp.run("quit")
 

@@ -78,7 +78,8 @@ impl Scratch {
 fn read() -> Result<BTreeMap<String, String>> {
     let files = tree::read()?.into_iter().filter(|file| {
         let top = ["Cargo.toml", "clippy.toml"].contains(&file.path.as_str());
-        top || file.path.starts_with("crates/") || file.path.starts_with("xtask/")
+        // All members of the workspace, whether they are built or not.
+        top || ["crates/", "fuzz/", "xtask/"].iter().any(|folder| file.path.starts_with(folder))
     });
     let mut files: BTreeMap<String, String> = files.map(|file| (file.path, file.text)).collect();
     let lock = fs::read_to_string(tree::root().join("Cargo.lock")).context("cannot read Cargo.lock")?;
