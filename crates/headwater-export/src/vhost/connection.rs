@@ -16,6 +16,7 @@ use rustix::io::{IoSliceMut, ioctl_fionread};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::task::coop::consume_budget;
 use vhost::vhost_user::message::{BackendReq, FrontendReq, MAX_MSG_SIZE};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
@@ -71,6 +72,8 @@ impl Connection {
     /// Does what the front end says, until it leaves or `stop` orders the end. Must be driven to its end, and [`Connection::close`] must follow.
     pub(crate) async fn serve(&mut self, stop: &StopListener) -> End {
         loop {
+            // Reading by hand isn't counted. A front end that never pauses must not keep the thread from everybody else.
+            consume_budget().await;
             let next = tokio::select! {
                 biased;
                 () = poll_fn(|cx| stop.poll(cx)) => return End::Stopped,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use headwater_sim::for_seeds;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::client::*;
 use crate::server::*;
@@ -214,6 +215,21 @@ fn a_kick_that_is_a_closed_socket_stops_the_queue() {
     drop((ours, theirs));
     assert!(rings(&ring.error, Duration::from_secs(20)));
     assert_eq!(client.capacity(), SIZE as u64 / 512);
+}
+
+#[test]
+fn a_kick_that_never_ends_keeps_nobody_else_from_working() {
+    let server = Server::start(writable());
+    let guest = Guest::new();
+    let (client, mut ring) = Client::ready(&server.path(), &guest, USUAL);
+    // Each time that it is read, there is one less.
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE;
+    let endless = eventfd(u32::MAX, flags).unwrap();
+    assert!(client.tell(code::SET_VRING_KICK, &longs(&[0]), &[endless.as_fd()]));
+    check_other(&server);
+    assert_eq!(ring.request(&guest, IN, 0, &[], 512).0, 0, "the queue itself works as well");
+    drop(client);
+    check_other(&server);
 }
 
 #[test]
