@@ -43,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     targets::qcow2_io::TARGET,
     targets::qmp::TARGET,
     targets::tls::TARGET,
+    targets::vhost_user::TARGET,
 ];
 
 /// The target called `name`.

@@ -1,5 +1,7 @@
-//! The targets, one in each module. `guest` and `image` are what those on images share, `runtime` what those on sockets share.
+//! The targets, one in each module. `guest` and `image` are what those on images share, `runtime` what those on sockets share, `front_end`
+//! speaks for `vhost_user`.
 
+mod front_end;
 mod guest;
 pub mod http;
 mod image;
@@ -14,3 +16,4 @@ pub mod qcow2_io;
 pub mod qmp;
 mod runtime;
 pub mod tls;
+pub mod vhost_user;

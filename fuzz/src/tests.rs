@@ -69,4 +69,5 @@ smoke! {
     qcow2_io
     qmp
     tls
+    vhost_user
 }
