@@ -64,8 +64,6 @@ impl Kick {
     /// If there can be none any more.
     async fn wait(&self) -> io::Result<()> {
         loop {
-            // Reading by hand isn't counted. A kick that is always there must not keep the thread from everybody else.
-            consume_budget().await;
             self.0.readable().await?;
             match self.0.try_read(&mut [0; 8]) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -149,6 +147,9 @@ impl QueueTask {
         let mut taken = vec![false; self.queue.size().into()];
         let (mut stopping, mut broken) = (false, false);
         loop {
+            // What never waits is counted by nobody: a kick that is always there, or requests that need no disk from a guest that doesn't
+            // pause, must not keep the thread from everybody else.
+            consume_budget().await;
             let mut full = true;
             if !broken {
                 // What was taken in an earlier life is finished also on the way to rest.
