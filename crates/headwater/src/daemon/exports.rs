@@ -337,9 +337,13 @@ impl Exports {
         let found = self.exports.borrow().iter().find(|export| export.id == id).cloned();
         let export = found.ok_or_else(|| generic(format!("Export '{id}' is not found")))?;
         let mut gone = self.withdraw(&export, hard).await?;
-        if matches!(&export.way, Way::VhostUserBlk(server) if server.clients() == 0) {
-            // Nobody is there who could hold it up; its address is free when this is answered.
-            gone.await;
+        // Nobody is left who could hold it up for long; its address is free when this is answered.
+        let at_once = match &export.way {
+            Way::VhostUserBlk(server) => server.clients() == 0,
+            Way::Fuse(_) => true,
+            Way::Nbd(_) => false,
+        };
+        if at_once && tokio::time::timeout(GONE_WITHIN, &mut gone).await.is_ok() {
             self.forget(&export);
         } else if futures_util::poll!(&mut gone).is_ready() {
             self.forget(&export);
