@@ -343,9 +343,12 @@ impl Exports {
             Way::Fuse(_) => true,
             Way::Nbd(_) => false,
         };
-        if at_once && tokio::time::timeout(GONE_WITHIN, &mut gone).await.is_ok() {
-            self.forget(&export);
-        } else if futures_util::poll!(&mut gone).is_ready() {
+        let is_gone = if at_once {
+            tokio::time::timeout(GONE_WITHIN, &mut gone).await.is_ok()
+        } else {
+            futures_util::poll!(&mut gone).is_ready()
+        };
+        if is_gone {
             self.forget(&export);
         } else {
             let exports = self.clone();
