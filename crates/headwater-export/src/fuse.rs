@@ -9,8 +9,8 @@
 //!
 //! # Rules
 //! - A request that was started is driven to its end, whatever becomes of the mount: a change that is dropped half-way would poison the disk.
-//! - The kernel keeps no page of the file ([`fuser::FopenFlags::FOPEN_DIRECT_IO`]), so that all clients of a disk see the same bytes, whichever
-//!   export they use.
+//! - Reads and writes pass the kernel's cache by ([`fuser::FopenFlags::FOPEN_DIRECT_IO`]), so that all clients of a disk see the same bytes, whichever
+//!   export they use. Only who maps the file into memory has pages of it.
 //! - The disk has its size. Only where the operator allowed it (`growable`) does writing past the end, or truncating, change that.
 
 mod export;
@@ -19,4 +19,4 @@ mod handler;
 mod mount;
 
 pub use export::{FuseExport, FuseOptions};
-pub use mount::{MountOptions, Mounted, Unmount, mount, unmount};
+pub use mount::{MountOptions, Mounted, mount, unmount};

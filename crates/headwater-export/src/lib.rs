@@ -4,11 +4,19 @@
 //! - [`fuse`]: the disk as a regular file.
 //! - [`vhost`]: the vhost-user-blk server, for virtual machines.
 //!
+//! What they share: [`Listen`] is where clients can connect, [`Removal`] how an export goes.
+//!
 //! An export belongs to the thread of its disks: nothing here is `Send`, and everything runs on a tokio `current_thread`
 //! runtime inside a `LocalSet`.
 
 #![forbid(unsafe_code)]
 
 pub mod fuse;
+mod listener;
 pub mod nbd;
+mod removal;
+mod stop;
 pub mod vhost;
+
+pub use listener::Listen;
+pub use removal::{Removal, Removed};

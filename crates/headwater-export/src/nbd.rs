@@ -2,7 +2,7 @@
 //!
 //! A connection's way through the modules:
 //!
-//! - `listener` binds the address and accepts; `server` starts a session per connection and ends them in order.
+//! - `server` accepts at its address, starts a session per connection and ends them in order.
 //! - `exports` holds what is served, which may change at any time.
 //! - `handshake` drives the negotiation of `headwater-nbd` over the `socket`, which starts TLS where the server has credentials.
 //! - `session` owns the connection afterwards. It alone reads, starts requests, collects their replies and writes, so that
@@ -20,16 +20,13 @@
 mod exports;
 mod handler;
 mod handshake;
-pub(crate) mod listener;
 mod receive;
 mod replies;
 mod server;
 mod session;
 mod socket;
 mod stats;
-pub(crate) mod stop;
 
-pub use exports::{Export, Removal, Removed};
-pub use listener::Listen;
+pub use exports::Export;
 pub use server::{NbdServer, ServerOptions};
 pub use stats::ServerStats;

@@ -4,17 +4,14 @@ use crate::address::{Address, FuseAddress, VhostAddress};
 use crate::failure::{Failure, Outcome};
 use futures_util::future::join_all;
 use headwater_block::{Disk, Edge};
-use headwater_export::fuse::{self, FuseExport, FuseOptions, MountOptions, Unmount};
-use headwater_export::nbd::{Export, Listen, NbdServer, ServerOptions};
+use headwater_export::fuse::{self, FuseExport, FuseOptions, MountOptions};
+use headwater_export::nbd::{Export, NbdServer, ServerOptions};
 use headwater_export::vhost::{BlkExport, BlkOptions, VhostUserBlk};
+use headwater_export::{Listen, Removal};
 use headwater_nbd::{NbdUri, UriTls};
 use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
-
-/// How long those who have a file open may keep us from ending, after they were cut off.
-const GONE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Servers that run until they are told to stop.
 #[derive(Default)]
@@ -162,13 +159,12 @@ impl Exports {
         let machines = join_all(self.machines.into_iter().map(VhostUserBlk::stop));
         futures_util::future::join(servers, machines).await;
         for File { export, made } in self.files {
-            if let Err(err) = export.remove(Unmount::Now).await {
-                tracing::warn!("{err}");
-                continue;
-            }
-            // A process that ends takes with it what is left.
-            if tokio::time::timeout(GONE_WITHIN, export.gone()).await.is_err() {
-                tracing::warn!("{}: somebody keeps the file open", export.path().display());
+            match export.remove(Removal::Hard).await {
+                Ok(removed) => removed.await,
+                Err(err) => {
+                    tracing::warn!("{err}");
+                    continue;
+                }
             }
             made.iter().for_each(remove);
         }

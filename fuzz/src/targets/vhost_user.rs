@@ -14,7 +14,7 @@ use crate::Target;
 use arbitrary::{Result, Unstructured};
 use headwater_block::memory::MemoryNode;
 use headwater_block::{Disk, DiskOptions, Edge, Node, TokioClock};
-use headwater_export::nbd::Listen;
+use headwater_export::Listen;
 use headwater_export::vhost::{BlkExport, BlkOptions, LogicalBlock, VhostUserBlk};
 use rustix::event::{EventfdFlags, eventfd};
 use std::cell::Cell;

@@ -2,12 +2,15 @@
 
 use super::frontend::{Frontend, Request};
 use super::handler::{Access, Handler};
-use super::mount::{Mounted, Unmount};
+use super::mount::Mounted;
+use crate::removal::{Removal, Removed};
+use crate::stop::{Stop, StopListener};
 use fuser::{Config, Session, SessionACL};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use headwater_block::range_lock::RangeLock;
 use headwater_block::{Edge, Error, LocalFuture, Result};
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tokio::sync::{mpsc, watch};
@@ -32,10 +35,12 @@ pub struct FuseOptions {
     pub allow_other: bool,
 }
 
-/// A disk that is there as a file. Dropped without [`FuseExport::remove`], the file stays until it is unmounted from outside, and works.
+/// A disk that is there as a file. Dropped without [`FuseExport::remove`], the file stays until it is unmounted from outside, and whoever
+/// uses it gets errors.
 pub struct FuseExport {
     path: PathBuf,
-    unmount: Box<dyn Fn(Unmount) -> LocalFuture<'static, Result<()>>>,
+    unmount: Box<dyn Fn(Removal) -> LocalFuture<'static, Result<()>>>,
+    stop: Stop,
     gone: watch::Receiver<bool>,
 }
 
@@ -78,12 +83,14 @@ impl FuseExport {
             resizing: RangeLock::new(),
         };
         let (ended, gone) = watch::channel(false);
+        let stop = Stop::new();
+        let stopped = stop.listener();
         tokio::task::spawn_local(async move {
-            serve(&handler, requests).await;
+            serve(&handler, requests, &stopped).await;
             // Nobody may be waiting.
             let _ = ended.send(true);
         });
-        Ok(Self { path, unmount, gone })
+        Ok(Self { path, unmount, stop, gone })
     }
 
     /// Where the file is.
@@ -91,12 +98,17 @@ impl FuseExport {
         &self.path
     }
 
-    /// Takes the file away; the export has ended with [`FuseExport::gone`].
+    /// Takes the file away. Removed hard, those who have it open get errors from now on; where the right to mount is lacking the mount itself
+    /// goes when they close it.
     ///
     /// # Errors
-    /// `InUse` with [`Unmount::IfIdle`] if somebody has it open: then it stays. And those of the system.
-    pub async fn remove(&self, how: Unmount) -> Result<()> {
-        (self.unmount)(how).await
+    /// `InUse` if it is to go safely and somebody has it open: then it stays. And those of the system.
+    pub async fn remove(&self, how: Removal) -> Result<Removed> {
+        (self.unmount)(how).await?;
+        if how == Removal::Hard {
+            self.stop.order();
+        }
+        Ok(Removed::when(self.gone()))
     }
 
     /// Completes when the file is unmounted, by us or by somebody else, and the last request is done. The future is independent of the
@@ -110,11 +122,12 @@ impl FuseExport {
     }
 }
 
-/// Carries requests out until no more can come, and all are done.
-async fn serve(handler: &Handler, mut requests: mpsc::Receiver<Request>) {
+/// Carries requests out until no more can come or are wanted, and all that were begun are done.
+async fn serve(handler: &Handler, mut requests: mpsc::Receiver<Request>, stop: &StopListener) {
     let mut running = FuturesUnordered::new();
     loop {
         tokio::select! {
+            () = poll_fn(|cx| stop.poll(cx)) => break,
             request = requests.recv(), if running.len() < MAX_REQUESTS => match request {
                 Some(request) => running.push(handler.handle(request)),
                 None => break,
@@ -122,5 +135,7 @@ async fn serve(handler: &Handler, mut requests: mpsc::Receiver<Request>) {
             Some(()) = running.next(), if !running.is_empty() => {}
         }
     }
+    // Whoever still asks gets an error.
+    drop(requests);
     while running.next().await.is_some() {}
 }

@@ -164,8 +164,11 @@ impl Handler {
         }
         let length = if keeps_size {
             length.min(disk.size().saturating_sub(offset))
+        } else if self.reach(disk, offset, length).await? == length {
+            length
         } else {
-            self.reach(disk, offset, length).await?
+            // Unlike a write it can't be done in part.
+            return Err(Refused(Errno::ENOSPC));
         };
         let flags = ZeroFlags { unmap, fua: self.writethrough, ..ZeroFlags::default() };
         let end = offset + length;

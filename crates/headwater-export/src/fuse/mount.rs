@@ -3,6 +3,7 @@
 //! With the privilege to mount (CAP_SYS_ADMIN) this is a system call; others go through `fusermount3`, which hands the descriptor back over a
 //! socket.
 
+use crate::removal::Removal;
 use headwater_block::{Error, ErrorKind, LocalFuture, Result};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
@@ -31,16 +32,6 @@ pub struct MountOptions {
     pub allow_other: bool,
 }
 
-/// When an export goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmount {
-    /// Only if nobody has the file open.
-    IfIdle,
-    /// In any case. Where the kernel lets us, those who have it open get errors at once; else they keep the daemon's end open until
-    /// they close it.
-    Now,
-}
-
 /// A file system that is in place and waits for its server.
 pub struct Mounted {
     /// Where.
@@ -49,8 +40,8 @@ pub struct Mounted {
     pub device: OwnedFd,
     /// When the file below was changed last: the time that the disk shows.
     pub since: SystemTime,
-    /// Takes it away again; the error is `InUse` if somebody has the file open and may keep it.
-    pub unmount: Box<dyn Fn(Unmount) -> LocalFuture<'static, Result<()>>>,
+    /// Takes it away again; see [`unmount`].
+    pub unmount: Box<dyn Fn(Removal) -> LocalFuture<'static, Result<()>>>,
 }
 
 /// Mounts over the regular file at `path`, on a thread that may block. Where a server that crashed has left its dead mount it is taken
@@ -80,7 +71,7 @@ fn mount_now(path: &Path, options: MountOptions) -> Result<(OwnedFd, SystemTime)
     let mut found = std::fs::metadata(path);
     // What a server that was killed leaves behind.
     if found.as_ref().is_err_and(|err| err.raw_os_error() == Some(Errno::NOTCONN.raw_os_error())) {
-        unmount(path, Unmount::Now)?;
+        unmount(path, Removal::Hard)?;
         found = std::fs::metadata(path);
     }
     let found = found.map_err(|err| {
@@ -168,13 +159,13 @@ fn mount_through_helper(path: &Path, options: MountOptions) -> Result<OwnedFd> {
 /// Takes the file system at `path` away. Blocks until the kernel has done so.
 ///
 /// # Errors
-/// `InUse` with [`Unmount::IfIdle`] if somebody has the file open; and those of the system.
-pub fn unmount(path: &Path, how: Unmount) -> Result<()> {
+/// `InUse` with [`Removal::Safe`] if somebody has the file open; and those of the system.
+pub fn unmount(path: &Path, how: Removal) -> Result<()> {
     let lazily = || rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
     let result = match how {
-        Unmount::IfIdle => rustix::mount::unmount(path, UnmountFlags::NOFOLLOW),
+        Removal::Safe => rustix::mount::unmount(path, UnmountFlags::NOFOLLOW),
         // Those who have it open get errors; then it goes, at the latest when they close it.
-        Unmount::Now => match rustix::mount::unmount(path, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW) {
+        Removal::Hard => match rustix::mount::unmount(path, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW) {
             Err(Errno::BUSY) => lazily(),
             result => result,
         },
@@ -191,9 +182,9 @@ pub fn unmount(path: &Path, how: Unmount) -> Result<()> {
     }
 }
 
-fn unmount_through_helper(path: &Path, how: Unmount) -> Result<()> {
+fn unmount_through_helper(path: &Path, how: Removal) -> Result<()> {
     let mut command = Command::new(FUSERMOUNT);
-    command.arg("-u").args((how == Unmount::Now).then_some("-z")).arg("--").arg(path).stdin(Stdio::null());
+    command.arg("-u").args((how == Removal::Hard).then_some("-z")).arg("--").arg(path).stdin(Stdio::null());
     let run = command
         .output()
         .map_err(|err| Error::from_io(err, format!("run {FUSERMOUNT} for {}", path.display())))?;

@@ -5,17 +5,15 @@
 //! last seat is.
 
 use std::cell::RefCell;
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
 
 use headwater_block::{Edge, Error, ErrorKind, Result};
 use headwater_nbd::negotiate::{ALLOCATION_DEPTH, BASE_ALLOCATION, MAX_STRING};
 use headwater_nbd::{BlockSizes, ExportInfo, TransmissionFlags};
 use tokio::sync::watch;
 
-use super::stop::{Stop, StopListener};
+use crate::removal::{Removal, Removed};
+use crate::stop::{Stop, StopListener};
 
 /// Longest read or write, in bytes: what the protocol document asks every server to take.
 const MAX_PAYLOAD: u32 = 32 << 20;
@@ -38,27 +36,6 @@ pub struct Export {
     pub writethrough: bool,
     /// Whether clients may ask how deep in the chain data lie (`qemu:allocation-depth`).
     pub allocation_depth: bool,
-}
-
-/// What becomes of the clients of an export that is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removal {
-    /// There must be none.
-    Safe,
-    /// They are sent away, once the requests that were received from them are done.
-    Hard,
-}
-
-/// An export that was removed: completes when its last client is gone, and with it the last request. It goes all the same if nobody
-/// waits.
-pub struct Removed(pub(crate) Pin<Box<dyn Future<Output = ()>>>);
-
-impl Future for Removed {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
-    }
 }
 
 struct Entry {
@@ -106,10 +83,10 @@ impl Exports {
         self.entries.borrow_mut().retain(|other| !Rc::ptr_eq(other, &entry));
         entry.stop.order();
         let mut clients = entry.clients.subscribe();
-        Ok(Removed(Box::pin(async move {
+        Ok(Removed::when(async move {
             // Senders that are all gone took the clients with them.
             let _ = clients.wait_for(|clients| *clients == 0).await;
-        })))
+        }))
     }
 
     /// Removes them all hard.

@@ -10,16 +10,17 @@ use headwater_nbd::{ClientChoice, NbdAddress, Terms};
 use headwater_tls::{Endpoint, TlsCredentials};
 use tokio::task::{JoinError, JoinHandle};
 
-use super::exports::{Export, Exports, Removal, Removed};
+use super::exports::{Export, Exports};
 use super::handler::Handler;
 use super::handshake::{self, Failure, Negotiated};
-use super::listener::{Listen, Listener};
 use super::receive::Receiver;
 use super::replies::{Replies, Reply};
 use super::session::{End, Session};
 use super::socket::Socket;
 use super::stats::{Counted, ServerStats};
-use super::stop::{Stop, StopListener};
+use crate::listener::{Listen, Listener};
+use crate::removal::{Removal, Removed};
+use crate::stop::{Stop, StopListener};
 
 /// How long to wait when the system has no descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -54,7 +55,8 @@ impl Default for ServerOptions {
 /// ```no_run
 /// # async fn example(disk: std::rc::Rc<headwater_block::disk::Disk>) -> headwater_block::Result<()> {
 /// use headwater_block::Edge;
-/// use headwater_export::nbd::{Export, NbdServer, Removal, ServerOptions};
+/// use headwater_export::Removal;
+/// use headwater_export::nbd::{Export, NbdServer, ServerOptions};
 /// use headwater_nbd::NbdUri;
 ///
 /// let uri: NbdUri = "nbd+unix:///disk?socket=/run/disk.sock".parse().expect("an NBD address");
@@ -178,7 +180,7 @@ async fn accept(listener: Listener, shared: Rc<Shared>, stop: StopListener) {
             biased;
             () = poll_fn(|cx| stop.poll(cx)) => break,
             Some(ended) = sessions.next(), if !sessions.is_empty() => report_panic(ended),
-            accepted = poll_fn(|cx| listener.poll_accept(cx)), if sessions.len() < most => match accepted {
+            accepted = poll_fn(|cx| Socket::poll_accept(&listener, cx)), if sessions.len() < most => match accepted {
                 Ok(socket) => {
                     let client = serve(socket, shared.clone(), stop.another());
                     sessions.push(tokio::task::spawn_local(client));

@@ -13,7 +13,7 @@ use tokio::time::Sleep;
 use super::receive::{Incoming, Next, Receiver, memory_held};
 use super::replies::{Replies, Reply};
 use super::socket::Socket;
-use super::stop::StopListener;
+use crate::stop::StopListener;
 
 /// Most memory that one client's requests and replies hold, in bytes. The longest request just fits.
 pub(crate) const MAX_BYTES_IN_FLIGHT: usize = 32 << 20;

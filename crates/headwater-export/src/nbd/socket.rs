@@ -10,6 +10,8 @@ use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::listener::Listener;
+
 /// What we ask the kernel to buffer in each direction, in bytes. At 128 KiB requests, larger buffers mean fewer wake-ups.
 const BUFFER: usize = 2 << 20;
 
@@ -32,6 +34,23 @@ pub(crate) enum Plain {
 }
 
 impl Socket {
+    /// Ready with the next connection to `listener`.
+    pub(crate) fn poll_accept(listener: &Listener, cx: &mut Context<'_>) -> Poll<io::Result<Self>> {
+        match listener {
+            Listener::Tcp(listeners) => {
+                for listener in listeners {
+                    if let Poll::Ready(accepted) = listener.poll_accept(cx) {
+                        return Poll::Ready(accepted.map(|(stream, _)| Self::tcp(stream)));
+                    }
+                }
+                Poll::Pending
+            }
+            Listener::Unix { listener, .. } => {
+                listener.poll_accept(cx).map_ok(|(stream, _)| Self::unix(stream))
+            }
+        }
+    }
+
     /// Takes over a TCP connection.
     pub(crate) fn tcp(stream: TcpStream) -> Self {
         // Replies are written in batches already; waiting for more would only delay them. Both options fail only if the

@@ -21,7 +21,7 @@ use vhost::vhost_user::message::{BackendReq, FrontendReq, MAX_MSG_SIZE};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::device::Device;
-use crate::nbd::stop::StopListener;
+use crate::stop::StopListener;
 
 /// The size in bytes of what stands in front of each message.
 const HEADER: usize = 12;

@@ -15,9 +15,9 @@ use super::config::{BlkOptions, MAX_QUEUES};
 use super::connection::{Connection, End, Notices};
 use super::device::Device;
 use super::handler::Handler;
-use crate::nbd::listener::Listener;
-use crate::nbd::stop::{Stop, StopListener};
-use crate::nbd::{Listen, Removal, Removed};
+use crate::listener::Listener;
+use crate::stop::{Stop, StopListener};
+use crate::{Listen, Removal, Removed};
 
 /// How long to wait when the system has no descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -112,10 +112,10 @@ impl VhostUserBlk {
         }
         self.stop.order();
         let mut over = self.shared.over.subscribe();
-        Ok(Removed(Box::pin(async move {
+        Ok(Removed::when(async move {
             // A sender that is gone took the client with it.
             let _ = over.wait_for(|over| *over).await;
-        })))
+        }))
     }
 
     /// Takes no more clients, sends away the one that is there once the requests that were taken from it are done, and gives up the address.

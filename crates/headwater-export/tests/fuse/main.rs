@@ -4,7 +4,8 @@
 
 use headwater_block::memory::MemoryNode;
 use headwater_block::{Disk, DiskOptions, Edge, ErrorKind, TokioClock};
-use headwater_export::fuse::{FuseExport, FuseOptions, MountOptions, Unmount, mount, unmount};
+use headwater_export::Removal;
+use headwater_export::fuse::{FuseExport, FuseOptions, MountOptions, mount, unmount};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
@@ -42,8 +43,7 @@ impl Mount {
     }
 
     async fn end(self) {
-        self.export.remove(Unmount::IfIdle).await.unwrap();
-        self.export.gone().await;
+        self.export.remove(Removal::Safe).await.unwrap().await;
         assert_eq!(std::fs::read(&self.path).unwrap(), b"what lies below");
     }
 }
@@ -51,7 +51,7 @@ impl Mount {
 /// A test that fails must not leave a mount behind, nor wait for an answer of its own.
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = unmount(&self.path, Unmount::Now);
+        let _ = unmount(&self.path, Removal::Hard);
     }
 }
 
@@ -177,7 +177,14 @@ fn a_disk_keeps_its_size() {
                 let emptied = OpenOptions::new().write(true).truncate(true).open(path).unwrap_err();
                 assert_eq!(emptied.kind(), IoKind::PermissionDenied);
                 assert_eq!(fallocate(&file, FallocateFlags::empty(), 0, 4096), Err(Errno::OPNOTSUPP));
-                assert_eq!(fallocate(&file, FallocateFlags::ZERO_RANGE, 8192, 4096), Err(Errno::NOSPC));
+                for start in [4608, 8192] {
+                    assert_eq!(fallocate(&file, FallocateFlags::ZERO_RANGE, start, 4096), Err(Errno::NOSPC));
+                }
+                assert_eq!(
+                    std::fs::read(path).unwrap()[4608..7680],
+                    pattern(8192)[4608..7680],
+                    "nothing was done"
+                );
                 assert_eq!(file.read_at(&mut [0; 10], 8192).unwrap(), 0);
                 assert_eq!(file.read_at(&mut [0; 4096], 8000).unwrap(), 192);
             })
@@ -263,14 +270,13 @@ fn a_file_in_use_stays_until_it_must_go() {
         let mount = Mount::new(pattern(8192), true, false).await;
         // Closing it here, on the disk's thread, would wait for the disk's thread.
         let file = ManuallyDrop::new(mount.client(open).await);
-        assert_eq!(mount.export.remove(Unmount::IfIdle).await.unwrap_err().kind(), ErrorKind::InUse);
+        assert_eq!(mount.export.remove(Removal::Safe).await.err().unwrap().kind(), ErrorKind::InUse);
         let file = tokio::task::spawn_blocking(move || {
             file.read_exact_at(&mut [0; 512], 0).unwrap();
             file
         });
         let file = file.await.unwrap();
-        mount.export.remove(Unmount::Now).await.unwrap();
-        mount.export.gone().await;
+        mount.export.remove(Removal::Hard).await.unwrap().await;
         let cut_off = tokio::task::spawn_blocking(move || {
             ManuallyDrop::into_inner(file).read_exact_at(&mut [0; 512], 0)
         });
@@ -288,7 +294,7 @@ fn an_export_that_is_unmounted_from_outside_is_gone() {
             .await;
         mount.export.gone().await;
         // Once more is not an error.
-        mount.export.remove(Unmount::IfIdle).await.unwrap();
+        mount.export.remove(Removal::Safe).await.unwrap();
     });
 }
 
@@ -307,8 +313,7 @@ fn the_dead_mount_of_a_server_that_was_killed_is_replaced() {
         let over = serve(&mount.path, &mount.disk, true, false).await;
         let below = std::mem::replace(&mut mount.export, over);
         assert_eq!(mount.client(|path| std::fs::read(path).unwrap()).await, pattern(8192));
-        mount.export.remove(Unmount::IfIdle).await.unwrap();
-        mount.export.gone().await;
+        mount.export.remove(Removal::Safe).await.unwrap().await;
         mount.export = below;
         mount.end().await;
     });

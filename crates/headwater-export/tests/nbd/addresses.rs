@@ -9,7 +9,8 @@ use std::path::Path;
 use crate::common::{Client, Server, in_runtime};
 use crate::protocol::read;
 use headwater_block::ErrorKind;
-use headwater_export::nbd::{Listen, NbdServer, ServerOptions};
+use headwater_export::Listen;
+use headwater_export::nbd::{NbdServer, ServerOptions};
 use headwater_nbd::{ClientAsk, IpFamily, NbdAddress};
 
 fn start(listen: Listen) -> Server {

@@ -20,7 +20,8 @@ use headwater_block::{
     Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Limits, LocalFuture, Node, Resolved, Result,
     TokioClock, WriteFlags, ZeroFlags,
 };
-use headwater_export::nbd::{Export, Listen, NbdServer, ServerOptions};
+use headwater_export::Listen;
+use headwater_export::nbd::{Export, NbdServer, ServerOptions};
 use headwater_nbd::{
     ChunkKind, ClientAsk, ClientHandshake, ErrorCode, NbdAddress, ReplyHeader, Request, ServerOffer, Step,
     reply,

@@ -10,7 +10,8 @@ use crate::common::{Client, SIZE, Server, disk, export};
 use crate::protocol::{eventually, read, write};
 use crate::tools::run;
 use headwater_block::{DiskOptions, ErrorKind};
-use headwater_export::nbd::{Export, Removal, ServerOptions};
+use headwater_export::Removal;
+use headwater_export::nbd::{Export, ServerOptions};
 use headwater_nbd::{ClientAsk, Command, CommandFlags, ErrorCode, Request, TransmissionFlags};
 
 impl Server {

@@ -10,7 +10,8 @@ use crate::common::{Client, SIZE, Server, in_runtime};
 use crate::protocol::eventually;
 use crate::tools::{run, sample, text};
 use headwater_block::ErrorKind;
-use headwater_export::nbd::{Listen, NbdServer, Removal, ServerOptions};
+use headwater_export::nbd::{NbdServer, ServerOptions};
+use headwater_export::{Listen, Removal};
 use headwater_nbd::ClientAsk;
 use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
 

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::{SIZE, Server};
-use headwater_export::nbd::{Listen, ServerOptions};
+use headwater_export::Listen;
+use headwater_export::nbd::ServerOptions;
 use headwater_nbd::NbdAddress;
 
 /// Runs a tool that must succeed; returns what it printed.

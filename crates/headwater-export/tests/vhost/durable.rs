@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::thread::JoinHandle;
 
 use headwater_block::{Disk, DiskOptions, Edge, TokioClock};
-use headwater_export::nbd::Listen;
+use headwater_export::Listen;
 use headwater_export::vhost::{BlkExport, VhostUserBlk};
 use headwater_image::qcow2::{Children, Qcow2Node, Qcow2Options};
 use headwater_storage::file::{Engine, FileNode, FileOptions, IoMode};

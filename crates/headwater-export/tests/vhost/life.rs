@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use headwater_block::ErrorKind;
-use headwater_export::nbd::Removal;
+use headwater_export::Removal;
 
 use crate::client::*;
 use crate::server::*;

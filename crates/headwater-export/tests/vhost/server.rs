@@ -15,7 +15,7 @@ use headwater_block::{
     Buffer, BufferMut, Disk, DiskOptions, Edge, Extent, Limits, LocalFuture, Node, Resolved, Result,
     TokioClock, WriteFlags, ZeroFlags,
 };
-use headwater_export::nbd::Listen;
+use headwater_export::Listen;
 use headwater_export::vhost::{BlkExport, BlkOptions, VhostUserBlk};
 
 /// The size of the disk in bytes.

@@ -6,19 +6,17 @@ use super::graph::open::{Options, Read};
 use super::graph::rights::{Doing, Rights};
 use super::graph::{Graph, GraphNode, Root};
 use super::sources::{descriptor, family, port};
-use headwater_block::{Error, ErrorKind, LocalFuture};
-use headwater_export::fuse::{self, FuseExport, FuseOptions, MountOptions, Unmount};
-use headwater_export::nbd::{self, Listen, NbdServer, Removal, ServerOptions};
+use headwater_block::{Error, ErrorKind};
+use headwater_export::fuse::{self, FuseExport, FuseOptions, MountOptions};
+use headwater_export::nbd::{self, NbdServer, ServerOptions};
 use headwater_export::vhost::{BlkExport, BlkOptions, LogicalBlock, MAX_QUEUES, VhostUserBlk};
+use headwater_export::{Listen, Removal, Removed};
 use headwater_tls::Endpoint;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
-
-/// How long those who have a file open may keep the daemon from ending, after they were cut off.
-const GONE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A node that clients reach.
 struct Export {
@@ -47,9 +45,6 @@ impl Export {
         }
     }
 }
-
-/// Completes when an export that was withdrawn has let go of its node.
-type Gone = LocalFuture<'static, ()>;
 
 /// All exports, and the server.
 pub(super) struct Exports {
@@ -130,14 +125,13 @@ impl Exports {
         let mut ending = Vec::new();
         for export in exports {
             match self.withdraw(&export, true).await {
-                Ok(gone) => ending.push((export, gone)),
+                Ok(removed) => ending.push((export, removed)),
                 // It is on its way already, or its file stays: the process takes it along.
                 Err(refusal) => tracing::debug!("export '{}': {refusal:?}", export.id),
             }
         }
-        for (export, gone) in ending {
-            // Who keeps a file open can't keep the daemon from ending.
-            let _ = tokio::time::timeout(GONE_WITHIN, gone).await;
+        for (export, removed) in ending {
+            removed.await;
             self.forget(&export);
         }
     }
@@ -336,55 +330,52 @@ impl Exports {
     pub(super) async fn remove(self: &Rc<Self>, id: &str, hard: bool) -> Result<(), Refusal> {
         let found = self.exports.borrow().iter().find(|export| export.id == id).cloned();
         let export = found.ok_or_else(|| generic(format!("Export '{id}' is not found")))?;
-        let mut gone = self.withdraw(&export, hard).await?;
-        // Nobody is left who could hold it up for long; its address is free when this is answered.
-        let at_once = match &export.way {
+        let mut removed = self.withdraw(&export, hard).await?;
+        // Where nobody is left who could hold it up, its address is free when this is answered.
+        let unused = match &export.way {
             Way::VhostUserBlk(server) => server.clients() == 0,
-            Way::Fuse(_) => true,
+            Way::Fuse(_) => !hard,
             Way::Nbd(_) => false,
         };
-        let is_gone = if at_once {
-            tokio::time::timeout(GONE_WITHIN, &mut gone).await.is_ok()
+        let gone = if unused {
+            (&mut removed).await;
+            true
         } else {
-            futures_util::poll!(&mut gone).is_ready()
+            futures_util::poll!(&mut removed).is_ready()
         };
-        if is_gone {
-            self.forget(&export);
+        let exports = self.clone();
+        let end = async move {
+            exports.forget(&export);
+            drop(export);
+            exports.graph.collect().await;
+        };
+        if gone {
+            end.await;
         } else {
-            let exports = self.clone();
             tokio::task::spawn_local(async move {
-                gone.await;
-                exports.forget(&export);
-                drop(export);
-                exports.graph.collect().await;
+                removed.await;
+                end.await;
             });
-            return Ok(());
         }
-        drop(export);
-        self.graph.collect().await;
         Ok(())
     }
 
     /// Takes an export from its clients: with `hard` also from those who use it.
-    async fn withdraw(&self, export: &Rc<Export>, hard: bool) -> Result<Gone, Refusal> {
+    async fn withdraw(&self, export: &Rc<Export>, hard: bool) -> Result<Removed, Refusal> {
         let id = &export.id;
         if export.shutting_down.replace(true) {
             return Err(generic(format!("Export '{id}' is already shutting down")));
         }
         let how = if hard { Removal::Hard } else { Removal::Safe };
-        let gone: Result<Gone, Error> = match &export.way {
-            Way::VhostUserBlk(server) => server.remove(how).map(|removed| Box::pin(removed) as Gone),
+        let removed = match &export.way {
             Way::Nbd(name) => match &*self.server.borrow() {
-                Some(server) => server.remove(name, how).map(|removed| Box::pin(removed) as Gone),
-                // Its last export is gone as well.
-                None => Ok(Box::pin(std::future::ready(()))),
+                Some(server) => server.remove(name, how),
+                None => return Err(generic("NBD server not running")),
             },
-            Way::Fuse(file) => file
-                .remove(if hard { Unmount::Now } else { Unmount::IfIdle })
-                .await
-                .map(|()| Box::pin(file.gone()) as Gone),
+            Way::Fuse(file) => file.remove(how).await,
+            Way::VhostUserBlk(server) => server.remove(how),
         };
-        gone.map_err(|err| {
+        removed.map_err(|err| {
             export.shutting_down.set(false);
             match err.kind() {
                 ErrorKind::InUse => generic(format!("export '{id}' still in use")),

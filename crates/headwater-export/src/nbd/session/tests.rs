@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::nbd::stop::Stop;
+use crate::stop::Stop;
 
 /// What the session and the test share.
 #[derive(Default)]

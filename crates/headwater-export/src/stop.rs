@@ -1,11 +1,11 @@
-//! The order to finish: given once, heard by every session.
+//! The order to finish: given once, heard by everybody who serves an export's clients.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-/// Gives the order; dropping it gives it too, so that sessions don't outlive a server that is gone.
+/// Gives the order; dropping it gives it too, so that nothing outlives an export that is gone.
 #[derive(Debug, Default)]
 pub(crate) struct Stop(Rc<State>);
 

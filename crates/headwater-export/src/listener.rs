@@ -1,4 +1,4 @@
-//! Where clients can connect: binds an address and accepts connections.
+//! Where clients can connect: a bound address.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -7,14 +7,11 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net as unix;
 use std::path::{Path, PathBuf};
-use std::task::{Context, Poll};
 
 use headwater_block::{Error, ErrorKind, Result};
 use headwater_nbd::{IpFamily, NbdAddress};
 use rustix::net::{AddressFamily, sockopt};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
-
-use super::socket::Socket;
 
 /// How many clients may wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -100,23 +97,6 @@ impl Listener {
             Self::Unix { listener, .. } => {
                 let path = listener.local_addr().ok()?.as_pathname()?.to_owned();
                 Some(NbdAddress::Unix { path })
-            }
-        }
-    }
-
-    /// Ready with the next connection.
-    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Socket>> {
-        match self {
-            Self::Tcp(listeners) => {
-                for listener in listeners {
-                    if let Poll::Ready(accepted) = listener.poll_accept(cx) {
-                        return Poll::Ready(accepted.map(|(stream, _)| Socket::tcp(stream)));
-                    }
-                }
-                Poll::Pending
-            }
-            Self::Unix { listener, .. } => {
-                listener.poll_accept(cx).map_ok(|(stream, _)| Socket::unix(stream))
             }
         }
     }
