@@ -94,6 +94,7 @@ impl Scene {
             ("image", "image of base"),
             ("base", "base"),
             ("free", ""),
+            ("below", ""),
         ] {
             fs::write(directory.join(name), text).unwrap();
         }
@@ -113,6 +114,7 @@ impl Scene {
         grants.hear(Word::File(self.at("said")));
         grants.hear(Word::Image(self.at("image")));
         grants.hear(Word::State(self.at("state")));
+        grants.hear(Word::MountPoint(self.at("below")));
         grants.hear(Word::File(format!("/dev/fd/{INHERITED}").into()));
         grants.keep_from(self.monitor.local_addr().unwrap().port());
         grants
@@ -130,6 +132,7 @@ impl Scene {
         if let Some(ring) = ring {
             self.files_by_a_ring(ring);
         }
+        self.mounts();
         self.a_name_that_changes();
         self.changes();
         self.programs();
@@ -228,6 +231,40 @@ impl Scene {
         // The other way into the kernel that this processor has, with numbers of its own.
         #[cfg(target_arch = "x86_64")]
         raw(0x4000_0000 | libc::SYS_openat, [here, at, 0, 0, 0, 0]);
+    }
+
+    /// Where the operator wants a disk as a file, FUSE may be mounted, and nothing else; and nowhere else.
+    fn mounts(&self) {
+        use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+        let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+        let number = fuse.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        let data = CString::new(format!("fd={number},rootmode=100000,user_id=0,group_id=0")).unwrap();
+        let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        let try_mount = |at: &Path, kind: &str, flags, data: &CString| {
+            mount("x", at, kind, flags, data.as_c_str()).is_ok()
+        };
+        for elsewhere in
+            [self.at("said"), self.at("unrelated"), self.at("below/../said"), "/etc/hosts".into(), "/".into()]
+        {
+            assert!(!try_mount(&elsewhere, "fuse.headwater", quiet, &data), "{}", elsewhere.display());
+            assert!(unmount(&elsewhere, UnmountFlags::DETACH).is_err(), "{}", elsewhere.display());
+        }
+        let at = self.at("below");
+        assert!(!try_mount(&at, "tmpfs", quiet, &data) && !try_mount(&at, "proc", quiet, &data));
+        assert!(
+            !try_mount(&at, "fuse.headwater", MountFlags::empty(), &data),
+            "programs with rights of others"
+        );
+        assert!(
+            !try_mount(&at, "fuse.headwater", quiet | MountFlags::BIND, &data),
+            "something else that is there"
+        );
+        let other = CString::new("fd=0,rootmode=40000,user_id=0,group_id=0").unwrap();
+        assert!(!try_mount(&at, "fuse.headwater", quiet, &other), "a directory");
+        // Who may not mount, or has no FUSE, has no more than that either.
+        if fuse.is_ok() && try_mount(&at, "fuse.headwater", quiet, &data) {
+            unmount(&at, UnmountFlags::DETACH).unwrap();
+        }
     }
 
     fn files_by_a_ring(&self, mut ring: IoUring) {
