@@ -213,10 +213,12 @@ fn log() {
     use tracing_subscriber::Layer;
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
+    // The crate fuser warns of each kind of request that a file system doesn't have, which is how the kernel gets to know.
+    let usual = "warn,fuser=error";
+    let wanted = std::env::var("HEADWATER_LOG").ok().filter(|wanted| !wanted.is_empty());
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
-        .with_env_var("HEADWATER_LOG")
-        .from_env_lossy();
+        .parse_lossy(wanted.as_deref().unwrap_or(usual));
     let messages = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())

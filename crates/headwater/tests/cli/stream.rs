@@ -371,7 +371,8 @@ fn a_disk_that_streams_is_used_as_a_file() {
     running.wait_for_status("the end", |status| status["state"] == "completed");
     tool("qemu-io", &["-f", "raw", "-c", "read -P 5 1M 64k", "-c", "read -P 0 2M 64k", &file]);
     running.signal("TERM");
-    running.wait().code(0);
+    let ended = running.wait().code(0);
+    assert!(!ended.stderr.contains("WARN"), "{}", ended.stderr);
     assert!(std::fs::metadata(&file).is_err(), "the file that was made goes");
     tool("qemu-io", &["-f", "raw", "-c", "write -P 5 1M 64k", "-c", "write -z 2M 64k", &raw]);
     assert_streamed(&disk, &raw, "raw");
