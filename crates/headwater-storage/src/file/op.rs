@@ -3,10 +3,11 @@
 //! **An operation owns what the kernel touches**: the buffer and the open file. The future that waits for it holds nothing but its
 //! slot, so that dropping the future frees nothing that is still being written.
 
+use super::lock;
 use headwater_block::{Buffer, BufferMut};
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::Waker;
 
@@ -24,6 +25,14 @@ pub(super) struct OpenFile {
     pub(super) alignment: Cell<u32>,
     /// Addresses must be multiples of this, in bytes; 1 without O_DIRECT.
     pub(super) memory_alignment: Cell<u32>,
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        // To close the descriptor isn't enough: the open file lives on for a while in a child that was forked and doesn't run its own program yet,
+        // and in the kernel's workers. No request is in flight any more, because each of them holds this.
+        lock::release(self.fd.as_fd());
+    }
 }
 
 /// One call of the kernel.

@@ -67,6 +67,20 @@ fn released_means_released() {
     try_lock(scratch.path(), Use::Write).unwrap();
 }
 
+#[test]
+fn a_file_that_is_dropped_gives_its_locks_back_although_a_child_has_it_open() {
+    let scratch = scratch_file();
+    on_runtime(async {
+        let engine = Engine::new(IoMode::Threads).unwrap();
+        let file = FileNode::open(&engine, scratch.path(), options(false)).unwrap();
+        // What a fork does.
+        let _inherited = file.file.fd.try_clone().unwrap();
+        assert!(try_lock(scratch.path(), Use::Write).is_err());
+        drop(file);
+        try_lock(scratch.path(), Use::Write).unwrap();
+    });
+}
+
 /// An image of a format that reads its metadata once and so wants nobody to write meanwhile, which a raw image wouldn't mind.
 fn qcow2_image() -> Option<(PathBuf, tempfile::TempPath)> {
     let (qemu_img, qemu_io) = (qemu_tool("qemu-img")?, qemu_tool("qemu-io")?);
