@@ -302,6 +302,18 @@ impl Disk {
         copy_up::copy_up(self, range, options).await
     }
 
+    /// Reads what [`Disk::copy_up`] would of the layers below, and keeps nothing: tells whether they can be reached.
+    ///
+    /// # Errors
+    /// Those of the source; `Cancelled` by `options.abort`.
+    pub async fn try_source(
+        self: &Rc<Self>,
+        range: Range<u64>,
+        options: &copy_up::CopyUpOptions,
+    ) -> Result<()> {
+        copy_up::fetch(self, range, options).await.map(drop)
+    }
+
     /// Switches copy-on-read on for as long as the guard lives, for what lies above `base`; what the user chose comes back with its
     /// end.
     pub fn enable_copy_on_read(self: &Rc<Self>, base: Option<Rc<dyn Node>>) -> CopyOnRead {

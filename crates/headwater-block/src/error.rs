@@ -46,6 +46,13 @@ pub enum ErrorKind {
     Closed,
 }
 
+impl ErrorKind {
+    /// True if the same request may succeed later, with nobody doing anything about it here.
+    pub fn may_pass(self) -> bool {
+        matches!(self, ErrorKind::Unavailable | ErrorKind::TimedOut)
+    }
+}
+
 /// An error of the data path. Cheap to clone, because several waiters may share one failure.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);

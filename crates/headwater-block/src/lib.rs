@@ -10,13 +10,14 @@
 //! - [`node`]: the trait that image formats and storage implement; [`extent`]: what they say about ranges; [`identity`]: how the bytes behind one are
 //!   recognised later.
 //! - [`buffer`]: pooled, aligned memory that requests carry. [`error`]: what every failure looks like.
-//! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control.
+//! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control. [`backoff`]: trying again.
 //! - [`filter`]: nodes that pass requests through and add one behaviour. [`debug_event`]: what layers tell the one that injects faults.
 //! - [`null`]: a node without storage. [`memory`]: a node that lives in memory, for tests and demonstrations.
 //!
 //! Everything here belongs to one thread: nodes are `Rc`, futures are not `Send`, and no state needs a mutex.
 
 pub mod abort;
+pub mod backoff;
 pub mod buffer;
 pub mod chain;
 pub mod clock;
@@ -39,6 +40,7 @@ pub mod write_watch;
 pub mod zero;
 
 pub use abort::Abort;
+pub use backoff::{Backoff, Patience};
 pub use buffer::{Buffer, BufferMut};
 pub use clock::{Clock, TokioClock};
 pub use debug_event::DebugEvent;

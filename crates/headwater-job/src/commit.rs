@@ -16,7 +16,7 @@ use crate::path::Path;
 use crate::transfer::{Source, Transfer};
 use crate::window::Bounds;
 use headwater_block::chain::is_same_layer;
-use headwater_block::{Disk, Error, ErrorKind, Node, Result};
+use headwater_block::{Disk, Error, ErrorKind, Node, Patience, Result};
 use std::rc::Rc;
 
 /// How a commit job works.
@@ -26,6 +26,8 @@ pub struct CommitOptions {
     pub speed: u64,
     /// What to do about errors.
     pub on_error: OnError,
+    /// For how long the job waits for a source that can't be reached, paused by itself, before `on_error` counts.
+    pub patience: Patience,
     /// Waits before the commit point until it is told to finalise.
     pub wait_for_finalize: bool,
     /// Stays after its end until it is dismissed.
@@ -62,7 +64,8 @@ async fn work(
     let bounds = prepare(&top, &base).await.map_err(Stopped::Failed)?;
     let above = Some(base.top());
     let transfer = Transfer { source: Source::Still(top), above, target: base.clone() };
-    let mut engine = Engine::new(Rc::new(transfer), control, options.bounds.unwrap_or(bounds));
+    let mut engine = Engine::new(Rc::new(transfer), control, options.bounds.unwrap_or(bounds))
+        .with_patience(options.patience);
     if let Pass { failed: Some(error), .. } = engine.pass().await? {
         return Err(Stopped::Failed(error));
     }

@@ -8,11 +8,13 @@
 //!
 //! # Pausing
 //! One flag, which a user sets and an error that stops the job. To set it twice is refused, and so is to clear it when it isn't set; it
-//! is seen at once, while the state says `paused` when nothing is in flight any more.
+//! is seen at once, while the state says `paused` when nothing is in flight any more. A job that pauses itself ([`crate::waiting`]) has a state like that
+//! without the flag.
 
 use crate::on_error::OnError;
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
+use crate::waiting::{Wait, Waiting};
 use headwater_block::copy_up::{Failed, Operation};
 use headwater_block::{Error, ErrorKind, RateLimiter};
 use std::cell::{Cell, RefCell};
@@ -60,6 +62,10 @@ pub enum Event {
         /// Whether the source failed or the target.
         operation: Operation,
     },
+    /// It has paused itself.
+    Waits(Wait),
+    /// What it waited for is over, or a user's command has ended the wait.
+    GoesOn(Waiting),
 }
 
 /// Whether an error holds the job up.
@@ -103,7 +109,9 @@ pub(crate) struct Control {
     idle: Cell<bool>,
     limiter: Rc<RateLimiter>,
     progress: Cell<Progress>,
-    /// The error that made the job pause.
+    /// What the job has paused itself for.
+    wait: RefCell<Option<Wait>>,
+    /// The error that made the job pause until it is resumed.
     trouble: RefCell<Option<Error>>,
     outcome: RefCell<Option<Outcome>>,
     events: RefCell<VecDeque<Event>>,
@@ -125,6 +133,7 @@ impl Control {
             idle: Cell::new(false),
             limiter: RateLimiter::new(speed),
             progress: Cell::default(),
+            wait: RefCell::default(),
             trouble: RefCell::default(),
             outcome: RefCell::default(),
             events: RefCell::new(VecDeque::from([Event::Status(Status::Created)])),
@@ -175,15 +184,24 @@ impl Control {
     }
 
     pub(crate) fn io_status(&self) -> IoStatus {
-        match self.trouble.borrow().as_ref().map(Error::kind) {
+        match self.trouble().as_ref().map(Error::kind) {
             None => IoStatus::Ok,
             Some(ErrorKind::NoSpace) => IoStatus::NoSpace,
             Some(_) => IoStatus::Failed,
         }
     }
 
+    /// The error that holds it up.
     pub(crate) fn trouble(&self) -> Option<Error> {
-        self.trouble.borrow().clone()
+        self.trouble.borrow().clone().or_else(|| self.wait().map(|wait| wait.error))
+    }
+
+    pub(crate) fn wait(&self) -> Option<Wait> {
+        self.wait.borrow().clone()
+    }
+
+    pub(crate) fn set_wait(&self, wait: Option<Wait>) {
+        self.wait.replace(wait);
     }
 
     pub(crate) fn outcome(&self) -> Option<Outcome> {
@@ -196,7 +214,7 @@ impl Control {
 
     /// Asks for a verb.
     pub(crate) fn ask(&self, verb: Verb) -> Result<(), Illegal> {
-        if verb == Verb::Resume && !self.paused.get() {
+        if verb == Verb::Resume && !self.paused.get() && self.wait.borrow().is_none() {
             return Err(Illegal::NotPaused);
         }
         verb.check(self.status.get())?;
@@ -207,6 +225,7 @@ impl Control {
             Verb::Resume => {
                 self.paused.set(false);
                 self.trouble.replace(None);
+                self.set_wait(None);
             }
             Verb::Complete => self.end(Ending::Pivot)?,
             Verb::Finalize => self.finalized.set(true),
@@ -260,7 +279,7 @@ impl Control {
         self.tell(Event::Status(next));
     }
 
-    fn tell(&self, event: Event) {
+    pub(crate) fn tell(&self, event: Event) {
         let mut events = self.events.borrow_mut();
         if events.len() == MOST_EVENTS {
             events.pop_front();

@@ -35,4 +35,8 @@ pub(crate) trait Copier {
     /// Copies a run, or a part of one. Gives up with `Cancelled` when `abort` is thrown before anything was changed. Is polled to its end.
     /// Never runs twice at once for the same bytes.
     fn copy(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<Copied, Failed>>;
+
+    /// Reads what a copy of a run would, and changes nothing: tells whether the source can be reached. Gives up when `abort` is thrown. Is
+    /// polled to its end.
+    fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>>;
 }

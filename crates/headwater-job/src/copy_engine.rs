@@ -9,11 +9,12 @@
 //! - **Guests first**: while a guest's request is in flight, only half of the window is filled.
 //! - **Held guests**: a job that holds all guests back to copy the rest gives the engine what holds them. Then no speed limit counts; and a pause
 //!   lets them go first.
-//! - **Failures** are kept apart and tried once more when everything else is done, if the policy says to go on.
+//! - **A source that can't be reached** makes the job pause itself until it can ([`crate::outage`]), if it has the patience.
+//! - **Other failures** are kept apart and tried once more when everything else is done, if the policy says to go on.
 //!
 //! The engine's future must be polled to its end, like everything that changes a disk.
 
-use crate::control::{Action, Control, Wish};
+use crate::control::{Control, Wish};
 use crate::copier::Copier;
 use crate::progress::{Progress, RateMeter, eta};
 use crate::scan::{Scanned, Scanner};
@@ -22,7 +23,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Copied, Failed, Operation};
-use headwater_block::{Abort, Error, ErrorKind, LocalFuture};
+use headwater_block::{Abort, Error, ErrorKind, LocalFuture, Patience};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -30,6 +31,11 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
+
+mod failures;
+
+use failures::Failures;
+pub(crate) use failures::{At, Trouble};
 
 /// Copies in flight at most, however small they are.
 const MOST_COPIES: usize = 128;
@@ -73,25 +79,12 @@ enum Happened {
     Leave,
 }
 
-/// Work that failed and is tried again.
-#[derive(Default)]
-struct Failures {
-    copies: Vec<Missing>,
-    looks: Vec<Range<u64>>,
-    first: Option<Error>,
-}
-
-impl Failures {
-    fn bytes(&self) -> u64 {
-        let ranges = self.copies.iter().map(|missing| &missing.range).chain(&self.looks);
-        ranges.map(|range| range.end - range.start).sum()
-    }
-}
-
 /// The engine for one job; see the module.
 pub(crate) struct Engine {
     copier: Rc<dyn Copier>,
     control: Rc<Control>,
+    /// For how long a source that can't be reached is waited for.
+    patience: Patience,
     unit: u64,
     window: Window,
     meter: RateMeter,
@@ -107,11 +100,17 @@ impl Engine {
             unit: copier.unit(),
             copier,
             control: control.clone(),
+            patience: Patience::None,
             window: Window::new(bounds),
             meter: RateMeter::default(),
             progress: Progress::default(),
             held: None,
         }
+    }
+
+    /// The same, but a source that can't be reached is waited for.
+    pub(crate) fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 
     /// How many bytes are in flight at once.
@@ -148,6 +147,7 @@ impl Engine {
             in_flight_data: 0,
             abort: Abort::new(),
             failures: Failures::default(),
+            trouble: None,
             tried_again: false,
             leave: None,
             granted: None,
@@ -176,6 +176,8 @@ struct Run<'a> {
     in_flight_data: u64,
     abort: Rc<Abort>,
     failures: Failures,
+    /// What failed because the source can't be reached.
+    trouble: Option<Trouble>,
     tried_again: bool,
     /// Waits for the rate limiter's leave to copy so many bytes, at the rate that it was asked at.
     leave: Option<(u64, u64, LocalFuture<'static, ()>)>,
@@ -205,6 +207,12 @@ impl Run<'_> {
                     self.engine.meter.restart(self.engine.copier.clock().now());
                     continue;
                 }
+            }
+            if self.trouble.is_some() {
+                if let Some(error) = self.wait_out().await {
+                    return Err(Stopped::Failed(error));
+                }
+                continue;
             }
             if self.found.len() < MOST_FOUND {
                 self.look_ahead();
@@ -376,9 +384,7 @@ impl Run<'_> {
             self.put(missing);
         }
         let (error, rest) = scanned.error?;
-        self.failed(Operation::Read.failed(error), |run, ignored| {
-            if ignored { run.failures.looks.push(rest) } else { run.scanner.again(rest) }
-        })
+        self.failed(Operation::Read.failed(error), At::Look(rest))
     }
 
     /// Takes note of a copy that is over. An error that ends the job is returned.
@@ -407,43 +413,8 @@ impl Run<'_> {
                 self.put(what);
                 None
             }
-            Err(failed) => {
-                self.failed(
-                    failed,
-                    |run, ignored| {
-                        if ignored { run.failures.copies.push(what) } else { run.put(what) }
-                    },
-                )
-            }
+            Err(failed) => self.failed(failed, At::Copy(what)),
         }
-    }
-
-    /// Decides what is done about an error; `keep` puts the work where it is found again, told whether that is at the end.
-    fn failed(&mut self, failed: Failed, keep: impl FnOnce(&mut Self, bool)) -> Option<Error> {
-        // While everything is being given up, an error changes nothing: that part is tried again, or the job ends anyway.
-        if self.abort.is_aborted() {
-            keep(self, false);
-            return None;
-        }
-        let action = self.engine.control.action(failed.error.kind());
-        keep(self, action == Action::Ignore);
-        self.engine.control.report(&failed, action);
-        match action {
-            Action::Report => return Some(failed.error),
-            Action::Ignore => {
-                self.failures.first.get_or_insert(failed.error);
-            }
-            Action::Stop => {}
-        }
-        None
-    }
-
-    /// Tries once more what has failed.
-    fn try_again(&mut self) {
-        self.tried_again = true;
-        let failures = std::mem::take(&mut self.failures);
-        failures.copies.into_iter().for_each(|missing| self.put(missing));
-        failures.looks.into_iter().for_each(|range| self.scanner.again(range));
     }
 
     /// Gives up what can be given up and completes the rest, until nothing is in flight.
@@ -461,7 +432,8 @@ impl Run<'_> {
 
     /// Shows how far the job is.
     fn show(&mut self) {
-        let rest = self.scanner.rest() + self.engine.copier.untaken();
+        let (waits, unseen) = self.trouble.as_ref().map_or((0, 0), Trouble::bytes);
+        let rest = self.scanner.rest() + self.engine.copier.untaken() + unseen;
         // Where nothing was looked at yet, there is as much as where something was.
         let guess = match self.scanned {
             0 => rest,
@@ -473,7 +445,7 @@ impl Run<'_> {
         let failed: u64 = self.failures.copies.iter().filter(|m| !m.zero).map(|m| len(&m.range)).sum();
         let engine = &mut *self.engine;
         let progress = &mut engine.progress;
-        progress.total = progress.done + self.found_data + self.in_flight_data + failed + guess;
+        progress.total = progress.done + self.found_data + self.in_flight_data + waits + failed + guess;
         progress.total_is_exact = rest == 0 && self.failures.looks.is_empty();
         progress.failed = self.failures.bytes();
         progress.rate = engine.meter.observe(engine.copier.clock().now(), progress.done);

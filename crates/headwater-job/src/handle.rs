@@ -4,6 +4,7 @@ use crate::control::{Control, Event, IoStatus, Outcome};
 use crate::on_error::OnError;
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
+use crate::waiting::Wait;
 use headwater_block::Error;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -27,9 +28,14 @@ impl JobHandle {
         self.0.progress()
     }
 
-    /// The error that made it pause, as long as it wasn't resumed.
+    /// The error that made it pause, as long as it wasn't resumed or still waits.
     pub fn trouble(&self) -> Option<Error> {
         self.0.trouble()
+    }
+
+    /// What it has paused itself for, as long as it waits for that.
+    pub fn waits_for(&self) -> Option<Wait> {
+        self.0.wait()
     }
 
     /// Whether an error holds it up, until it is resumed.
@@ -71,7 +77,7 @@ impl JobHandle {
         self.0.ask(Verb::Pause)
     }
 
-    /// Goes on; after an error, tries again.
+    /// Goes on; after an error, tries again. One that has paused itself tries again at once.
     ///
     /// # Errors
     /// If it isn't paused.

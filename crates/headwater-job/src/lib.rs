@@ -6,6 +6,7 @@
 //! - `copy_engine`: keeps copies in flight; `scan` finds what to copy; [`window`] says how much to keep in flight. They do so for
 //!   all jobs: a `copier` says what is to be copied, and copies it. `transfer` is the one of commit and mirror.
 //! - `lifecycle`: how all jobs begin and end. `on_error`: what they do about errors. `path`: what the layers on the way say about it.
+//! - `waiting`: a job that pauses itself, and goes on by itself; `outage`: when the source can't be reached.
 //! - `task`: a job that is any work, done as a whole.
 //! - [`state`]: the states of a job and what is legal in each; `control`: what a job shares with those who command it through a
 //!   [`JobHandle`]; `progress`: how far it is.
@@ -20,6 +21,7 @@ mod handle;
 mod lifecycle;
 pub mod mirror;
 mod on_error;
+mod outage;
 mod path;
 mod progress;
 mod scan;
@@ -27,6 +29,7 @@ pub mod state;
 pub mod stream;
 mod task;
 mod transfer;
+mod waiting;
 pub mod window;
 
 pub use commit::{CommitOptions, commit};
@@ -40,3 +43,4 @@ pub use progress::Progress;
 pub use state::{Illegal, Status, Verb};
 pub use stream::{Base, Link, StreamOptions, stream};
 pub use task::task;
+pub use waiting::{Wait, Waiting};

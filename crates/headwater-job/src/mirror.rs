@@ -25,7 +25,7 @@ use crate::state::Status;
 use crate::transfer::{Source, Transfer};
 use crate::window::Bounds;
 use futures_util::future::{Either, select};
-use headwater_block::{Clock, DirtyMap, Disk, Error, ErrorKind, LocalFuture, Result};
+use headwater_block::{Clock, DirtyMap, Disk, Error, ErrorKind, LocalFuture, Patience, Result};
 use std::any::Any;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -65,6 +65,8 @@ pub struct MirrorOptions {
     pub speed: u64,
     /// What to do about errors.
     pub on_error: OnError,
+    /// For how long the job waits for a source that can't be reached, paused by itself, before `on_error` counts.
+    pub patience: Patience,
     /// Waits before the commit point until it is told to finalise.
     pub wait_for_finalize: bool,
     /// Stays after its end until it is dismissed.
@@ -150,7 +152,8 @@ async fn work(
         })
     });
     let mut mirror = Mirror {
-        engine: Engine::new(Rc::new(transfer), control, options.bounds.unwrap_or(bounds)),
+        engine: Engine::new(Rc::new(transfer), control, options.bounds.unwrap_or(bounds))
+            .with_patience(options.patience),
         control: control.clone(),
         map,
         target,

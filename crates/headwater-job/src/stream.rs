@@ -28,7 +28,7 @@ use crate::window::Bounds;
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Copied, CopyUpOptions, Failed, Supply};
 use headwater_block::node::BackingLink;
-use headwater_block::{Abort, Clock, Disk, Error, ErrorKind, LocalFuture, Node, Result};
+use headwater_block::{Abort, Clock, Disk, Error, ErrorKind, LocalFuture, Node, Patience, Result};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -62,6 +62,8 @@ pub struct StreamOptions {
     pub speed: u64,
     /// What to do about errors.
     pub on_error: OnError,
+    /// For how long the job waits for a source that can't be reached, paused by itself, before `on_error` counts.
+    pub patience: Patience,
     /// Zeroes found in the source's data become zeroes that take no space.
     pub detect_zeroes: bool,
     /// Waits before the commit point until it is told to finalise.
@@ -92,7 +94,8 @@ async fn work(disk: Rc<Disk>, options: StreamOptions, control: &Rc<Control>) -> 
     let bounds = check(&disk, base.as_ref()).map_err(Stopped::Failed)?;
     let from_below =
         FromBelow { disk: disk.clone(), base: base.clone(), detect_zeroes: options.detect_zeroes };
-    let mut engine = Engine::new(Rc::new(from_below), control, options.bounds.unwrap_or(bounds));
+    let mut engine = Engine::new(Rc::new(from_below), control, options.bounds.unwrap_or(bounds))
+        .with_patience(options.patience);
     copy_everything(&disk, &mut engine).await?;
     lifecycle::flush(&disk, control).await?;
     lifecycle::wait_for_finalize(control, options.wait_for_finalize).await?;
@@ -169,6 +172,12 @@ impl Copier for FromBelow {
             known: Some(if run.zero { Supply::Zeroes } else { Supply::Data }),
         };
         Box::pin(async move { self.disk.copy_up(run.range, &options).await })
+    }
+
+    fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>> {
+        let options =
+            CopyUpOptions { base: self.base.clone(), abort: Some(abort), ..CopyUpOptions::default() };
+        Box::pin(async move { self.disk.try_source(run.range, &options).await })
     }
 }
 

@@ -138,4 +138,8 @@ impl Copier for Transfer {
     fn copy(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<Copied, Failed>> {
         Box::pin(async move { self.write(run, &abort).await })
     }
+
+    fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>> {
+        Box::pin(async move { abort.guard(self.source.read(run.range)).await?.map(drop) })
+    }
 }

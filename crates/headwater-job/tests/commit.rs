@@ -74,6 +74,7 @@ fn events(job: &JobHandle) -> String {
         words.push(match event {
             Event::Status(status) => status.to_string(),
             Event::Error { action, operation, .. } => format!("{operation:?}-error:{action:?}"),
+            Event::Waits(_) | Event::GoesOn(_) => panic!("it has no patience"),
         });
     }
     words.join(" ")

@@ -203,6 +203,7 @@ fn a_failing_job_tells_its_error_and_its_states() {
         match event {
             Event::Status(status) => states.push(status),
             Event::Error { .. } => errors += 1,
+            Event::Waits(_) | Event::GoesOn(_) => panic!("it has no patience"),
         }
     }
     assert_eq!(states, [Status::Created, Status::Running, Status::Aborting, Status::Concluded, Status::Null]);

@@ -207,7 +207,21 @@ impl Session {
 /// Tells what went wrong since the last time, and what is done about it.
 fn tell_errors(job: &JobHandle, display: &Display, go_on: &str, told: &mut u32) {
     while let Some(event) = job.try_event() {
-        let Event::Error { error, action, .. } = event else { continue };
+        let (error, action) = match event {
+            Event::Error { error, action, .. } => (error, action),
+            Event::Waits(wait) => {
+                display.say(&format!(
+                    "copying waits for the {}, and goes on by itself: {}",
+                    wait.what, wait.error
+                ));
+                continue;
+            }
+            Event::GoesOn(_) => {
+                display.say("copying goes on");
+                continue;
+            }
+            Event::Status(_) => continue,
+        };
         match action {
             // The job's end tells of it.
             Action::Report => {}

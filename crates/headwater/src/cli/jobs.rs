@@ -137,10 +137,14 @@ fn list(daemon: &mut Daemon, as_json: bool) -> Outcome {
         let (offset, len, speed) = (number("offset"), number("len"), number("speed"));
         let percent = (u128::from(offset) * 100).checked_div(u128::from(len)).unwrap_or(100);
         let limit = if speed > 0 { format!(", at most {}/s", human(speed)) } else { String::new() };
+        let waits = match text("x-waiting-for") {
+            "" => String::new(),
+            what => format!(", waits for the {what}"),
+        };
         let error =
             job.get("error").and_then(Value::as_str).map(|error| format!(": {error}")).unwrap_or_default();
         lines.push_str(&format!(
-            "{}  {}  {}  {percent}% of {}{limit}{error}\n",
+            "{}  {}  {}  {percent}% of {}{limit}{waits}{error}\n",
             text("id"),
             text("type"),
             text("status"),

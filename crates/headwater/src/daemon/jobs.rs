@@ -220,6 +220,16 @@ impl Jobs {
                     json!({"device": job.id, "operation": operation, "action": action}),
                 );
             }
+            // Events of ours: the reference knows no such thing.
+            Event::Waits(wait) => {
+                let data =
+                    json!({"id": job.id, "reason": wait.what.to_string(), "error": wait.error.to_string()});
+                self.events.emit("HEADWATER_JOB_WAITING", data);
+            }
+            Event::GoesOn(what) => {
+                let data = json!({"id": job.id, "reason": what.to_string()});
+                self.events.emit("HEADWATER_JOB_GOES_ON", data);
+            }
         }
     }
 
@@ -367,6 +377,9 @@ impl Job {
             "current-progress": current,
             "total-progress": total,
         });
+        if let (Value::Object(told), Some(wait)) = (&mut told, self.handle.waits_for()) {
+            told.insert("x-waiting-for".into(), wait.what.to_string().into());
+        }
         if let (Value::Object(told), Some(error)) = (&mut told, self.error()) {
             told.insert("error".into(), error.into());
         }
