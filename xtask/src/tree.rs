@@ -25,6 +25,7 @@ impl File {
         self.path.ends_with("/tests.rs")
             || self.path.split('/').any(|part| part == "tests" || part == "benches")
             || self.path.starts_with("crates/headwater-sim/")
+            || self.path.starts_with("crates/headwater-faults/")
     }
 
     /// Lines with their numbers (from 1), up to an inline `mod tests {` at the end of the file.
