@@ -158,10 +158,11 @@ pub(crate) async fn fetch(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOp
     let work = fetch_unguarded(disk, disk.whole_units(range), options);
     // A read that another disk keeps is a change there, which must not be dropped.
     let may_drop = !disk.top().backing().is_some_and(|backing| backing.keeps_what_is_read());
-    match &options.abort {
+    let fetch = match &options.abort {
         Some(abort) if may_drop => abort.guard(work).await?,
         _ => work.await,
-    }
+    };
+    fetch.inspect_err(|error| disk.outage().note(error, disk.clock().now()))
 }
 
 async fn fetch_unguarded(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOptions) -> Result<Fetch> {
@@ -193,6 +194,9 @@ async fn fetch_unguarded(disk: &Rc<Disk>, range: Range<u64>, options: &CopyUpOpt
         }
     });
     let pieces = try_join_all(reads).await?;
+    if pieces.iter().any(|piece| piece.data.is_some()) {
+        disk.outage().ends();
+    }
     Ok(Fetch { pieces, range, fetching: Some(fetching) })
 }
 

@@ -10,11 +10,13 @@
 //! - A change that has started is driven to its end: its range stays locked while the kernel or a peer may still write. A future dropped
 //!   half-way poisons the disk, loudly, rather than risk a byte.
 
+use crate::backoff::Patience;
 use crate::clock::Clock;
 use crate::dirty_map::DirtyMap;
 use crate::drain::{Drained, Gate, Hurry, Pass};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind};
+use crate::hold::Outage;
 use crate::node::{BackingLink, Limits, Node, ZeroFlags};
 use crate::range_lock::RangeLock;
 use crate::write_watch::WriteWatch;
@@ -22,6 +24,7 @@ use crate::{chain, copy_up};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 mod changes;
 mod read;
@@ -54,6 +57,8 @@ pub struct DiskOptions {
     pub growable: bool,
     /// Discards do nothing, and zeroes that may give storage back don't.
     pub ignore_discards: bool,
+    /// For how long clients' requests are held when a source can't be reached; see [`crate::hold`].
+    pub patience: Patience,
 }
 
 /// Counters of a disk since it was opened. Bytes are guest bytes.
@@ -75,8 +80,16 @@ pub struct Stats {
     pub backing_reads: Cell<u64>,
     /// Guest reads whose data could not be kept in the overlay; the guest got them all the same.
     pub copy_on_read_failures: Cell<u64>,
-    /// Guest requests in flight right now.
+    /// Guest requests in flight right now; those that are held are not.
     pub in_flight: Cell<u32>,
+    /// Guest requests that are held right now, because a source can't be reached.
+    pub held: Cell<u32>,
+    /// Guest requests that were held.
+    pub held_in_all: Cell<u64>,
+    /// The longest time that one was held.
+    pub longest_hold: Cell<Duration>,
+    /// How often held requests were tried again.
+    pub retries: Cell<u64>,
 }
 
 /// Adds to a counter.
@@ -103,6 +116,7 @@ pub struct Disk {
     trackers: RefCell<Vec<Weak<DirtyMap>>>,
     poisoned: Cell<bool>,
     write_watch: WriteWatch,
+    outage: Outage,
     stats: Stats,
 }
 
@@ -122,6 +136,7 @@ impl Disk {
             trackers: RefCell::default(),
             poisoned: Cell::new(false),
             write_watch: WriteWatch::default(),
+            outage: Outage::default(),
             stats: Stats::default(),
         })
     }
@@ -175,6 +190,11 @@ impl Disk {
     /// Tells when a guest's write goes past an offset.
     pub fn write_watch(&self) -> &WriteWatch {
         &self.write_watch
+    }
+
+    /// Whether the layers below the top can be reached.
+    pub fn outage(&self) -> &Outage {
+        &self.outage
     }
 
     /// What has happened so far.
@@ -287,7 +307,8 @@ impl Disk {
         range: Range<u64>,
         base: Option<&Rc<dyn Node>>,
     ) -> Result<Option<chain::Missing>> {
-        chain::next_missing(&self.top(), self.whole_units(range), base).await
+        let found = chain::next_missing(&self.top(), self.whole_units(range), base).await;
+        found.inspect_err(|error| self.outage.note(error, self.clock.now()))
     }
 
     /// Copies up; see [`copy_up::copy_up`].

@@ -7,6 +7,7 @@
 //! - [`dirty_map`]: what has changed, for jobs that copy a disk in use.
 //! - [`range_lock`]: the one serialisation primitive, and [`drain`], which holds all requests back.
 //! - [`edge`]: how exports and filters hold a disk, such that it can be exchanged.
+//! - [`hold`]: clients, whose requests wait while a source can't be reached.
 //! - [`node`]: the trait that image formats and storage implement; [`extent`]: what they say about ranges; [`identity`]: how the bytes behind one are
 //!   recognised later.
 //! - [`buffer`]: pooled, aligned memory that requests carry. [`error`]: what every failure looks like.
@@ -30,6 +31,7 @@ pub mod edge;
 pub mod error;
 pub mod extent;
 pub mod filter;
+pub mod hold;
 pub mod identity;
 pub mod memory;
 pub mod node;
@@ -49,6 +51,7 @@ pub use disk::{DetectZeroes, Disk, DiskOptions};
 pub use edge::Edge;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, Resolved};
+pub use hold::Client;
 pub use identity::Identity;
 pub use node::{Limits, LocalFuture, Node, WriteFlags, ZeroFlags};
 pub use rate_limiter::RateLimiter;

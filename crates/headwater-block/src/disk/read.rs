@@ -1,6 +1,7 @@
 //! The way of a guest's read.
 
 use super::{Disk, add};
+use crate::abort::Abort;
 use crate::buffer::{Buffer, BufferMut};
 use crate::copy_up::{self, CopyUpOptions};
 use crate::debug_event::DebugEvent;
@@ -13,14 +14,24 @@ use std::rc::Rc;
 
 /// How a read gets its data.
 enum Way {
-    /// From one place of a node below, usually a file.
-    At(Rc<dyn Node>, u64),
+    /// From one place of the top layer's storage, usually a file.
+    Here(Rc<dyn Node>, u64),
+    /// From one place of a layer below, or of remote storage.
+    Far(Rc<dyn Node>, u64),
     /// They are zeroes, as memory tells.
     Zero,
     /// Through the layers.
     Layers(Rc<dyn Node>),
     /// Through a copy-up, which keeps them.
     Keep,
+}
+
+/// Does what may be dropped until somebody leaves for whom it is done.
+async fn until<T>(leaves: Option<&Rc<Abort>>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match leaves {
+        Some(leaves) => leaves.guard(work).await?,
+        None => work.await,
+    }
 }
 
 impl Disk {
@@ -41,6 +52,16 @@ impl Disk {
     /// # Errors
     /// As for [`Disk::read`].
     pub async fn read_unless_zero(self: &Rc<Self>, offset: u64, len: u64) -> Result<Option<Buffer>> {
+        self.read_until(offset, len, None).await
+    }
+
+    /// As [`Disk::read_unless_zero`], but what is being fetched from below is given up, with `Cancelled`, when `leaves` is thrown.
+    pub(crate) async fn read_until(
+        self: &Rc<Self>,
+        offset: u64,
+        len: u64,
+        leaves: Option<&Rc<Abort>>,
+    ) -> Result<Option<Buffer>> {
         let range = self.check(offset, len)?;
         if len == 0 {
             return Ok(Some(Buffer::zeroed(0)));
@@ -52,12 +73,14 @@ impl Disk {
         let (guard, way) = self.way(&range).await;
         let buf = || BufferMut::new(len as usize);
         match way {
-            Way::At(node, offset) => Ok(Some(node.read(offset, buf()).await?.freeze())),
+            Way::Here(node, offset) => Ok(Some(node.read(offset, buf()).await?.freeze())),
+            Way::Far(node, offset) => Ok(Some(until(leaves, node.read(offset, buf())).await?.freeze())),
             Way::Zero => Ok(None),
-            Way::Layers(top) => Ok(Some(top.read(offset, buf()).await?.freeze())),
+            Way::Layers(top) if top.keeps_what_is_read() => Ok(Some(top.read(offset, buf()).await?.freeze())),
+            Way::Layers(top) => Ok(Some(until(leaves, top.read(offset, buf())).await?.freeze())),
             Way::Keep => {
                 drop(guard);
-                self.read_and_keep(range).await.map(Some)
+                self.read_and_keep(range, leaves.cloned()).await.map(Some)
             }
         }
     }
@@ -78,7 +101,7 @@ impl Disk {
         add(&self.stats.read_bytes, len);
         let (guard, way) = self.way(&range).await;
         match way {
-            Way::At(node, offset) => node.read(offset, buf).await,
+            Way::Here(node, offset) | Way::Far(node, offset) => node.read(offset, buf).await,
             Way::Zero => {
                 buf.fill(0);
                 Ok(buf)
@@ -86,7 +109,7 @@ impl Disk {
             Way::Layers(top) => top.read(offset, buf).await,
             Way::Keep => {
                 drop(guard);
-                buf.copy_from_slice(&self.read_and_keep(range).await?);
+                buf.copy_from_slice(&self.read_and_keep(range, None).await?);
                 Ok(buf)
             }
         }
@@ -112,7 +135,11 @@ impl Disk {
         let way = match top.resolve(range.clone()) {
             Resolved::At { node, offset, len: run, depth } if run >= len && self.may_pass(depth) => {
                 self.count_backing_read(depth);
-                Way::At(node, offset)
+                if depth > 0 || node.limits().remote {
+                    Way::Far(node, offset)
+                } else {
+                    Way::Here(node, offset)
+                }
             }
             Resolved::Zero { len: run, .. } if run >= len => Way::Zero,
             first if !self.copies_on_read() => {
@@ -139,10 +166,15 @@ impl Disk {
 
     /// A read that may have to fetch from the backing what the overlay will then keep. Apart from other reads, because its state is several
     /// times theirs, and a read's state is moved about before it starts.
-    fn read_and_keep(self: &Rc<Self>, range: Range<u64>) -> LocalFuture<'_, Result<Buffer>> {
+    fn read_and_keep(
+        self: &Rc<Self>,
+        range: Range<u64>,
+        leaves: Option<Rc<Abort>>,
+    ) -> LocalFuture<'_, Result<Buffer>> {
         Box::pin(async move {
             let base = self.copy_on_read_base();
-            let options = CopyUpOptions { base, detect_zeroes: true, ..CopyUpOptions::default() };
+            let options =
+                CopyUpOptions { base, detect_zeroes: true, abort: leaves, ..CopyUpOptions::default() };
             // Waits here if somebody is already fetching these bytes; then they are local.
             let fetch = copy_up::fetch(self, range.clone(), &options).await?;
             if !fetch.is_empty() {

@@ -8,7 +8,7 @@ use crate::stop::{Stop, StopListener};
 use fuser::{Config, Session, SessionACL};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use headwater_block::range_lock::RangeLock;
-use headwater_block::{Edge, Error, LocalFuture, Result};
+use headwater_block::{Abort, Client, Edge, Error, LocalFuture, Result};
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::path::{Path, PathBuf};
@@ -69,8 +69,9 @@ impl FuseExport {
             })
             .map_err(failed)?;
         let mode = if options.writable { 0o600 } else { 0o400 };
+        let leaves = Abort::new();
         let handler = Handler {
-            edge: options.edge,
+            client: Client::new(options.edge, leaves.clone()),
             writable: options.writable,
             writethrough: options.writethrough,
             growable: options.growable,
@@ -86,7 +87,7 @@ impl FuseExport {
         let stop = Stop::new();
         let stopped = stop.listener();
         tokio::task::spawn_local(async move {
-            serve(&handler, requests, &stopped).await;
+            serve(&handler, requests, &stopped, &leaves).await;
             // Nobody may be waiting.
             let _ = ended.send(true);
         });
@@ -122,8 +123,13 @@ impl FuseExport {
     }
 }
 
-/// Carries requests out until no more can come or are wanted, and all that were begun are done.
-async fn serve(handler: &Handler, mut requests: mpsc::Receiver<Request>, stop: &StopListener) {
+/// Carries requests out until no more can come or are wanted, and all that were begun are done. `leaves` ends those that are held then.
+async fn serve(
+    handler: &Handler,
+    mut requests: mpsc::Receiver<Request>,
+    stop: &StopListener,
+    leaves: &Abort,
+) {
     let mut running = FuturesUnordered::new();
     loop {
         tokio::select! {
@@ -137,5 +143,6 @@ async fn serve(handler: &Handler, mut requests: mpsc::Receiver<Request>, stop: &
     }
     // Whoever still asks gets an error.
     drop(requests);
+    leaves.abort();
     while running.next().await.is_some() {}
 }

@@ -3,7 +3,7 @@
 use super::frontend::{NewAttributes, Request, SeekTo};
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 use headwater_block::range_lock::{Guard, Mode, RangeLock, Token};
-use headwater_block::{Buffer, Disk, Edge, Error, ErrorKind, ExtentKind, WriteFlags, ZeroFlags};
+use headwater_block::{Buffer, Client, Disk, Error, ErrorKind, ExtentKind, WriteFlags, ZeroFlags};
 use rustix::fs::FallocateFlags;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -28,8 +28,8 @@ pub(crate) struct Access {
 
 /// What requests are carried out on.
 pub(crate) struct Handler {
-    /// Leads to the disk.
-    pub(crate) edge: Rc<Edge>,
+    /// How requests reach the disk.
+    pub(crate) client: Client,
     pub(crate) writable: bool,
     pub(crate) writethrough: bool,
     pub(crate) growable: bool,
@@ -61,39 +61,41 @@ impl From<Error> for Refused {
 impl Handler {
     /// Carries a request out and answers it. The future must be driven to its end.
     pub(crate) async fn handle(&self, request: Request) {
-        // Held until the request is done: the graph may put another disk here only between requests.
-        let disk = &*self.edge.enter().await;
         match request {
-            Request::Attributes(reply) => reply.attr(&BELIEVED, &self.attributes(disk)),
-            Request::SetAttributes(new, reply) => match self.set_attributes(disk, new).await {
-                Ok(()) => reply.attr(&BELIEVED, &self.attributes(disk)),
+            Request::Attributes(reply) => reply.attr(&BELIEVED, &self.attributes(&self.client.disk())),
+            Request::SetAttributes(new, reply) => match self.set_attributes(new).await {
+                Ok(()) => reply.attr(&BELIEVED, &self.attributes(&self.client.disk())),
                 Err(Refused(errno)) => reply.error(errno),
             },
-            Request::Read { offset, length, reply } => match read(disk, offset, length.into()).await {
-                Ok(data) => reply.data(&data),
-                Err(Refused(errno)) => reply.error(errno),
-            },
+            Request::Read { offset, length, reply } => {
+                match read(&self.client, offset, length.into()).await {
+                    Ok(data) => reply.data(&data),
+                    Err(Refused(errno)) => reply.error(errno),
+                }
+            }
             Request::Write { offset, data, durable, reply } => {
-                match self.write(disk, offset, &data, durable).await {
+                match self.write(offset, &data, durable).await {
                     Ok(written) => reply.written(written),
                     Err(Refused(errno)) => reply.error(errno),
                 }
             }
-            Request::Flush(reply) => match disk.flush().await {
+            Request::Flush(reply) => match self.client.enter().await.flush().await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(Refused::from(error).0),
             },
             Request::Allocate { offset, length, mode, reply } => {
-                match self.allocate(disk, offset, length, mode).await {
+                match self.allocate(offset, length, mode).await {
                     Ok(()) => reply.ok(),
                     Err(Refused(errno)) => reply.error(errno),
                 }
             }
-            Request::Seek { offset, to, reply } => match seek(disk, offset, to).await {
+            Request::Seek { offset, to, reply } => match seek(&self.client, offset, to).await {
                 Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
                 Err(Refused(errno)) => reply.error(errno),
             },
-            Request::Space(reply) => reply.statfs(disk.size() / 512, 0, 0, 1, 0, 512, 255, 512),
+            Request::Space(reply) => {
+                reply.statfs(self.client.disk().size() / 512, 0, 0, 1, 0, 512, 255, 512);
+            }
         }
     }
 
@@ -118,7 +120,7 @@ impl Handler {
         }
     }
 
-    async fn set_attributes(&self, disk: &Disk, new: NewAttributes) -> Result<(), Refused> {
+    async fn set_attributes(&self, new: NewAttributes) -> Result<(), Refused> {
         let mut access = self.access.get();
         if let Some(mode) = new.mode {
             let mode = mode & 0o7777;
@@ -131,10 +133,12 @@ impl Handler {
         access.uid = new.uid.unwrap_or(access.uid);
         access.gid = new.gid.unwrap_or(access.gid);
         match new.size {
-            Some(size) if size != disk.size() && !self.growable => return Err(Refused(Errno::EPERM)),
+            Some(size) if size != self.client.disk().size() && !self.growable => {
+                return Err(Refused(Errno::EPERM));
+            }
             Some(size) => {
                 let _resizing = self.hold_size().await;
-                resize(disk, size).await?;
+                resize(&*self.client.enter().await, size).await?;
             }
             None => {}
         }
@@ -142,20 +146,15 @@ impl Handler {
         Ok(())
     }
 
-    async fn write(&self, disk: &Disk, offset: u64, data: &[u8], durable: bool) -> Result<u32, Refused> {
-        let fits = self.reach(disk, offset, data.len() as u64).await?;
+    async fn write(&self, offset: u64, data: &[u8], durable: bool) -> Result<u32, Refused> {
+        let fits = self.reach(offset, data.len() as u64).await?;
         let data = &data[..fits as usize];
-        disk.write(offset, Buffer::copy_of(data), WriteFlags { fua: durable || self.writethrough }).await?;
+        let flags = WriteFlags { fua: durable || self.writethrough };
+        self.client.write(offset, Buffer::copy_of(data), flags).await?;
         Ok(data.len() as u32)
     }
 
-    async fn allocate(
-        &self,
-        disk: &Disk,
-        offset: u64,
-        length: u64,
-        mode: FallocateFlags,
-    ) -> Result<(), Refused> {
+    async fn allocate(&self, offset: u64, length: u64, mode: FallocateFlags) -> Result<(), Refused> {
         let unmap = mode == FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let keeps_size = mode.contains(FallocateFlags::KEEP_SIZE);
         // Plain allocation is refused: a promise of room can't be kept for every image. Programs write zeroes instead.
@@ -163,8 +162,8 @@ impl Handler {
             return Err(Refused(Errno::EOPNOTSUPP));
         }
         let length = if keeps_size {
-            length.min(disk.size().saturating_sub(offset))
-        } else if self.reach(disk, offset, length).await? == length {
+            length.min(self.client.disk().size().saturating_sub(offset))
+        } else if self.reach(offset, length).await? == length {
             length
         } else {
             // Unlike a write it can't be done in part.
@@ -175,22 +174,23 @@ impl Handler {
         let mut at = offset;
         while at < end {
             let step = MAX_ZEROES.min(end - at);
-            disk.write_zeroes(at, step, flags).await?;
+            self.client.write_zeroes(at, step, flags).await?;
             at += step;
         }
         Ok(())
     }
 
     /// How much of a change at `offset` the disk takes, after it has grown where it may.
-    async fn reach(&self, disk: &Disk, offset: u64, length: u64) -> Result<u64, Refused> {
+    async fn reach(&self, offset: u64, length: u64) -> Result<u64, Refused> {
         let end = offset.checked_add(length).ok_or(Refused(Errno::EFBIG))?;
-        if end > disk.size() && self.growable {
+        if end > self.client.disk().size() && self.growable {
             let _resizing = self.hold_size().await;
+            let disk = self.client.enter().await;
             if end > disk.size() {
-                resize(disk, end).await?;
+                resize(&disk, end).await?;
             }
         }
-        match length.min(disk.size().saturating_sub(offset)) {
+        match length.min(self.client.disk().size().saturating_sub(offset)) {
             0 if length > 0 => Err(Refused(Errno::ENOSPC)),
             fits => Ok(fits),
         }
@@ -211,23 +211,23 @@ async fn resize(disk: &Disk, size: u64) -> Result<(), Refused> {
     }
 }
 
-async fn read(disk: &Rc<Disk>, offset: u64, length: u64) -> Result<Buffer, Refused> {
-    let length = length.min(disk.size().saturating_sub(offset));
+async fn read(client: &Client, offset: u64, length: u64) -> Result<Buffer, Refused> {
+    let length = length.min(client.disk().size().saturating_sub(offset));
     if length == 0 {
         return Ok(Buffer::zeroed(0));
     }
-    Ok(disk.read(offset, length).await?)
+    Ok(client.read(offset, length).await?)
 }
 
 /// The next data, or the next hole: there is one at the end of the disk.
-async fn seek(disk: &Disk, offset: u64, to: SeekTo) -> Result<u64, Refused> {
-    let size = disk.size();
+async fn seek(client: &Client, offset: u64, to: SeekTo) -> Result<u64, Refused> {
+    let size = client.disk().size();
     if offset >= size {
         return Err(Refused(Errno::ENXIO));
     }
     let mut at = offset;
     while at < size {
-        let extents = disk.block_status(at..size, MAX_EXTENTS).await?;
+        let extents = client.block_status(at..size, MAX_EXTENTS).await?;
         for extent in &extents {
             if (extent.kind == ExtentKind::Data) == (to == SeekTo::Data) {
                 return Ok(at);

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use headwater_block::{Buffer, Disk, Edge, Error, ErrorKind, Extent, ExtentKind, WriteFlags, ZeroFlags};
+use headwater_block::{Buffer, Client, Error, ErrorKind, Extent, ExtentKind, WriteFlags, ZeroFlags};
 use headwater_nbd::negotiate::BASE_ALLOCATION;
 use headwater_nbd::reply::{STATE_HOLE, STATE_ZERO, StatusExtent, encode_block_status};
 use headwater_nbd::{Command, CommandFlags, ErrorCode, MetaContext, Request};
@@ -21,7 +21,7 @@ const CACHE_STEP: u64 = 1 << 20;
 /// What a session's requests are carried out on.
 pub(crate) struct Handler {
     /// Leads to the disk.
-    pub(crate) edge: Rc<Edge>,
+    pub(crate) client: Client,
     /// Whether every change is durable before it is answered.
     pub(crate) writethrough: bool,
     /// Whether replies are structured.
@@ -58,14 +58,13 @@ impl Handler {
     async fn carry_out(&self, request: &Request, data: Option<Buffer>) -> Result<Reply, Error> {
         let Request { command, flags, cookie, offset, length } = *request;
         let fua = self.writethrough || flags.contains(CommandFlags::FUA);
-        // Held until the request is done: the graph may put another disk here only between requests.
-        let disk = &*self.edge.enter().await;
+        let client = &self.client;
         match command {
             Command::Read => {
                 let data = if self.structured {
-                    disk.read_unless_zero(offset, length.into()).await?
+                    client.read_unless_zero(offset, length.into()).await?
                 } else {
-                    Some(disk.read(offset, length.into()).await?)
+                    Some(client.read(offset, length.into()).await?)
                 };
                 self.stats.count_read(length);
                 return Ok(match data {
@@ -75,16 +74,17 @@ impl Handler {
             }
             Command::Write => {
                 let data = data.unwrap_or_else(|| Buffer::zeroed(0));
-                disk.write(offset, data, WriteFlags { fua }).await?;
+                client.write(offset, data, WriteFlags { fua }).await?;
                 self.stats.count_write(length);
             }
             Command::WriteZeroes => {
                 let unmap = !flags.contains(CommandFlags::NO_HOLE);
                 let fast_only = flags.contains(CommandFlags::FAST_ZERO);
-                disk.write_zeroes(offset, length.into(), ZeroFlags { fua, unmap, fast_only }).await?;
+                client.write_zeroes(offset, length.into(), ZeroFlags { fua, unmap, fast_only }).await?;
                 self.stats.count_other();
             }
             Command::Trim => {
+                let disk = client.enter().await;
                 disk.discard(offset, length.into()).await?;
                 if fua {
                     disk.flush().await?;
@@ -92,16 +92,16 @@ impl Handler {
                 self.stats.count_other();
             }
             Command::Flush => {
-                disk.flush().await?;
+                client.enter().await.flush().await?;
                 self.stats.count_other();
             }
             Command::Cache => {
-                cache(disk, offset, length.into()).await?;
+                cache(client, offset, length.into()).await?;
                 self.stats.count_other();
             }
             Command::BlockStatus => {
                 let one = flags.contains(CommandFlags::REQ_ONE);
-                let reply = self.block_status(disk, request, one).await?;
+                let reply = self.block_status(request, one).await?;
                 self.stats.count_other();
                 return Ok(reply);
             }
@@ -116,9 +116,9 @@ impl Handler {
         Ok(Reply::success(cookie))
     }
 
-    async fn block_status(&self, disk: &Disk, request: &Request, one: bool) -> Result<Reply, Error> {
+    async fn block_status(&self, request: &Request, one: bool) -> Result<Reply, Error> {
         let range = request.offset..request.offset + u64::from(request.length);
-        let extents = disk.block_status(range, MAX_EXTENTS).await?;
+        let extents = self.client.block_status(range, MAX_EXTENTS).await?;
         let mut bytes = Vec::new();
         for (index, context) in self.contexts.iter().enumerate() {
             let state = match context.name.as_str() {
@@ -137,15 +137,15 @@ impl Handler {
 }
 
 /// Prefetches where there is a place that keeps what was fetched; elsewhere it would only cost I/O.
-async fn cache(disk: &Rc<Disk>, offset: u64, length: u64) -> Result<(), Error> {
-    if !disk.keeps_what_is_read() {
+async fn cache(client: &Client, offset: u64, length: u64) -> Result<(), Error> {
+    if !client.disk().keeps_what_is_read() {
         return Ok(());
     }
     let end = offset + length;
     let mut at = offset;
     while at < end {
         let step = CACHE_STEP.min(end - at);
-        disk.read(at, step).await?;
+        client.read(at, step).await?;
         at += step;
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use headwater_block::Result;
+use headwater_block::{Abort, Client, Result};
 use headwater_nbd::{ClientChoice, NbdAddress, Terms};
 use headwater_tls::{Endpoint, TlsCredentials};
 use tokio::task::{JoinError, JoinHandle};
@@ -232,7 +232,9 @@ async fn serve(socket: Socket, shared: Rc<Shared>, stop: StopListener) {
     };
     let (edge, stats) = (seat.export().edge.clone(), counted.0.clone());
     let writethrough = seat.export().writethrough;
-    let handler = Rc::new(Handler { edge, writethrough, structured, contexts, stats });
+    let leaves = Abort::new();
+    let client = Client::new(edge, leaves.clone());
+    let handler = Rc::new(Handler { client, writethrough, structured, contexts, stats });
     let start = |incoming, cost| {
         let handler = handler.clone();
         async move { (handler.handle(incoming).await, cost) }
@@ -241,7 +243,7 @@ async fn serve(socket: Socket, shared: Rc<Shared>, stop: StopListener) {
     let mut replies = Replies::default();
     replies.push(Reply::chunks(answer), 0);
     let name = &export.name;
-    match Session::new(socket, receiver, replies, seat.stop(), start).run().await {
+    match Session::new(socket, receiver, replies, seat.stop(), leaves, start).run().await {
         End::Left | End::Stopped => tracing::debug!("NBD client of {name:?} left"),
         End::LeftMidRequest => tracing::debug!("NBD client of {name:?} left in the middle of a request"),
         End::CutOff(error) => tracing::warn!("NBD client of {name:?} cut off: {error}"),

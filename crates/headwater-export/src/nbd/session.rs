@@ -3,10 +3,12 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, Stream};
+use headwater_block::Abort;
 use headwater_nbd::{Command, ProtocolError};
 use tokio::time::Sleep;
 
@@ -23,6 +25,9 @@ pub(crate) const MAX_REQUESTS: usize = 1024;
 
 /// How long a client that left, or that is told to, may take to read its last replies.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether a client is still there that has sent more than there is room for, and so isn't read from.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -62,10 +67,13 @@ pub(crate) struct Session<'a, Start, Handling> {
     /// Whether this poll gives others a chance to complete more requests before replies are written.
     yielded: bool,
     stop: &'a StopListener,
+    /// Thrown when the client leaves, is sent away or is cut off: nothing is held for it any more.
+    leaves: Rc<Abort>,
     /// Whether nothing of what was written is on its way to the kernel.
     flushed: bool,
     phase: Phase,
     linger: Option<Pin<Box<Sleep>>>,
+    look: Option<Pin<Box<Sleep>>>,
 }
 
 impl<'a, Start, Handling> Session<'a, Start, Handling>
@@ -79,6 +87,7 @@ where
         receiver: Receiver,
         replies: Replies,
         stop: &'a StopListener,
+        leaves: Rc<Abort>,
         start: Start,
     ) -> Self {
         Self {
@@ -90,9 +99,11 @@ where
             held: 0,
             yielded: false,
             stop,
+            leaves,
             flushed: true,
             phase: Phase::Serving,
             linger: None,
+            look: None,
         }
     }
 
@@ -164,7 +175,7 @@ where
             return false;
         }
         if self.stop.poll(cx).is_ready() {
-            self.phase = Phase::Leaving(End::Stopped);
+            self.leave(End::Stopped);
             return false;
         }
         let mut started = false;
@@ -177,7 +188,7 @@ where
                 Ok(Next::Incoming(Incoming::Request(request, _)))
                     if request.command == Command::Disconnect =>
                 {
-                    self.phase = Phase::Leaving(End::Left);
+                    self.leave(End::Left);
                     return started;
                 }
                 Ok(Next::Incoming(incoming)) => {
@@ -186,14 +197,17 @@ where
                     self.running.push((self.start)(incoming, cost));
                     started = true;
                 }
-                Ok(Next::Full) => return started,
+                Ok(Next::Full) => {
+                    self.look_for_end(cx);
+                    return started;
+                }
                 // What has come is started before more is received.
                 Ok(Next::More) if started => return true,
                 Ok(Next::More) => match self.receiver.poll_receive(cx, &mut self.socket) {
                     Poll::Ready(Ok(true)) => {}
                     Poll::Ready(Ok(false)) => {
                         let torn = self.receiver.is_mid_request();
-                        self.phase = Phase::Leaving(if torn { End::LeftMidRequest } else { End::Left });
+                        self.leave(if torn { End::LeftMidRequest } else { End::Left });
                         return false;
                     }
                     Poll::Ready(Err(error)) => {
@@ -210,8 +224,28 @@ where
         }
     }
 
+    /// Ends what is held for a client that is gone before it could be read from again: nothing else would tell.
+    fn look_for_end(&mut self, cx: &mut Context<'_>) {
+        let look = self.look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+        if look.as_mut().poll(cx).is_ready() {
+            self.look = None;
+            if self.socket.has_ended() {
+                self.leaves.abort();
+            } else {
+                cx.waker().wake_by_ref();
+            }
+        }
+    }
+
+    /// Takes no more requests. What was started is answered.
+    fn leave(&mut self, why: End) {
+        self.leaves.abort();
+        self.phase = Phase::Leaving(why);
+    }
+
     /// Closes the connection towards the client; requests that were started go on.
     fn give_up(&mut self, why: End) {
+        self.leaves.abort();
         self.socket.cut();
         self.replies = Replies::default();
         self.phase = Phase::Deaf(why);

@@ -115,14 +115,26 @@ impl Socket {
         }
     }
 
-    /// Tells the client at once that the connection is over, while the socket may stay open for a while.
-    pub(crate) fn cut(&self) {
-        let plain = match self {
+    /// Whether the client will send no more than what has come and wasn't received yet.
+    pub(crate) fn has_ended(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let ends = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut asked = [PollFd::new(self.plain(), PollFlags::RDHUP)];
+        // If the system doesn't say, it will be seen later.
+        poll(&mut asked, Some(&Timespec::default())).is_ok() && asked[0].revents().intersects(ends)
+    }
+
+    fn plain(&self) -> &Plain {
+        match self {
             Self::Plain(plain) => plain,
             Self::Tls(stream) => stream.get_ref().0,
-        };
+        }
+    }
+
+    /// Tells the client at once that the connection is over, while the socket may stay open for a while.
+    pub(crate) fn cut(&self) {
         // It fails only if the connection is gone already.
-        let _ = rustix::net::shutdown(plain.as_fd(), rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(self.plain().as_fd(), rustix::net::Shutdown::Both);
     }
 }
 

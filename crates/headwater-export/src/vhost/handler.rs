@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use headwater_block::{BufferMut, Disk, Edge, Error, ErrorKind, WriteFlags, ZeroFlags};
+use headwater_block::{BufferMut, Client, Disk, Edge, Error, ErrorKind, WriteFlags, ZeroFlags};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 
 use super::chain::{Kind, Request};
@@ -59,8 +59,8 @@ fn invalid(message: String) -> Failure {
 
 impl Handler {
     /// Carries a request out and says how it ended, as the guest is to be told. The future must be driven to its end.
-    pub(crate) async fn handle(&self, request: &Request, memory: &Memory) -> u8 {
-        let outcome = match self.carry_out(request, memory).await {
+    pub(crate) async fn handle(&self, client: &Client, request: &Request, memory: &Memory) -> u8 {
+        let outcome = match self.carry_out(client, request, memory).await {
             Ok(()) => VIRTIO_BLK_S_OK,
             Err(Failure::Unsupported) => VIRTIO_BLK_S_UNSUPP,
             Err(Failure::Failed(error)) => {
@@ -71,9 +71,9 @@ impl Handler {
         outcome as u8
     }
 
-    async fn carry_out(&self, request: &Request, memory: &Memory) -> Result<(), Failure> {
-        // Held until the request is done: the graph may put another disk here only between requests.
-        let disk = &*self.edge.enter().await;
+    async fn carry_out(&self, client: &Client, request: &Request, memory: &Memory) -> Result<(), Failure> {
+        // A longer request is several for the disk: whatever disk the graph puts here between two of them holds the same bytes.
+        let disk = &*client.disk();
         let changes = matches!(request.kind, Kind::Write(_) | Kind::Discard(_) | Kind::WriteZeroes(_));
         if changes && !self.options.takes_changes(disk) {
             return Err(
@@ -84,7 +84,7 @@ impl Handler {
             Kind::Read(parts) => {
                 let offset = self.check(disk, request.sector, parts.len())?;
                 for (at, len) in pieces(parts.len()) {
-                    let data = disk.read(offset + at, len).await?;
+                    let data = client.read(offset + at, len).await?;
                     parts.write(memory, at, &data)?;
                 }
                 Ok(())
@@ -95,11 +95,11 @@ impl Handler {
                     let mut data = BufferMut::new(len as usize);
                     parts.read(memory, at, &mut data)?;
                     let flags = WriteFlags { fua: self.write_through.get() };
-                    disk.write(offset + at, data.freeze(), flags).await?;
+                    client.write(offset + at, data.freeze(), flags).await?;
                 }
                 Ok(())
             }
-            Kind::Flush => Ok(disk.flush().await?),
+            Kind::Flush => Ok(client.enter().await.flush().await?),
             Kind::GetId(parts) => {
                 let mut id = [0; ID];
                 let len = self.id.len().min(ID);
@@ -112,10 +112,10 @@ impl Handler {
                     if flags != 0 {
                         return Err(Failure::Unsupported);
                     }
-                    disk.discard(offset, len).await?;
+                    client.enter().await.discard(offset, len).await?;
                 }
                 if self.write_through.get() {
-                    disk.flush().await?;
+                    client.enter().await.flush().await?;
                 }
                 Ok(())
             }
@@ -126,7 +126,7 @@ impl Handler {
                     }
                     let fua = self.write_through.get();
                     let flags = ZeroFlags { fua, unmap: flags & UNMAP != 0, fast_only: false };
-                    disk.write_zeroes(offset, len, flags).await?;
+                    client.write_zeroes(offset, len, flags).await?;
                 }
                 Ok(())
             }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use headwater_block::{Abort, Client};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -96,6 +97,7 @@ pub(crate) struct QueueTask {
 /// A queue that runs.
 pub(crate) struct RunningQueue {
     stop: oneshot::Sender<()>,
+    leaves: Rc<Abort>,
     task: JoinHandle<Ended>,
 }
 
@@ -108,8 +110,10 @@ pub(crate) struct Ended {
 }
 
 impl RunningQueue {
-    /// Takes no more requests, and waits until those that were taken are answered. `None` if the task failed.
+    /// Takes no more requests, and waits until those that were taken are answered: those that are held, with an error. `None` if the task
+    /// failed.
     pub(crate) async fn stop(self) -> Option<Ended> {
+        self.leaves.abort();
         // A task that is over doesn't hear it.
         let _ = self.stop.send(());
         match self.task.await {
@@ -138,10 +142,12 @@ impl QueueTask {
     /// Runs until it is stopped or the guest breaks it.
     pub(crate) fn spawn(self) -> RunningQueue {
         let (stop, stopped) = oneshot::channel();
-        RunningQueue { stop, task: tokio::task::spawn_local(self.run(stopped)) }
+        let leaves = Abort::new();
+        let client = Rc::new(Client::new(self.handler.edge.clone(), leaves.clone()));
+        RunningQueue { stop, leaves, task: tokio::task::spawn_local(self.run(client, stopped)) }
     }
 
-    async fn run(mut self, mut stopped: oneshot::Receiver<()>) -> Ended {
+    async fn run(mut self, client: Rc<Client>, mut stopped: oneshot::Receiver<()>) -> Ended {
         let mut running = Running::new();
         // Heads that are being worked on: a driver that offers one of them again is broken.
         let mut taken = vec![false; self.queue.size().into()];
@@ -153,8 +159,8 @@ impl QueueTask {
             let mut full = true;
             if !broken {
                 // What was taken in an earlier life is finished also on the way to rest.
-                let filled = match self.fill_again(&mut running, &mut taken) {
-                    Ok(false) if !stopping => self.fill(&mut running, &mut taken),
+                let filled = match self.fill_again(&client, &mut running, &mut taken) {
+                    Ok(false) if !stopping => self.fill(&client, &mut running, &mut taken),
                     filled => filled,
                 };
                 match filled {
@@ -202,20 +208,30 @@ impl QueueTask {
     }
 
     /// Starts the requests of an earlier life; true if there are more than there is room for.
-    fn fill_again(&mut self, running: &mut Running, taken: &mut [bool]) -> Result<bool, Broken> {
+    fn fill_again(
+        &mut self,
+        client: &Rc<Client>,
+        running: &mut Running,
+        taken: &mut [bool],
+    ) -> Result<bool, Broken> {
         let memory = self.memory.borrow().clone();
         while let Some(&head) = self.again.front() {
             if !self.has_room(running) {
                 return Ok(true);
             }
             self.again.pop_front();
-            running.push(self.start(head, &memory, taken)?);
+            running.push(self.start(client, head, &memory, taken)?);
         }
         Ok(false)
     }
 
     /// Starts the requests that are offered; true if there may be more than there is room for.
-    fn fill(&mut self, running: &mut Running, taken: &mut [bool]) -> Result<bool, Broken> {
+    fn fill(
+        &mut self,
+        client: &Rc<Client>,
+        running: &mut Running,
+        taken: &mut [bool],
+    ) -> Result<bool, Broken> {
         let memory = self.memory.borrow().clone();
         loop {
             self.queue.disable_notification(&*memory).map_err(lost)?;
@@ -229,7 +245,7 @@ impl QueueTask {
                 {
                     record.take(head);
                 }
-                running.push(self.start(head, &memory, taken)?);
+                running.push(self.start(client, head, &memory, taken)?);
             }
             if !self.queue.enable_notification(&*memory).map_err(lost)? {
                 return Ok(false);
@@ -255,6 +271,7 @@ impl QueueTask {
     /// The work for the request at `head`.
     fn start(
         &self,
+        client: &Rc<Client>,
         head: u16,
         memory: &Memory,
         taken: &mut [bool],
@@ -269,9 +286,9 @@ impl QueueTask {
         let request = descriptors.request(memory, head)?;
         let cost = request.kind.data_len().min(PIECE);
         self.held.set(self.held.get() + cost);
-        let (handler, memory) = (self.handler.clone(), memory.clone());
+        let (handler, client, memory) = (self.handler.clone(), client.clone(), memory.clone());
         Ok(Box::pin(async move {
-            let status = handler.handle(&request, &memory).await;
+            let status = handler.handle(&client, &request, &memory).await;
             let Request { status: at, room, .. } = request;
             Done { head, status, at, room, cost, memory }
         }))

@@ -68,7 +68,7 @@ fn start() -> Fixture {
     let listener = stop.listener();
     let session = tokio::task::spawn_local(async move {
         let (socket, receiver) = (Socket::unix(ours), Receiver::new(terms, &[]));
-        Session::new(socket, receiver, Replies::default(), &listener, handle).run().await
+        Session::new(socket, receiver, Replies::default(), &listener, Abort::new(), handle).run().await
     });
     Fixture { shared, client, stop, session }
 }
