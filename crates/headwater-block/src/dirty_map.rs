@@ -87,33 +87,42 @@ impl DirtyMap {
 
     /// Clears the first dirty run at or after `from`, and gives its bytes: no more than `most` of them, but at least one granule.
     pub fn take(&self, from: u64, most: u64) -> Option<Range<u64>> {
-        let mut words = self.words.borrow_mut();
-        let all = words.len() as u64 * WORD;
-        // The first granule at or after `at` that is dirty, or that is clean.
-        let find = |words: &[u64], mut at: u64, dirty: bool| {
-            while at < all {
-                let word = words[(at / WORD) as usize];
-                let wanted = if dirty { word } else { !word } >> (at % WORD);
-                if wanted != 0 {
-                    return at + u64::from(wanted.trailing_zeros());
-                }
-                at = (at / WORD + 1) * WORD;
-            }
-            all
-        };
-        let start = find(&words, from.div_ceil(self.granularity), true);
-        if start >= all {
+        let from = from.checked_next_multiple_of(self.granularity)?;
+        let run = self.first(from..self.size, most)?;
+        self.clear(run.clone());
+        Some(run)
+    }
+
+    /// The first dirty run in the granules that `range` (if it isn't empty) touches, in whole granules: no more than `most` bytes of it, but at least one
+    /// granule.
+    pub fn first(&self, range: Range<u64>, most: u64) -> Option<Range<u64>> {
+        if range.is_empty() {
             return None;
         }
-        let end = find(&words, start, false).min(start + (most / self.granularity).max(1));
-        let mut at = start;
+        let words = self.words.borrow();
+        let end = range.end.min(self.size).div_ceil(self.granularity);
+        let start = find(&words, range.start / self.granularity, end, true)?;
+        let end = end.min(start + (most / self.granularity).max(1));
+        let end = find(&words, start, end, false).unwrap_or(end);
+        Some(start * self.granularity..end.saturating_mul(self.granularity).min(self.size))
+    }
+
+    /// Clears the granules that `range` (if it isn't empty) touches.
+    pub fn clear(&self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let end = range.end.min(self.size).div_ceil(self.granularity);
+        let mut at = range.start / self.granularity;
+        let mut words = self.words.borrow_mut();
         while at < end {
             let until = end.min((at / WORD + 1) * WORD);
-            words[(at / WORD) as usize] &= !((u64::MAX >> (WORD - (until - at))) << (at % WORD));
+            let word = &mut words[(at / WORD) as usize];
+            let mask = (u64::MAX >> (WORD - (until - at))) << (at % WORD);
+            self.dirty.set(self.dirty.get() - u64::from((mask & *word).count_ones()));
+            *word &= !mask;
             at = until;
         }
-        self.dirty.set(self.dirty.get() - (end - start));
-        Some(start * self.granularity..end.saturating_mul(self.granularity).min(self.size))
     }
 
     /// Ready when something is dirty.
@@ -129,6 +138,20 @@ impl DirtyMap {
     }
 }
 
+/// The first granule in `from..end` that is dirty, or that is clean.
+fn find(words: &[u64], from: u64, end: u64, dirty: bool) -> Option<u64> {
+    let mut at = from;
+    while at < end {
+        let word = words[(at / WORD) as usize];
+        let wanted = if dirty { word } else { !word } >> (at % WORD);
+        if wanted != 0 {
+            return Some(at + u64::from(wanted.trailing_zeros())).filter(|found| *found < end);
+        }
+        at = (at / WORD + 1) * WORD;
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,13 +161,18 @@ mod tests {
     enum Op {
         Mark(Range<u64>),
         Take(u64, u64),
+        First(Range<u64>, u64),
+        Clear(Range<u64>),
     }
 
     fn op() -> impl Strategy<Value = Op> {
         let number = 0..5000_u64;
         prop_oneof![
             (number.clone(), 0..700_u64).prop_map(|(at, len)| Op::Mark(at..at + len)),
-            (number, 1..3000_u64).prop_map(|(from, most)| Op::Take(from, most)),
+            (number.clone(), 1..3000_u64).prop_map(|(from, most)| Op::Take(from, most)),
+            (number.clone(), 0..700_u64, 1..3000_u64)
+                .prop_map(|(at, len, most)| Op::First(at..at + len, most)),
+            (number, 0..700_u64).prop_map(|(at, len)| Op::Clear(at..at + len)),
         ]
     }
 
@@ -154,6 +182,10 @@ mod tests {
             let granule = 1 << power;
             let map = DirtyMap::new(size, granule);
             let mut flags = vec![false; size.div_ceil(granule) as usize];
+            let touched = |range: &Range<u64>, all: usize| {
+                let end = if range.is_empty() { 0 } else { range.end.div_ceil(granule) as usize };
+                ((range.start / granule) as usize).min(all)..end.min(all)
+            };
             for op in ops {
                 match op {
                     Op::Mark(range) => {
@@ -173,6 +205,22 @@ mod tests {
                             start as u64 * granule..(end as u64 * granule).min(size)
                         });
                         prop_assert_eq!(map.take(from, most), expected);
+                    }
+                    Op::First(range, most) => {
+                        let within = touched(&range, flags.len());
+                        let start = within.clone().find(|at| flags[*at]);
+                        let expected = start.map(|start| {
+                            let clean = (start..within.end).find(|at| !flags[*at]).unwrap_or(within.end);
+                            let end = clean.min(start + (most / granule).max(1) as usize);
+                            start as u64 * granule..(end as u64 * granule).min(size)
+                        });
+                        prop_assert_eq!(map.first(range, most), expected);
+                    }
+                    Op::Clear(range) => {
+                        for at in touched(&range, flags.len()) {
+                            flags[at] = false;
+                        }
+                        map.clear(range);
                     }
                 }
                 let dirty = flags.iter().filter(|flag| **flag).count() as u64;

@@ -2,7 +2,8 @@
 //!
 //! A request passes here in one direction: bounds are checked ([`Disk::check`]), the gate lets it in ([`crate::drain`]), the range lock
 //! admits it ([`crate::range_lock`]), and the top node carries it out. [`read`] holds the way of a read and copy-on-read,
-//! [`mod@write`] that of changes, with the read-modify-write that alignment may need; [`changes`] tells jobs what was changed.
+//! [`mod@write`] that of changes, with the read-modify-write that alignment may need; [`changes`] tells jobs what was changed, and lets them
+//! save what will be.
 //!
 //! # Rules that this module enforces
 //! - All nodes of a chain share the guest's offsets, so that one range lock, here, serves guests and jobs. (Two instances of the one type:
@@ -12,6 +13,7 @@
 
 use crate::backoff::Patience;
 use crate::clock::Clock;
+use crate::copy_before_write::PointInTime;
 use crate::dirty_map::DirtyMap;
 use crate::drain::{Drained, Gate, Hurry, Pass};
 use crate::error::{Error, ErrorKind, Result};
@@ -114,6 +116,8 @@ pub struct Disk {
     next_id: Cell<u64>,
     /// Who follows the changes.
     trackers: RefCell<Vec<Weak<DirtyMap>>>,
+    /// What must be saved before it is changed.
+    points: RefCell<Vec<Weak<PointInTime>>>,
     poisoned: Cell<bool>,
     write_watch: WriteWatch,
     outage: Outage,
@@ -134,6 +138,7 @@ impl Disk {
             copy_on_read: RefCell::default(),
             next_id: Cell::new(0),
             trackers: RefCell::default(),
+            points: RefCell::default(),
             poisoned: Cell::new(false),
             write_watch: WriteWatch::default(),
             outage: Outage::default(),
@@ -204,6 +209,10 @@ impl Disk {
 
     pub(crate) fn fetch_lock(&self) -> &Rc<RangeLock> {
         &self.fetch_lock
+    }
+
+    pub(crate) fn range_lock(&self) -> &Rc<RangeLock> {
+        &self.lock
     }
 
     pub(crate) fn gate(&self) -> &Rc<Gate> {

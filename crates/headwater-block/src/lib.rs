@@ -4,6 +4,7 @@
 //!
 //! - [`disk`]: the top of a chain of nodes. Checks bounds, aligns, locks, copies on read; what exports and jobs call.
 //! - [`copy_up`]: the only way in which data moves from a backing node into the overlay.
+//! - [`copy_before_write`]: what a disk held at one moment goes to another disk before it is changed.
 //! - [`dirty_map`]: what has changed, for jobs that copy a disk in use.
 //! - [`range_lock`]: the one serialisation primitive, and [`drain`], which holds all requests back.
 //! - [`edge`]: how exports and filters hold a disk, such that it can be exchanged.
@@ -22,6 +23,7 @@ pub mod backoff;
 pub mod buffer;
 pub mod chain;
 pub mod clock;
+pub mod copy_before_write;
 pub mod copy_up;
 pub mod debug_event;
 pub mod dirty_map;
@@ -45,6 +47,7 @@ pub use abort::Abort;
 pub use backoff::{Backoff, Patience};
 pub use buffer::{Buffer, BufferMut};
 pub use clock::{Clock, TokioClock};
+pub use copy_before_write::PointInTime;
 pub use debug_event::DebugEvent;
 pub use dirty_map::DirtyMap;
 pub use disk::{DetectZeroes, Disk, DiskOptions};

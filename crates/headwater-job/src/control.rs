@@ -11,7 +11,7 @@
 //! is seen at once, while the state says `paused` when nothing is in flight any more. A job that pauses itself ([`crate::waiting`]) has a state like that
 //! without the flag.
 
-use crate::on_error::OnError;
+use crate::on_error::{OnError, OnErrors};
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
 use crate::waiting::{Wait, Waiting};
@@ -104,7 +104,7 @@ pub(crate) struct Control {
     finalized: Cell<bool>,
     committed: Cell<bool>,
     ending: Cell<Option<Ending>>,
-    on_error: Cell<OnError>,
+    on_error: Cell<OnErrors>,
     /// A ready job has nothing to do.
     idle: Cell<bool>,
     limiter: Rc<RateLimiter>,
@@ -121,7 +121,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn new(speed: u64, on_error: OnError) -> Rc<Self> {
+    pub(crate) fn new(speed: u64, on_error: impl Into<OnErrors>) -> Rc<Self> {
         Rc::new(Self {
             status: Cell::new(Status::Created),
             paused: Cell::new(false),
@@ -129,7 +129,7 @@ impl Control {
             finalized: Cell::new(false),
             committed: Cell::new(false),
             ending: Cell::new(None),
-            on_error: Cell::new(on_error),
+            on_error: Cell::new(on_error.into()),
             idle: Cell::new(false),
             limiter: RateLimiter::new(speed),
             progress: Cell::default(),
@@ -159,7 +159,7 @@ impl Control {
     }
 
     pub(crate) fn set_on_error(&self, on_error: OnError) {
-        self.on_error.set(on_error);
+        self.on_error.set(on_error.into());
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -289,9 +289,9 @@ impl Control {
         self.changed();
     }
 
-    /// What is done about an error of this kind now.
-    pub(crate) fn action(&self, kind: ErrorKind) -> Action {
-        match self.on_error.get().action(kind) {
+    /// What is done now about an error of this kind in such an operation.
+    pub(crate) fn action(&self, operation: Operation, kind: ErrorKind) -> Action {
+        match self.on_error.get().action(operation, kind) {
             // A job that is pending can't pause any more.
             Action::Stop if Verb::Pause.check(self.status.get()).is_err() => Action::Report,
             action => action,

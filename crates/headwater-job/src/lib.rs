@@ -1,6 +1,7 @@
 //! Jobs: long work on a disk's graph while guests use it. They know nodes and disks, and no image format.
 //!
 //! - [`stream`](mod@stream): the stream job, from its first look to the commit point. Begin here.
+//! - [`backup`](mod@backup): to another disk, as of one moment.
 //! - [`commit`](mod@commit): into a layer below, where nobody writes; [`mirror`](mod@mirror): to another disk or into a layer below, while
 //!   guests write.
 //! - `copy_engine`: keeps copies in flight; `scan` finds what to copy; [`window`] says how much to keep in flight. They do so for
@@ -13,6 +14,7 @@
 //!
 //! A job is a future. It is polled on its disk's thread, to its end; nothing here spawns, sleeps or reads a clock of its own.
 
+pub mod backup;
 pub mod commit;
 mod control;
 mod copier;
@@ -32,13 +34,14 @@ mod transfer;
 mod waiting;
 pub mod window;
 
+pub use backup::{BackupOptions, backup};
 pub use commit::{CommitOptions, commit};
 pub use control::{Action, Event, IoStatus, Outcome};
 pub use handle::JobHandle;
 pub use headwater_block::copy_up::Operation;
 pub use lifecycle::Finish;
 pub use mirror::{HoldGuests, MirrorOptions, SyncMode, commit_active, mirror};
-pub use on_error::OnError;
+pub use on_error::{OnError, OnErrors};
 pub use progress::Progress;
 pub use state::{Illegal, Status, Verb};
 pub use stream::{Base, Link, StreamOptions, stream};

@@ -57,7 +57,7 @@ pub(crate) async fn flush(disk: &Disk, control: &Control) -> Result<(), Stopped>
 pub(crate) async fn try_flush(disk: &Disk, control: &Control) -> Result<bool, Stopped> {
     let Err(error) = disk.flush().await else { return Ok(true) };
     // There is nothing to go on with, so ignoring it is no choice.
-    let action = match control.action(error.kind()) {
+    let action = match control.action(Operation::Write, error.kind()) {
         Action::Ignore => Action::Report,
         action => action,
     };

@@ -19,7 +19,7 @@ use crate::control::{Control, Ending, Outcome, Wish};
 use crate::copy_engine::{Engine, Pass, Stopped};
 use crate::handle::JobHandle;
 use crate::lifecycle::{self, Finish};
-use crate::on_error::OnError;
+use crate::on_error::OnErrors;
 use crate::path::Path;
 use crate::state::Status;
 use crate::transfer::{Source, Transfer};
@@ -64,7 +64,7 @@ pub struct MirrorOptions {
     /// Bytes per second; 0 is without limit. Doesn't count while guests are held back.
     pub speed: u64,
     /// What to do about errors.
-    pub on_error: OnError,
+    pub on_error: OnErrors,
     /// For how long the job waits for a source that can't be reached, paused by itself, before `on_error` counts.
     pub patience: Patience,
     /// Waits before the commit point until it is told to finalise.

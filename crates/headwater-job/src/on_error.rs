@@ -2,6 +2,7 @@
 
 use crate::control::Action;
 use headwater_block::ErrorKind;
+use headwater_block::copy_up::Operation;
 
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,5 +27,31 @@ impl OnError {
             (OnError::Stop, _) | (OnError::Enospc, ErrorKind::NoSpace) => Action::Stop,
             (OnError::Report | OnError::Enospc, _) => Action::Report,
         }
+    }
+}
+
+/// What to do about errors of each end of a copy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OnErrors {
+    /// When reading fails.
+    pub source: OnError,
+    /// When writing fails.
+    pub target: OnError,
+}
+
+impl From<OnError> for OnErrors {
+    /// The same for both ends.
+    fn from(both: OnError) -> Self {
+        Self { source: both, target: both }
+    }
+}
+
+impl OnErrors {
+    pub(crate) fn action(self, operation: Operation, kind: ErrorKind) -> Action {
+        let policy = match operation {
+            Operation::Read => self.source,
+            Operation::Write => self.target,
+        };
+        policy.action(kind)
     }
 }

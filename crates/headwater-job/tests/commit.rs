@@ -304,8 +304,11 @@ fn guests_go_on_while_an_active_commit_waits_to_be_finalised() {
 #[test]
 fn a_pending_job_cannot_stop_at_an_error() {
     with_layers(|sim, layers| async move {
-        let options =
-            MirrorOptions { wait_for_finalize: true, on_error: OnError::Stop, ..active_options(&layers) };
+        let options = MirrorOptions {
+            wait_for_finalize: true,
+            on_error: OnError::Stop.into(),
+            ..active_options(&layers)
+        };
         let (job, work) = start_active(&sim, &layers, options);
         job.wait_for(|status| status == Status::Ready).await;
         job.complete().unwrap();

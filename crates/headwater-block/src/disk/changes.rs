@@ -1,10 +1,12 @@
-//! Telling jobs which parts of a disk were changed.
+//! Telling jobs which parts of a disk were changed, and saving for them what will be.
 
 use super::Disk;
+use crate::copy_before_write::PointInTime;
 use crate::dirty_map::DirtyMap;
 use crate::error::{Error, ErrorKind, Result};
+use crate::node::Node;
 use std::ops::Range;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 impl Disk {
     /// Marks in a map, clean at first, what is changed from now on, until the map is dropped. A change that is under way marks as well.
@@ -17,8 +19,48 @@ impl Disk {
         map
     }
 
+    /// What this disk holds now goes to `target`, a disk of the same size, before it is changed, until the answer is dropped: all of it, or
+    /// what lies above the node `above`. In parts of at least `granularity` bytes, and of what the target allocates, rounded up to a power of two. Waits for changes that are
+    /// under way. Meanwhile the disk's size stays as it is.
+    pub async fn begin_point_in_time(
+        self: &Rc<Self>,
+        target: &Rc<Disk>,
+        granularity: u64,
+        above: Option<Rc<dyn Node>>,
+    ) -> Rc<PointInTime> {
+        let _drained = self.drain().await;
+        let point = PointInTime::new(self, target, granularity, above);
+        self.points.borrow_mut().push(Rc::downgrade(&point));
+        point
+    }
+
+    /// What a change of `range` must have for itself, because something is to be saved there.
+    pub(super) fn needs_to_save(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let points = self.points.borrow();
+        let needed = points.iter().filter_map(|point| point.upgrade()?.needs(range));
+        needed.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+    }
+
+    /// Saves what is to be saved of `range` before it is changed. The caller holds what [`Disk::needs_to_save`] said.
+    ///
+    /// # Errors
+    /// If that is impossible: then it must not be changed.
+    pub(super) async fn save_before_change(&self, range: &Range<u64>) -> Result<()> {
+        if self.points.borrow().is_empty() {
+            return Ok(());
+        }
+        self.points.borrow_mut().retain(|point| point.strong_count() > 0);
+        let points: Vec<_> = self.points.borrow().iter().filter_map(Weak::upgrade).collect();
+        for point in points {
+            // Apart, because its state is many times that of the change.
+            Box::pin(point.before_change(range)).await?;
+        }
+        Ok(())
+    }
+
     fn is_tracked(&self) -> bool {
         self.trackers.borrow().iter().any(|map| map.strong_count() > 0)
+            || self.points.borrow().iter().any(|point| point.strong_count() > 0)
     }
 
     /// Checks that nobody counts on the size.

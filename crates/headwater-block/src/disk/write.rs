@@ -37,6 +37,7 @@ impl Disk {
         add(&self.stats.write_bytes, data.len() as u64);
         let aligned = self.aligned(&range);
         let _guard = self.lock_for(&range, &aligned, Change::Write).await;
+        self.save_before_change(&range).await?;
         let unfinished = self.must_finish()?;
         let _change = self.changing(&range);
         let result = self.write_within(range, data, flags).await;
@@ -59,6 +60,7 @@ impl Disk {
         let flags = ZeroFlags { unmap: flags.unmap && !self.options.get().ignore_discards, ..flags };
         let aligned = self.aligned(&range);
         let _guard = self.lock_for(&range, &aligned, Change::Zero { unmap: flags.unmap }).await;
+        self.save_before_change(&range).await?;
         let unfinished = self.must_finish()?;
         let _change = self.changing(&range);
         let result = self.zero_within(range, flags).await;
@@ -86,6 +88,7 @@ impl Disk {
         add(&self.stats.zeroes_and_discards, 1);
         let inner = start..end;
         let _guard = self.lock_for(&inner, &inner, Change::Discard).await;
+        self.save_before_change(&inner).await?;
         let unfinished = self.must_finish()?;
         let _change = self.changing(&inner);
         let result = self.top().discard(start, end - start).await;
@@ -100,7 +103,7 @@ impl Disk {
     }
 
     /// Locks what a change of `range` needs. Shared if the bytes can be overwritten where they are; exclusive if the mapping
-    /// changes or neighbouring bytes must be read and written back (`aligned` is then wider than `range`).
+    /// changes, what is there must be saved, or neighbouring bytes must be read and written back (`aligned` is then wider than `range`).
     async fn lock_for(&self, range: &Range<u64>, aligned: &Range<u64>, change: Change) -> Guard {
         let mut token = Token::for_request();
         let mut needed = self.needs_alone(range, aligned, change);
@@ -163,6 +166,9 @@ impl Disk {
         if range != aligned && change != Change::Write {
             // What of the first and last block lies outside the range is written back as data.
             add(self.top().access(aligned.clone(), Change::Write));
+        }
+        if let Some(more) = self.needs_to_save(aligned) {
+            add(Access::Exclusive(more));
         }
         wide
     }

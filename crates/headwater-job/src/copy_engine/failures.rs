@@ -77,7 +77,7 @@ impl Run<'_> {
 
     /// Decides what is done about an error.
     fn decide(&mut self, failed: Failed, at: At) -> Option<Error> {
-        let action = self.engine.control.action(failed.error.kind());
+        let action = self.engine.control.action(failed.operation, failed.error.kind());
         self.keep(at, action == Action::Ignore);
         self.engine.control.report(&failed, action);
         match action {

@@ -1,0 +1,156 @@
+//! The backup job: another disk gets what a disk held when the job began, while guests go on writing to it.
+//!
+//! # How it goes
+//! 1. Before the job there is a [`PointInTime`]: from that moment on, whatever guests change goes to the target first. Its module text argues
+//!    that the target gets what was there then, and nothing else.
+//! 2. The job copies the rest, in one pass, and takes no notice of what guests have saved before it came by.
+//! 3. It flushes the target, and is done at its commit point. Nothing changes in the graph.
+//!
+//! A job that is told to copy nothing itself (QEMU's sync mode `none`) only keeps the moment, until it is cancelled.
+//!
+//! # How long guests wait
+//! Whoever changes a granule that isn't saved waits for the copy of that granule to the target, or for the copy of the engine that is about it; reads
+//! wait for nobody but such a change. A pause of the job doesn't change that: guests save what they are about to change, and a speed limit
+//! doesn't count for it.
+
+use crate::control::{Control, Outcome, Wish};
+use crate::copier::Copier;
+use crate::copy_engine::{Engine, Pass, Stopped};
+use crate::handle::JobHandle;
+use crate::lifecycle;
+use crate::on_error::OnErrors;
+use crate::path::Path;
+use crate::progress::Progress;
+use crate::window::Bounds;
+use futures_util::future::select;
+use headwater_block::chain::Missing;
+use headwater_block::copy_up::{Copied, Failed};
+use headwater_block::{Abort, Clock, LocalFuture, Patience, PointInTime, Result};
+use std::ops::Range;
+use std::pin::pin;
+use std::rc::Rc;
+
+/// How a backup job works.
+#[derive(Debug, Default)]
+pub struct BackupOptions {
+    /// Nothing is copied but what guests are about to change; the job ends only by a cancel.
+    pub only_changes: bool,
+    /// Bytes per second; 0 is without limit. What guests save doesn't count.
+    pub speed: u64,
+    /// What to do about errors, when the job meets them. A guest's change that can't be saved fails, whatever is said here.
+    pub on_error: OnErrors,
+    /// For how long the job waits for a source that can't be reached, paused by itself, before `on_error` counts.
+    pub patience: Patience,
+    /// Waits before the commit point until it is told to finalise.
+    pub wait_for_finalize: bool,
+    /// Stays after its end until it is dismissed.
+    pub wait_for_dismiss: bool,
+    /// How many bytes one copy takes at most.
+    pub most: Option<u64>,
+    /// How much may be in flight, instead of what fits the layers.
+    pub bounds: Option<Bounds>,
+}
+
+/// Makes a job that completes `point`. It is created with the call, and works while the future is polled, which must be to its end.
+/// With the job, the point in time ends as well.
+pub fn backup(point: Rc<PointInTime>, options: BackupOptions) -> (JobHandle, impl Future<Output = Outcome>) {
+    let control = Control::new(options.speed, options.on_error);
+    let handle = JobHandle::new(control.clone());
+    let run = async move {
+        let dismiss = options.wait_for_dismiss;
+        let whole = async {
+            let result = work(&point, options, &control).await;
+            point.end().await;
+            result
+        };
+        let outcome = lifecycle::run(&control, dismiss, whole).await;
+        // One that was cancelled before it began has not done so.
+        point.end().await;
+        outcome
+    };
+    (handle, run)
+}
+
+async fn work(point: &Rc<PointInTime>, options: BackupOptions, control: &Rc<Control>) -> Result<(), Stopped> {
+    if options.only_changes {
+        keep(point, control).await;
+        return Err(Stopped::Cancelled);
+    }
+    let bounds = match options.bounds {
+        Some(bounds) => bounds,
+        None => {
+            let from = Path::above(&point.source().top(), None).map_err(Stopped::Failed)?;
+            from.and(Path::through(&point.target().top())).bounds()
+        }
+    };
+    let bounds = options.most.map_or(bounds, |most| bounds.with_copies_up_to(most));
+    let mut engine = Engine::new(Rc::new(Rest(point.clone())), control, bounds).with_patience(options.patience);
+    if let Pass { failed: Some(error), .. } = engine.pass().await? {
+        return Err(Stopped::Failed(error));
+    }
+    debug_assert_eq!(point.pending(), 0);
+    lifecycle::flush(point.target(), control).await?;
+    lifecycle::wait_for_finalize(control, options.wait_for_finalize).await?;
+    lifecycle::commit(control, std::future::ready(Ok(()))).await
+}
+
+/// Keeps the moment until the job is cancelled, and shows how much guests have saved.
+async fn keep(point: &PointInTime, control: &Control) {
+    let total = point.source().size();
+    while control.wish() != Wish::Cancel {
+        control.stay_paused().await;
+        let pending = point.pending();
+        let done = total.saturating_sub(pending);
+        control.set_progress(Progress { total, done, copied: done, ..Progress::default() });
+        control.set_idle(true);
+        let command = control.wait_until(|control| control.wish() != Wish::Go);
+        let saved = point.wait_until(|point| point.pending() != pending);
+        select(pin!(command), pin!(saved)).await;
+        control.set_idle(false);
+    }
+}
+
+/// What guests have not saved yet.
+struct Rest(Rc<PointInTime>);
+
+impl Copier for Rest {
+    fn clock(&self) -> &Rc<dyn Clock> {
+        self.0.target().clock()
+    }
+
+    fn size(&self) -> u64 {
+        self.0.source().size()
+    }
+
+    fn unit(&self) -> u64 {
+        self.0.granularity()
+    }
+
+    fn guests_are_busy(&self) -> bool {
+        self.0.source().stats().in_flight.get() > 0
+    }
+
+    fn take(&self, from: u64) -> Option<Range<u64>> {
+        self.0.next_pending(from)
+    }
+
+    fn untaken(&self) -> u64 {
+        0
+    }
+
+    fn look(self: Rc<Self>, range: Range<u64>) -> LocalFuture<'static, Result<Option<Missing>>> {
+        Box::pin(async move { self.0.look(range).await })
+    }
+
+    fn needs(&self, _run: &Missing) -> bool {
+        true
+    }
+
+    fn copy(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<Copied, Failed>> {
+        Box::pin(async move { self.0.copy(run.range, &abort).await })
+    }
+
+    fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>> {
+        Box::pin(async move { abort.guard(self.0.source().read_beside_guests(run.range)).await?.map(drop) })
+    }
+}
