@@ -160,7 +160,7 @@ impl PointInTime {
         if kind != Kind::Data && whole > run.start {
             return Ok((run.start..whole, kind));
         }
-        Ok((run.start..(whole.max(run.start) + granule).min(run.end), Kind::Data))
+        Ok((run.start..end.next_multiple_of(granule).min(run.end), Kind::Data))
     }
 
     /// Copies what of `range`, whole granules, is still pending. Gives up with `Cancelled` when `abort` is thrown. Must be polled to its end.

@@ -96,18 +96,24 @@ async fn work(point: &Rc<PointInTime>, options: BackupOptions, control: &Rc<Cont
 
 /// Keeps the moment until the job is cancelled, and shows how much guests have saved.
 async fn keep(point: &PointInTime, control: &Control) {
-    let total = point.source().size();
-    while control.wish() != Wish::Cancel {
-        control.stay_paused().await;
-        let pending = point.pending();
-        let done = total.saturating_sub(pending);
-        control.set_progress(Progress { total, done, copied: done, ..Progress::default() });
-        control.set_idle(true);
-        let command = control.wait_until(|control| control.wish() != Wish::Go);
-        let saved = point.wait_until(|point| point.pending() != pending);
-        select(pin!(command), pin!(saved)).await;
-        control.set_idle(false);
-    }
+    let show = async {
+        let total = point.source().size();
+        loop {
+            let pending = point.pending();
+            let done = total.saturating_sub(pending);
+            control.set_progress(Progress { total, done, copied: done, ..Progress::default() });
+            point.wait_until(|point| point.pending() != pending).await;
+        }
+    };
+    let obey = async {
+        while control.wish() != Wish::Cancel {
+            control.stay_paused().await;
+            control.set_idle(true);
+            control.wait_until(|control| control.wish() != Wish::Go).await;
+            control.set_idle(false);
+        }
+    };
+    select(pin!(obey), pin!(show)).await;
 }
 
 /// What guests have not saved yet.

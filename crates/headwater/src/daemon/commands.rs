@@ -267,7 +267,7 @@ impl Commands {
                 Ok(speed) => job.handle.set_speed(speed),
                 Err(refusal) => return Some(Err(refusal)),
             },
-            "change" => return Some(Err(generic("Job type doesn't support change"))),
+            "change" => return Some(Err(generic("Job type does not support change"))),
             _ => return None,
         };
         if let Err(illegal) = asked {
@@ -315,11 +315,16 @@ impl Commands {
             "blockdev-set-active" => self.set_active(args).await,
             "blockdev-create" => jobs::create::start(&self.graph, &self.jobs, args).await,
             "blockdev-snapshot" | "blockdev-snapshot-sync" => snapshot::single(&self.graph, name, args).await,
-            "transaction" => snapshot::transaction(&self.graph, args).await,
+            "transaction" => snapshot::transaction(&self.graph, &self.jobs, args).await,
             "change-backing-file" => snapshot::change_backing_file(&self.graph, args).await,
             "block_resize" => self.resize(args).await,
             "block-stream" => jobs::stream::start(&self.graph, &self.jobs, &self.turn, args, None).await,
             "block-commit" => jobs::commit::start(&self.graph, &self.jobs, &self.turn, args, None).await,
+            "blockdev-backup" => {
+                let plan = jobs::backup::plan(&self.graph, &self.jobs, args).await?;
+                self.jobs.start(plan).await;
+                Ok(())
+            }
             "blockdev-mirror" => jobs::mirror::start(&self.graph, &self.jobs, &self.turn, args).await,
             "block-set-write-threshold" => {
                 let node = self.graph.node(text("node-name"))?;

@@ -80,6 +80,11 @@ pub(super) struct Inside {
     pub(super) throttle: Option<Rc<ThrottleNode>>,
 }
 
+/// Why a node is busy that a job of this kind uses.
+pub(super) fn used_by(kind: &str) -> String {
+    format!("block device is in use by block job: {kind}")
+}
+
 /// A node with a name.
 pub(super) struct GraphNode {
     pub(super) name: String,
@@ -139,6 +144,17 @@ impl GraphNode {
     /// Names the node and the job.
     pub(super) fn check_idle(&self) -> Result<(), Refusal> {
         match self.busy.borrow().first() {
+            Some((_, why)) => Err(generic(format!("Node '{}' is busy: {why}", self.name))),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`GraphNode::check_idle`], but jobs of this kind may share the node.
+    ///
+    /// # Errors
+    /// See there.
+    pub(super) fn check_idle_but_for(&self, kind: &str) -> Result<(), Refusal> {
+        match self.busy.borrow().iter().find(|(_, why)| *why != used_by(kind)) {
             Some((_, why)) => Err(generic(format!("Node '{}' is busy: {why}", self.name))),
             None => Ok(()),
         }

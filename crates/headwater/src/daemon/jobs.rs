@@ -3,9 +3,10 @@
 //! The work is done by `headwater_job`; here a job gets an id, its hold on the graph, and a voice. Its events leave in the order in which the job
 //! had them. What it held in the graph is given back before its end is told, so that whoever hears of it finds the nodes free.
 //!
-//! - `hold`: what a job holds in the graph. [`stream`], [`commit`], [`mirror`]: how each kind starts, and what it changes in the graph when its work is done. [`create`]: the odd one, which makes a file.
+//! - `hold`: what a job holds in the graph. [`stream`], [`commit`], [`mirror`], [`backup`]: how each kind starts, and what it changes in the graph when its work is done. [`create`]: the odd one, which makes a file.
 //! - [`durable`]: jobs that go on when the daemon is started again.
 
+pub(super) mod backup;
 pub(super) mod commit;
 pub(super) mod create;
 pub(super) mod durable;
@@ -18,9 +19,10 @@ use self::hold::Hold;
 use super::commands::Turn;
 use super::events::Events;
 use super::failure::{Refusal, brief, generic, no_device};
+use super::graph::open::{Options, Read};
 use crate::durable::kept::Kept;
 use headwater_block::LocalFuture;
-use headwater_job::{Action, Event, IoStatus, JobHandle, OnError, Operation, Outcome, Status};
+use headwater_job::{Action, Event, IoStatus, JobHandle, OnError, OnErrors, Operation, Outcome, Status};
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -76,6 +78,16 @@ pub(super) struct Plan {
     pub(super) work: LocalFuture<'static, Outcome>,
 }
 
+impl Plan {
+    /// Gives up a job that hasn't started, because something else of its transaction failed.
+    pub(super) async fn undo(self, jobs: &Jobs) {
+        let Plan { args, hold, work, .. } = self;
+        drop(work);
+        hold.release().await;
+        jobs.tell_undone(&args.id);
+    }
+}
+
 /// All jobs, in the order in which they were started.
 pub(super) struct Jobs {
     events: Rc<Events>,
@@ -108,7 +120,16 @@ impl Jobs {
 
     /// Tells of a job that came to an end before it began.
     pub(super) fn tell_still_born(&self, id: &str) {
-        for status in [Status::Created, Status::Null] {
+        self.tell_states(id, &[Status::Created, Status::Null]);
+    }
+
+    /// Tells of a job that came to an end before it began, because something else of its transaction failed.
+    pub(super) fn tell_undone(&self, id: &str) {
+        self.tell_states(id, &[Status::Created, Status::Aborting, Status::Concluded, Status::Null]);
+    }
+
+    fn tell_states(&self, id: &str, states: &[Status]) {
+        for status in states {
             self.events.emit("JOB_STATUS_CHANGE", json!({"status": status.to_string(), "id": id}));
         }
     }
@@ -450,4 +471,10 @@ pub(super) fn on_error(name: Option<&str>) -> OnError {
         Some("enospc" | "auto") => OnError::Enospc,
         _ => OnError::Report,
     }
+}
+
+/// The policies for both ends of a job that copies from one node to another.
+pub(super) fn on_errors(args: &Options) -> OnErrors {
+    let policy = |key| on_error(args.text(key));
+    OnErrors { source: policy("on-source-error"), target: policy("on-target-error") }
 }

@@ -1,4 +1,4 @@
-//! Snapshots: an overlay takes the place of a node, and stands on it. Alone, or several at once in a transaction.
+//! Snapshots: an overlay takes the place of a node, and stands on it. Alone, or several at once in a transaction, which may begin backups too.
 //!
 //! Nobody sees a half of it: all who use the nodes are held back until everything is done, or undone.
 
@@ -6,6 +6,7 @@ use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Options, Read};
 use super::graph::{Graph, GraphNode, Role};
 use super::jobs::stream::recorded_name;
+use super::jobs::{Jobs, backup};
 use headwater_block::node::BackingLink;
 use headwater_block::{ErrorKind, Node};
 use headwater_image::Format;
@@ -38,7 +39,7 @@ pub(super) async fn single(graph: &Rc<Graph>, name: &str, args: &Options) -> Res
 ///
 /// # Errors
 /// Those of the first that fails, and actions that aren't supported.
-pub(super) async fn transaction(graph: &Rc<Graph>, args: &Options) -> Result<(), Refusal> {
+pub(super) async fn transaction(graph: &Rc<Graph>, jobs: &Rc<Jobs>, args: &Options) -> Result<(), Refusal> {
     let actions: Vec<Options> = args
         .get("actions")
         .and_then(Value::as_array)
@@ -48,26 +49,42 @@ pub(super) async fn transaction(graph: &Rc<Graph>, args: &Options) -> Result<(),
         .collect();
     for action in &actions {
         let kind = action.text("type").unwrap_or_default();
-        if !matches!(kind, "blockdev-snapshot" | "blockdev-snapshot-sync" | "abort") {
+        if !matches!(kind, "blockdev-backup" | "blockdev-snapshot" | "blockdev-snapshot-sync" | "abort") {
             return Err(generic(format!("Transaction action '{kind}' is not supported")));
         }
+    }
+    if args.object("properties").and_then(|properties| properties.text("completion-mode")) == Some("grouped")
+    {
+        return Err(generic(
+            "completion-mode 'grouped' is not supported: each job of a transaction completes by itself",
+        ));
     }
     // From here until all is done or undone.
     let held = graph.hold_everyone().await;
     let mut done = Vec::new();
+    let mut plans = Vec::new();
     let mut taken = Ok(());
     for action in &actions {
         let data = action.object("data").cloned().unwrap_or_default();
         taken = match action.text("type").unwrap_or_default() {
             "abort" => Err(generic("Transaction aborted using Abort action")),
+            "blockdev-backup" => backup::plan(graph, jobs, &data).await.map(|plan| plans.push(plan)),
             kind => take(graph, kind, &data, &mut done).await,
         };
         if taken.is_err() {
             break;
         }
     }
+    if taken.is_err() {
+        for plan in plans.drain(..) {
+            plan.undo(jobs).await;
+        }
+    }
     let result = finish(graph, taken, done).await;
     drop(held);
+    for plan in plans {
+        jobs.start(plan).await;
+    }
     result
 }
 

@@ -111,7 +111,7 @@ pub(in crate::daemon) async fn start(
         let (hold_guests, finish) = pivot_hooks(&hold, turn, top, base);
         let options = MirrorOptions {
             speed: job.speed,
-            on_error: job.on_error,
+            on_error: job.on_error.into(),
             wait_for_finalize: !job.auto_finalize,
             wait_for_dismiss: !job.auto_dismiss,
             hold_guests: Some(hold_guests),

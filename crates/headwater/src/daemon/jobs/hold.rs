@@ -4,7 +4,7 @@
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::rights::{Doing, Rights};
-use crate::daemon::graph::{Graph, GraphNode, Root};
+use crate::daemon::graph::{Graph, GraphNode, Root, used_by};
 use headwater_block::{Error, ErrorKind};
 use headwater_job::{Finish, HoldGuests};
 use std::any::Any;
@@ -71,7 +71,7 @@ impl Hold {
 
     /// Keeps other jobs and commands away from `nodes`.
     pub(super) fn occupy(&mut self, nodes: &[Rc<GraphNode>]) {
-        let why = format!("block device is in use by block job: {}", self.kind);
+        let why = used_by(self.kind);
         for node in nodes {
             node.busy.borrow_mut().push((self.id.clone(), why.clone()));
             self.busy.push(node.clone());
@@ -89,11 +89,16 @@ impl Hold {
                 return Err(generic(format!("Cannot freeze '{link}' link to '{}'", below.name)));
             }
         }
+        self.freeze_beside_others(nodes);
+        Ok(())
+    }
+
+    /// As [`Hold::freeze`], where other jobs that do so are known to want the same.
+    pub(super) fn freeze_beside_others(&mut self, nodes: &[Rc<GraphNode>]) {
         for node in nodes {
             node.frozen.borrow_mut().push(self.id.clone());
             self.frozen.push(node.clone());
         }
-        Ok(())
     }
 
     /// Puts a node that stands for the job into the graph, on top of `on`, under the name that the user chose if he did.

@@ -2,7 +2,7 @@
 
 use super::hold::{Hold, pivot_hooks};
 use super::stream::{job_args, speed};
-use super::{Jobs, Plan, on_error};
+use super::{Jobs, Plan, on_errors};
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::Graph;
@@ -46,9 +46,7 @@ pub(in crate::daemon) async fn start(
     if source.disk.size() != target.disk.size() {
         return Err(generic("Source and target image have different sizes"));
     }
-    let mut job = job_args(jobs, args)?;
-    // One policy for both ends: the more careful of the two.
-    job.on_error = on_error(args.text("on-source-error").or(args.text("on-target-error")));
+    let job = job_args(jobs, args)?;
     let mut hold = Hold::new(graph, "mirror", &job.id);
     if let Err(refusal) = hold.insert_filter(args.text("filter-node-name"), "mirror_top", &source) {
         hold.release().await;
@@ -75,7 +73,7 @@ pub(in crate::daemon) async fn start(
         sync,
         granularity: args.number("granularity"),
         speed: job.speed,
-        on_error: job.on_error,
+        on_error: on_errors(args),
         wait_for_finalize: !job.auto_finalize,
         wait_for_dismiss: !job.auto_dismiss,
         hold_guests: Some(hold_guests),

@@ -1,0 +1,161 @@
+//! `blockdev-backup`: from arguments to a job that makes another node hold what a node holds now.
+
+use super::hold::Hold;
+use super::stream::{job_args, speed};
+use super::{Jobs, Plan, on_errors};
+use crate::daemon::failure::{Refusal, generic};
+use crate::daemon::graph::open::{Options, Read};
+use crate::daemon::graph::rights::Doing;
+use crate::daemon::graph::{Graph, GraphNode};
+use headwater_job::BackupOptions;
+use serde_json::Value;
+use std::rc::Rc;
+
+/// What is copied in one piece, in bytes, if the target doesn't need more.
+const GRANULE: u64 = 64 << 10;
+
+/// What `x-perf` asks for.
+struct Perf {
+    /// The least size of what is copied in one piece.
+    granule: u64,
+    /// The most that one copy takes; none is no limit.
+    most: Option<u64>,
+}
+
+/// Plans a backup job as the arguments of `blockdev-backup` say. From now on guests save what they change; the job has only to be started.
+///
+/// # Errors
+/// If the arguments don't fit together or don't fit the graph, or something else is at work there.
+pub(in crate::daemon) async fn plan(
+    graph: &Rc<Graph>,
+    jobs: &Rc<Jobs>,
+    args: &Options,
+) -> Result<Plan, Refusal> {
+    let text = |key: &str| args.text(key).unwrap_or_default();
+    let source = graph.any(text("device"))?;
+    let target = graph.any(text("target"))?;
+    check_bitmap(args)?;
+    if Rc::ptr_eq(&source.skip_filters(), &target.skip_filters()) {
+        return Err(generic("Source and target cannot be the same"));
+    }
+    if args.flag("compress").unwrap_or(false) {
+        return Err(generic(format!(
+            "Compression is not supported for this drive {}: no compressed clusters are written",
+            target.name
+        )));
+    }
+    if args.flag("discard-source").unwrap_or(false) {
+        return Err(generic(
+            "Option 'discard-source' is not supported: guests still need what the source holds",
+        ));
+    }
+    source.check_idle_but_for("backup")?;
+    target.check_idle()?;
+    let perf = perf(args, &target)?;
+    if source.disk.size() != target.disk.size() {
+        return Err(generic("Source and target image have different sizes"));
+    }
+    if leads_to(&target, &source) {
+        return Err(generic(format!(
+            "'{}' stands on '{}'; a backup of a node into its own overlay is not supported",
+            target.name, source.name
+        )));
+    }
+    let job = job_args(jobs, args)?;
+    let only_changes = text("sync") == "none";
+    let mut hold = Hold::new(graph, "backup", &job.id);
+    if let Err(refusal) = hold.insert_filter(args.text("filter-node-name"), "copy-before-write", &source) {
+        hold.release().await;
+        return Err(refusal);
+    }
+    let prepared = async {
+        hold.make_writable(&target).await?;
+        let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
+        hold.attach(&source, "file", Doing::READ, shares).await?;
+        hold.attach(&target, "target", Doing::READ.and(Doing::WRITE), Doing::READ).await?;
+        hold.freeze_beside_others(std::slice::from_ref(&source));
+        hold.occupy(&[source.clone(), target.clone()]);
+        Ok(())
+    }
+    .await;
+    if let Err(refusal) = prepared {
+        hold.release().await;
+        return Err(refusal);
+    }
+    if let Err(refusal) = speed(args) {
+        hold.release().await;
+        jobs.tell_still_born(&job.id);
+        return Err(refusal);
+    }
+    let disk = source.skip_filters().disk.clone();
+    let above = if text("sync") == "top" { disk.top().backing() } else { None };
+    let point = disk.begin_point_in_time(&target.disk, perf.granule, above).await;
+    let options = BackupOptions {
+        only_changes,
+        speed: job.speed,
+        on_error: on_errors(args),
+        wait_for_finalize: !job.auto_finalize,
+        wait_for_dismiss: !job.auto_dismiss,
+        most: perf.most,
+        ..BackupOptions::default()
+    };
+    let (handle, work) = headwater_job::backup(point, options);
+    tracing::trace!(target: crate::daemon::trace::TARGET, event = "backup_start", job = job.id, source = source.name, target = target.name);
+    Ok(Plan {
+        kind: "backup",
+        args: job,
+        len: disk.size(),
+        follows: false,
+        hold,
+        handle,
+        work: Box::pin(work),
+    })
+}
+
+/// There are no dirty bitmaps, so none can be found.
+fn check_bitmap(args: &Options) -> Result<(), Refusal> {
+    let sync = args.text("sync").unwrap_or_default();
+    match args.text("bitmap") {
+        Some(name) => Err(generic(format!("Bitmap '{name}' could not be found"))),
+        None if matches!(sync, "bitmap" | "incremental") => {
+            Err(generic(format!("must provide a valid bitmap name for '{sync}' sync mode")))
+        }
+        None if args.contains_key("bitmap-mode") => {
+            Err(generic("Cannot specify bitmap sync mode without a bitmap"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn perf(args: &Options, target: &GraphNode) -> Result<Perf, Refusal> {
+    let asked = args.object("x-perf").cloned().unwrap_or_default();
+    let number = |key: &str| asked.get(key).and_then(Value::as_i64);
+    if number("max-workers").is_some_and(|workers| !(1..=i64::from(i32::MAX)).contains(&workers)) {
+        return Err(generic("max-workers must be between 1 and 2147483647"));
+    }
+    let most = match number("max-chunk") {
+        Some(most) if most < 0 => {
+            return Err(generic("max-chunk must be zero (which means no limit) or positive"));
+        }
+        most => most.map(i64::unsigned_abs).filter(|most| *most > 0),
+    };
+    let least = asked.number("min-cluster-size").unwrap_or(0);
+    if least > 0 && !least.is_power_of_two() {
+        return Err(generic(
+            "Could not create node: Cannot create block-copy-state: min-cluster-size needs to be a power of 2",
+        ));
+    }
+    let granule = least.max(GRANULE).max(u64::from(target.disk.limits().allocation_unit));
+    match most {
+        Some(most) if most < granule => {
+            Err(generic(format!("Required max-chunk ({most}) is less than backup cluster size ({granule})")))
+        }
+        most => Ok(Perf { granule, most }),
+    }
+}
+
+/// True if reads of `from` may come to `node`.
+fn leads_to(from: &Rc<GraphNode>, node: &Rc<GraphNode>) -> bool {
+    let layer = node.skip_filters();
+    from.chain().any(|below| Rc::ptr_eq(&below, node) || Rc::ptr_eq(&below, &layer))
+}
