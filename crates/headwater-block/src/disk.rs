@@ -402,6 +402,20 @@ impl Disk {
         result
     }
 
+    /// Runs `work`, which changes the image on top without changing what is read, with all requests held back. Jobs that copy into the disk
+    /// aren't: the caller has made sure that there are none.
+    ///
+    /// # Errors
+    /// `ReadOnly`, and those of `work`.
+    pub async fn alone<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.check_writable()?;
+        let _drained = self.drain().await;
+        let unfinished = self.must_finish()?;
+        let result = work.await;
+        unfinished.finished();
+        result
+    }
+
     /// Changes the size in bytes, with all requests held back. New bytes read as zeroes, whatever a backing holds there.
     ///
     /// # Errors

@@ -9,8 +9,9 @@
 //! - `meta_writer` brings changed metadata to the disk in an order that survives power cuts (docs/on-disk.md); `backing_link` and `resize`
 //!   change the header.
 //! - `events` tells the file what is about to happen, if it injects faults.
+//! - `snapshot` takes and deletes internal snapshots, of which [`snapshots`] is the table.
 //!
-//! [`create`] makes new images, [`check`] checks and repairs them, [`snapshots`] lists internal snapshots.
+//! [`create`] makes new images, [`check`] checks and repairs them.
 
 mod alloc;
 mod backing_link;
@@ -31,6 +32,7 @@ mod read;
 mod refcount;
 mod resize;
 mod shared;
+mod snapshot;
 pub mod snapshots;
 mod tables;
 mod write;

@@ -94,6 +94,7 @@ fn what_a_guest_has_saved_while_the_job_waited_is_not_copied_again() {
         world.file.release();
         assert!(guest.await);
         assert!(matches!(work.await, Outcome::Completed));
+        assert!(world.file.started(Op::Flush) > 0, "it is durable when the job is done");
         world.check_copy().await;
     });
 }

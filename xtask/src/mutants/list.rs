@@ -33,6 +33,14 @@ const COPY_UP: Test = Test {
     seeds: 1,
 };
 
+const BACKUP: Test =
+    Test { binary: "backup", name: "a_backup_among_guests_is_what_the_disk_was", seeds: 100 };
+const MOMENT: Test = Test {
+    binary: "backup_windows",
+    name: "the_moment_comes_when_changes_that_are_under_way_have_ended",
+    seeds: 1,
+};
+
 const META_WRITER: &str = "crates/headwater-image/src/qcow2/meta_writer.rs";
 const NODE: &str = "crates/headwater-image/src/qcow2/node.rs";
 const BACKING_LINK: &str = "crates/headwater-image/src/qcow2/backing_link.rs";
@@ -261,6 +269,51 @@ pub(super) const MUTANTS: &[Mutant] = &[
             to: "if self.engine.holds() && (MUTANT || lifecycle::try_flush(&self.target, &self.control).await?) {",
         }],
         tests: &[COMMIT_ACTIVE],
+    },
+    Mutant {
+        name: "a backup: changes don't have the granules for themselves that they save",
+        edits: &[Edit {
+            file: "crates/headwater-block/src/disk/write.rs",
+            from: "        if let Some(more) = self.needs_to_save(aligned) {",
+            to: "        if let Some(more) = self.needs_to_save(aligned).filter(|_| !MUTANT) {",
+        }],
+        tests: &[BACKUP],
+    },
+    Mutant {
+        name: "a backup: changes don't wait until what was there is saved",
+        edits: &[Edit {
+            file: "crates/headwater-block/src/disk/changes.rs",
+            from: "        if self.points.borrow().is_empty() {",
+            to: "        if MUTANT || self.points.borrow().is_empty() {",
+        }],
+        tests: &[BACKUP],
+    },
+    Mutant {
+        name: "a backup: a granule counts as saved when its copy begins",
+        edits: &[Edit {
+            file: "crates/headwater-block/src/copy_before_write.rs",
+            from: "        let mut at = run.start;\n        while at < run.end {",
+            to: "        let mut at = run.start;\n        if MUTANT { self.pending.clear(run.clone()); }\n        while at < run.end {",
+        }],
+        tests: &[BACKUP],
+    },
+    Mutant {
+        name: "a backup: the job doesn't lock what it copies",
+        edits: &[Edit {
+            file: "crates/headwater-block/src/copy_before_write.rs",
+            from: "acquire(Token::for_request(), range.clone(), Mode::Shared);",
+            to: "acquire(Token::for_request(), if MUTANT { 0..0 } else { range.clone() }, Mode::Shared);",
+        }],
+        tests: &[BACKUP],
+    },
+    Mutant {
+        name: "a backup: the moment comes in the middle of changes",
+        edits: &[Edit {
+            file: "crates/headwater-block/src/disk/changes.rs",
+            from: "        let _drained = self.drain().await;\n        let point",
+            to: "        let _drained = if MUTANT { None } else { Some(self.drain().await) };\n        let point",
+        }],
+        tests: &[MOMENT],
     },
     Mutant {
         name: "a repair switches to refcounts that aren't durable",

@@ -139,6 +139,11 @@ impl L1Entry {
     pub fn is_copied(self) -> bool {
         self.0 & COPIED != 0
     }
+
+    /// The entry with or without the mark that this is the only reference.
+    pub fn with_copied(self, copied: bool) -> Self {
+        Self(if copied { self.0 | COPIED } else { self.0 & !COPIED })
+    }
 }
 
 /// An entry of the refcount table.

@@ -2,6 +2,7 @@
 
 use super::header::Header;
 use super::image::Image;
+use super::snapshots::{self, NewSnapshot, SnapshotInfo};
 use headwater_block::drain::Hurry;
 use headwater_block::node::{Access, BackingLink, Change};
 use headwater_block::{
@@ -70,6 +71,32 @@ impl Qcow2Node {
     /// The external data file.
     pub fn data_file(&self) -> Option<Rc<dyn Node>> {
         self.image.data_file.clone()
+    }
+
+    /// The internal snapshots.
+    ///
+    /// # Errors
+    /// `Corrupt`, and those of the file.
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
+        snapshots::list(&*self.image.file, &self.header()).await
+    }
+
+    /// Takes an internal snapshot of what the disk holds now. Nothing else may be under way, and it must be driven to its end: see
+    /// [`headwater_block::Disk::alone`].
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is one of that name; `InvalidInput` and `Unsupported` if the image can't have it; and those of the file: then
+    /// clusters may leak, and the snapshot is there only if [`Qcow2Node::snapshots`] says so.
+    pub async fn take_snapshot(&self, new: &NewSnapshot) -> Result<SnapshotInfo> {
+        self.image.take_snapshot(new).await
+    }
+
+    /// Deletes the internal snapshot with this identifier. Nothing else may be under way, and it must be driven to its end.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt` if its tables can't be followed; and those of the file: then clusters may leak.
+    pub async fn delete_snapshot(&self, id: &str) -> Result<SnapshotInfo> {
+        self.image.delete_snapshot(id).await
     }
 
     async fn fua(&self, fua: bool) -> Result<()> {

@@ -9,7 +9,7 @@ use super::entry::{refcount, set_refcount};
 use super::header::MAX_REFCOUNT_TABLE_BYTES;
 use super::image::Image;
 use super::shared::Shared;
-use headwater_block::{DebugEvent, Result, ZeroFlags};
+use headwater_block::{DebugEvent, Error, ErrorKind, Result, ZeroFlags};
 use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
@@ -75,6 +75,49 @@ impl Image {
             at = stop;
         }
         Ok(free)
+    }
+
+    /// Adds one reference to each of `clusters`, which are in use. With `look_only` it is only made sure that their refcounts can have it.
+    pub(super) async fn add_references(&self, clusters: Range<u64>, look_only: bool) -> Result<()> {
+        let per_slice = self.refcounts_per_slice();
+        let order = self.geometry.refcount_order;
+        let most = self.geometry.max_refcount();
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let stop = ((at / per_slice + 1) * per_slice).min(clusters.end);
+            let slice = self.refcount_slice(at).await?;
+            for cluster in at..stop {
+                let count = slice.with(|bytes| refcount(bytes, (cluster % per_slice) as usize, order));
+                let offset = cluster << self.geometry.cluster_bits;
+                match count {
+                    0 => {
+                        return Err(self.corrupt(format_args!(
+                            "the cluster at file offset {offset:#x} is in use, but its refcount is 0"
+                        )));
+                    }
+                    count if count >= most => {
+                        let text = format!(
+                            "{}: the cluster at file offset {offset:#x} has {count} references, as many as refcounts of {} bits can count; \
+                             delete a snapshot, or convert the image to one with wider refcounts",
+                            self.name,
+                            1 << order
+                        );
+                        return Err(Error::new(ErrorKind::Unsupported, text));
+                    }
+                    count if !look_only => self.store_refcounts(&slice, cluster..cluster + 1, count + 1),
+                    _ => {}
+                }
+            }
+            at = stop;
+        }
+        Ok(())
+    }
+
+    /// The refcount of a cluster.
+    pub(super) async fn references(&self, cluster: u64) -> Result<u64> {
+        let slice = self.refcount_slice(cluster).await?;
+        let index = (cluster % self.refcounts_per_slice()) as usize;
+        Ok(slice.with(|bytes| refcount(bytes, index, self.geometry.refcount_order)))
     }
 
     /// Makes a refcount block for the end of the file, and room for it in the refcount table. Callers look again afterwards.

@@ -1,8 +1,10 @@
-//! The list of internal snapshots, for those who want to see it. An open image only preserves them.
+//! The table of internal snapshots: reading it, and making the bytes of another one. `snapshot` changes it.
 
 use super::header::Header;
 use headwater_block::{BufferMut, Error, ErrorKind, Node, Result};
 use serde::Serialize;
+use std::ops::Range;
+use std::time::Duration;
 
 /// The fixed part of an entry, in bytes.
 const FIXED: usize = 40;
@@ -12,7 +14,11 @@ const MAX_EXTRA: usize = 1024;
 const MAX_TABLE: u64 = 64 << 20;
 /// How many bytes of an identifier and of a name are shown; QEMU makes none that are longer.
 const MAX_ID: usize = 127;
-const MAX_NAME: usize = 255;
+pub(super) const MAX_NAME: usize = 255;
+/// The most snapshots that an image may have.
+pub(super) const MAX_SNAPSHOTS: u32 = 65536;
+/// The extra data of a new entry, in bytes: the state's size, the disk's size, and a count of instructions that isn't known.
+const EXTRA: u32 = 24;
 
 /// One internal snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -37,8 +43,73 @@ pub struct SnapshotInfo {
     pub disk_size: Option<u64>,
 }
 
+/// A snapshot that is to be.
+#[derive(Debug, Clone)]
+pub struct NewSnapshot {
+    /// The name: not empty, at most 255 bytes, and no other snapshot's.
+    pub name: String,
+    /// When it is made: since 1970.
+    pub date: Duration,
+    /// How long the guest has been running.
+    pub vm_clock: Duration,
+}
+
+impl NewSnapshot {
+    /// Its entry in the table.
+    pub(super) fn encode(&self, id: &str, disk_size: u64, l1: (u64, u32)) -> Vec<u8> {
+        let mut entry = Vec::new();
+        entry.extend(l1.0.to_be_bytes());
+        entry.extend(l1.1.to_be_bytes());
+        entry.extend((id.len() as u16).to_be_bytes());
+        entry.extend((self.name.len() as u16).to_be_bytes());
+        entry.extend((self.date.as_secs() as u32).to_be_bytes());
+        entry.extend(self.date.subsec_nanos().to_be_bytes());
+        entry.extend(u64::try_from(self.vm_clock.as_nanos()).unwrap_or(u64::MAX).to_be_bytes());
+        entry.extend(0_u32.to_be_bytes());
+        entry.extend(EXTRA.to_be_bytes());
+        entry.extend(0_u64.to_be_bytes());
+        entry.extend(disk_size.to_be_bytes());
+        entry.extend(u64::MAX.to_be_bytes());
+        entry.extend(id.bytes());
+        entry.extend(self.name.bytes());
+        entry
+    }
+
+    /// What the table then tells of it.
+    pub(super) fn info(&self, id: String, disk_size: u64) -> SnapshotInfo {
+        SnapshotInfo {
+            id,
+            name: self.name.clone(),
+            vm_state_size: 0,
+            date_sec: self.date.as_secs() as u32,
+            date_nsec: self.date.subsec_nanos(),
+            vm_clock_sec: self.vm_clock.as_secs(),
+            vm_clock_nsec: self.vm_clock.subsec_nanos().into(),
+            disk_size: Some(disk_size),
+        }
+    }
+}
+
+/// A snapshot, and where things are in the file.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) info: SnapshotInfo,
+    /// The L1 table: offset in bytes, and number of entries.
+    pub(super) l1: (u64, u32),
+    /// The entry itself, in bytes.
+    pub(super) place: Range<u64>,
+}
+
 /// Reads the list.
+///
+/// # Errors
+/// `Corrupt`, and those of the file.
 pub async fn list(file: &dyn Node, header: &Header) -> Result<Vec<SnapshotInfo>> {
+    Ok(entries(file, header).await?.into_iter().map(|entry| entry.info).collect())
+}
+
+/// Reads the table.
+pub(super) async fn entries(file: &dyn Node, header: &Header) -> Result<Vec<Entry>> {
     let mut snapshots = Vec::new();
     let mut reader = Reader::new(file);
     let mut position = header.snapshots_offset;
@@ -78,7 +149,7 @@ pub async fn list(file: &dyn Node, header: &Header) -> Result<Vec<SnapshotInfo>>
         let name = text(reader.bytes(at, name_len.min(MAX_NAME)).await?);
         at += name_len as u64;
         let clock = number(24, 8);
-        snapshots.push(SnapshotInfo {
+        let info = SnapshotInfo {
             id,
             name,
             vm_state_size,
@@ -87,7 +158,8 @@ pub async fn list(file: &dyn Node, header: &Header) -> Result<Vec<SnapshotInfo>>
             vm_clock_sec: clock / 1_000_000_000,
             vm_clock_nsec: clock % 1_000_000_000,
             disk_size,
-        });
+        };
+        snapshots.push(Entry { info, l1: (number(0, 8), number(8, 4) as u32), place: position..at });
         position = at.next_multiple_of(8);
     }
     Ok(snapshots)

@@ -4,6 +4,7 @@ mod faults;
 mod model;
 mod races;
 mod rules;
+mod snapshots;
 
 use super::check::{CheckOptions, check};
 use super::create::{CreateOptions, create};
