@@ -2,7 +2,7 @@
 //!
 //! - [`options`]: the command line, in order. [`chardev`], [`mod@monitor`]: where QMP is spoken. [`commands`]: what is done about it.
 //! - [`graph`]: nodes and who may do what to them; [`filters`], [`sources`]: nodes of some kinds; [`objects`]: what they refer to.
-//! - [`jobs`]: stream, commit, create. [`snapshot`]: overlays that take a node's place. [`exports`]: the NBD server.
+//! - [`jobs`]: stream, commit, create. [`snapshot`]: overlays that take a node's place; [`internal_snapshot`]: those inside an image; [`transaction`]. [`exports`]: the NBD server.
 //! - [`sandbox`]: two processes, one of which can't open files by itself.
 //! - [`events`]: what is told to all monitors. [`trace`]: what is told to people who look for faults. [`background`]: leaving the terminal.
 //!
@@ -16,6 +16,7 @@ mod exports;
 mod failure;
 mod filters;
 mod graph;
+mod internal_snapshot;
 mod jobs;
 mod monitor;
 mod objects;
@@ -24,6 +25,7 @@ mod sandbox;
 mod snapshot;
 mod sources;
 pub(crate) mod trace;
+mod transaction;
 
 use self::chardev::Chardev;
 use self::commands::Commands;

@@ -11,7 +11,12 @@ pub(crate) struct Test {
 }
 
 /// The tests' programs: package and test.
-pub(super) const BINARIES: &[(&str, &str)] = &[("headwater-sim", "power_cuts"), ("headwater-job", "windows")];
+pub(super) const BINARIES: &[(&str, &str)] = &[
+    ("headwater-sim", "power_cuts"),
+    ("headwater-job", "windows"),
+    ("headwater-job", "backup"),
+    ("headwater-job", "backup_windows"),
+];
 
 const fn cuts(name: &'static str, seeds: u32) -> Test {
     Test { binary: "power_cuts", name, seeds }

@@ -38,6 +38,9 @@ pub struct SnapshotInfo {
     pub vm_clock_sec: u64,
     /// See `vm_clock_sec`.
     pub vm_clock_nsec: u64,
+    /// How many instructions the guest had executed, if that was counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icount: Option<u64>,
     /// The disk's size in bytes at that time, if it was recorded.
     #[serde(skip)]
     pub disk_size: Option<u64>,
@@ -85,6 +88,7 @@ impl NewSnapshot {
             date_nsec: self.date.subsec_nanos(),
             vm_clock_sec: self.vm_clock.as_secs(),
             vm_clock_nsec: self.vm_clock.subsec_nanos().into(),
+            icount: None,
             disk_size: Some(disk_size),
         }
     }
@@ -143,6 +147,7 @@ pub(super) async fn entries(file: &dyn Node, header: &Header) -> Result<Vec<Entr
             extra.get(at..at + 8).map(|bytes| bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b)))
         };
         let (vm_state_size, disk_size) = (extra_number(0).unwrap_or(number(32, 4)), extra_number(8));
+        let icount = extra_number(16).filter(|count| *count != u64::MAX);
         at += extra_len as u64;
         let id = text(reader.bytes(at, id_len.min(MAX_ID)).await?);
         at += id_len as u64;
@@ -157,6 +162,7 @@ pub(super) async fn entries(file: &dyn Node, header: &Header) -> Result<Vec<Entr
             date_nsec: number(20, 4) as u32,
             vm_clock_sec: clock / 1_000_000_000,
             vm_clock_nsec: clock % 1_000_000_000,
+            icount,
             disk_size,
         };
         snapshots.push(Entry { info, l1: (number(0, 8), number(8, 4) as u32), place: position..at });

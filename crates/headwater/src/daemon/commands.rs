@@ -9,9 +9,11 @@ use super::failure::{Refusal, generic, of_error};
 use super::graph::Graph;
 use super::graph::open::{Options, Read};
 use super::graph::rights::{Doing, Rights};
+use super::internal_snapshot;
 use super::jobs::durable::Durable;
 use super::jobs::{self, Jobs, refused};
 use super::snapshot;
+use super::transaction;
 use headwater_block::range_lock::{Guard, Mode, RangeLock, Token};
 use headwater_job::Status;
 use headwater_qmp::message::VersionTriple;
@@ -194,6 +196,9 @@ impl Commands {
             return Ok(json!({}));
         }
         let _turn = self.turn.take().await;
+        if name == "blockdev-snapshot-delete-internal-sync" {
+            return internal_snapshot::delete(&self.graph, &args).await;
+        }
         let changed = self.change(name, &args).await;
         self.exports.look_at_sizes();
         changed.map(|()| json!({}))
@@ -315,7 +320,10 @@ impl Commands {
             "blockdev-set-active" => self.set_active(args).await,
             "blockdev-create" => jobs::create::start(&self.graph, &self.jobs, args).await,
             "blockdev-snapshot" | "blockdev-snapshot-sync" => snapshot::single(&self.graph, name, args).await,
-            "transaction" => snapshot::transaction(&self.graph, &self.jobs, args).await,
+            "blockdev-snapshot-internal-sync" => {
+                internal_snapshot::take(&self.graph, args).await.map(|_taken| ())
+            }
+            "transaction" => transaction::run(&self.graph, &self.jobs, args).await,
             "change-backing-file" => snapshot::change_backing_file(&self.graph, args).await,
             "block_resize" => self.resize(args).await,
             "block-stream" => jobs::stream::start(&self.graph, &self.jobs, &self.turn, args, None).await,
@@ -355,6 +363,7 @@ impl Commands {
                 let value = args.get("value").cloned().unwrap_or_default();
                 self.graph.objects.set(text("path"), text("property"), &value)
             }
+            "x-blockdev-set-iothread" => self.set_iothread(args),
             "x-blockdev-change" => self.change_children(args),
             _ => Err(generic(format!("The command {name} is not supported by headwater"))),
         }
@@ -378,6 +387,20 @@ impl Commands {
             (None, Some(_)) => {
                 Err(generic(format!("The node {} does not support adding a child", parent.name)))
             }
+        }
+    }
+
+    /// `x-blockdev-set-iothread`: all disks are on one thread, so there is only something to check.
+    fn set_iothread(&self, args: &Options) -> Result<(), Refusal> {
+        let name = args.text("node-name").unwrap_or_default();
+        if self.graph.find(name).is_none() {
+            return Err(generic(format!("Failed to find node with node-name='{name}'")));
+        }
+        match args.text("iothread") {
+            Some(thread) if !self.graph.objects.is_io_thread(thread) => {
+                Err(generic(format!("Cannot find iothread {thread}")))
+            }
+            _ => Ok(()),
         }
     }
 

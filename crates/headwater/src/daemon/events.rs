@@ -48,6 +48,6 @@ impl Events {
     clippy::disallowed_methods,
     reason = "events carry the time of the day, which no decision depends on"
 )]
-fn now() -> Duration {
+pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

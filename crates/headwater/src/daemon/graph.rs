@@ -25,6 +25,7 @@ use super::objects::Objects;
 use headwater_block::filter::throttle::ThrottleNode;
 use headwater_block::{Clock, Disk, Edge, Node, TokioClock, chain};
 use headwater_image::qcow2::Qcow2Node;
+use headwater_image::qcow2::snapshots::SnapshotInfo;
 use headwater_storage::file::{Engine, FileNode};
 use serde_json::{Map, Value};
 use std::cell::{Cell, RefCell};
@@ -76,6 +77,8 @@ pub(super) struct Inside {
     pub(super) file: Option<Rc<FileNode>>,
     /// The image that it is.
     pub(super) image: Option<Rc<Qcow2Node>>,
+    /// The internal snapshots of that.
+    pub(super) snapshots: Vec<SnapshotInfo>,
     /// The throttle filter that it is.
     pub(super) throttle: Option<Rc<ThrottleNode>>,
 }

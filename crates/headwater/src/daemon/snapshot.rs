@@ -1,4 +1,4 @@
-//! Snapshots: an overlay takes the place of a node, and stands on it. Alone, or several at once in a transaction, which may begin backups too.
+//! Snapshots: an overlay takes the place of a node, and stands on it. Alone, or in a [`super::transaction`].
 //!
 //! Nobody sees a half of it: all who use the nodes are held back until everything is done, or undone.
 
@@ -6,7 +6,6 @@ use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Options, Read};
 use super::graph::{Graph, GraphNode, Role};
 use super::jobs::stream::recorded_name;
-use super::jobs::{Jobs, backup};
 use headwater_block::node::BackingLink;
 use headwater_block::{ErrorKind, Node};
 use headwater_image::Format;
@@ -16,7 +15,7 @@ use serde_json::{Value, json};
 use std::rc::Rc;
 
 /// What was done, so that it can be undone.
-struct Done {
+pub(super) struct Done {
     node: Rc<GraphNode>,
     overlay: Rc<GraphNode>,
     /// The overlay was opened for this, and a file made for it.
@@ -35,61 +34,15 @@ pub(super) async fn single(graph: &Rc<Graph>, name: &str, args: &Options) -> Res
     finish(graph, taken, done).await
 }
 
-/// Several at once, or none.
+/// Undoes what was done if something failed.
 ///
 /// # Errors
-/// Those of the first that fails, and actions that aren't supported.
-pub(super) async fn transaction(graph: &Rc<Graph>, jobs: &Rc<Jobs>, args: &Options) -> Result<(), Refusal> {
-    let actions: Vec<Options> = args
-        .get("actions")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|action| action.as_object().cloned())
-        .collect();
-    for action in &actions {
-        let kind = action.text("type").unwrap_or_default();
-        if !matches!(kind, "blockdev-backup" | "blockdev-snapshot" | "blockdev-snapshot-sync" | "abort") {
-            return Err(generic(format!("Transaction action '{kind}' is not supported")));
-        }
-    }
-    if args.object("properties").and_then(|properties| properties.text("completion-mode")) == Some("grouped")
-    {
-        return Err(generic(
-            "completion-mode 'grouped' is not supported: each job of a transaction completes by itself",
-        ));
-    }
-    // From here until all is done or undone.
-    let held = graph.hold_everyone().await;
-    let mut done = Vec::new();
-    let mut plans = Vec::new();
-    let mut taken = Ok(());
-    for action in &actions {
-        let data = action.object("data").cloned().unwrap_or_default();
-        taken = match action.text("type").unwrap_or_default() {
-            "abort" => Err(generic("Transaction aborted using Abort action")),
-            "blockdev-backup" => backup::plan(graph, jobs, &data).await.map(|plan| plans.push(plan)),
-            kind => take(graph, kind, &data, &mut done).await,
-        };
-        if taken.is_err() {
-            break;
-        }
-    }
-    if taken.is_err() {
-        for plan in plans.drain(..) {
-            plan.undo(jobs).await;
-        }
-    }
-    let result = finish(graph, taken, done).await;
-    drop(held);
-    for plan in plans {
-        jobs.start(plan).await;
-    }
-    result
-}
-
-/// Undoes what was done if something failed.
-async fn finish(graph: &Rc<Graph>, taken: Result<(), Refusal>, done: Vec<Done>) -> Result<(), Refusal> {
+/// What failed.
+pub(super) async fn finish(
+    graph: &Rc<Graph>,
+    taken: Result<(), Refusal>,
+    done: Vec<Done>,
+) -> Result<(), Refusal> {
     if taken.is_ok() {
         for one in &done {
             // What lies below an overlay isn't written; that it can't be is a safety, not a need.
@@ -126,7 +79,16 @@ async fn finish(graph: &Rc<Graph>, taken: Result<(), Refusal>, done: Vec<Done>) 
     taken
 }
 
-async fn take(graph: &Rc<Graph>, kind: &str, args: &Options, done: &mut Vec<Done>) -> Result<(), Refusal> {
+/// Takes a snapshot as the arguments of the command `kind` say, and adds it to what was done. The caller finishes.
+///
+/// # Errors
+/// If it can't be taken.
+pub(super) async fn take(
+    graph: &Rc<Graph>,
+    kind: &str,
+    args: &Options,
+    done: &mut Vec<Done>,
+) -> Result<(), Refusal> {
     let text = |key: &str| args.text(key).unwrap_or_default();
     let sync = kind == "blockdev-snapshot-sync";
     let node = if sync {

@@ -127,6 +127,10 @@ fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
     } else if holder.inside.borrow().file.is_some() {
         fields.insert("dirty-flag".into(), false.into());
     }
+    let snapshots = node.skip_filters().inside.borrow().snapshots.clone();
+    if !snapshots.is_empty() {
+        fields.insert("snapshots".into(), json!(snapshots));
+    }
     let inside = node.inside.borrow();
     if let Some(image) = &inside.image {
         let header = image.header();

@@ -330,7 +330,12 @@ impl Graph {
             },
         };
         let node = open_image(settings, &file, backing.as_ref(), data_file.as_ref()).await?;
-        let inside = Inside { image: Some(node.clone()), ..Inside::default() };
+        // They are only told; an image of which they can't be read is as good as before.
+        let snapshots = node.snapshots().await.unwrap_or_else(|err| {
+            tracing::warn!("the internal snapshots can't be listed: {err}");
+            Vec::new()
+        });
+        let inside = Inside { image: Some(node.clone()), snapshots, ..Inside::default() };
         let filename = file.filename.clone();
         let mut links = vec![Link { name: "file", role: Role::File, to: file, edge: None }];
         let others = [("data-file", Role::DataFile, data_file), ("backing", Role::Backing, backing)];
