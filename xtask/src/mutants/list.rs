@@ -25,6 +25,7 @@ const fn cuts(name: &'static str, seeds: u32) -> Test {
 const ALONE: Test = cuts("an_image_survives_power_cuts", 12);
 const BACKED: Test = cuts("an_image_whose_backing_link_changes_survives_power_cuts", 16);
 const SNAPSHOT: Test = cuts("an_image_with_a_snapshot_survives_power_cuts", 6);
+const SNAPSHOTS: Test = cuts("internal_snapshots_survive_power_cuts", 12);
 const DATA_FILE: Test = cuts("an_external_data_file_survives_power_cuts", 6);
 const GROWTH: Test = cuts("tables_that_grow_survive_power_cuts", 8);
 const SPARSE: Test = cuts("tables_that_are_made_survive_power_cuts", 16);
@@ -274,6 +275,51 @@ pub(super) const MUTANTS: &[Mutant] = &[
             to: "if self.engine.holds() && (MUTANT || lifecycle::try_flush(&self.target, &self.control).await?) {",
         }],
         tests: &[COMMIT_ACTIVE],
+    },
+    Mutant {
+        name: "a new snapshot: clusters are counted before their marks are gone",
+        edits: &[Edit {
+            file: "crates/headwater-image/src/qcow2/snapshot.rs",
+            from: "            self.mark_shared().await?;\n            self.commit().await?;",
+            to: "            self.mark_shared().await?;\n            if !MUTANT { self.commit().await?; }",
+        }],
+        tests: &[SNAPSHOTS],
+    },
+    Mutant {
+        name: "a new snapshot: what it shares is still written in place",
+        edits: &[Edit {
+            file: "crates/headwater-image/src/qcow2/snapshot.rs",
+            from: "self.change_marks(async |_, _| Ok(false)).await",
+            to: "if MUTANT { Ok(()) } else { self.change_marks(async |_, _| Ok(false)).await }",
+        }],
+        tests: &[SNAPSHOTS],
+    },
+    Mutant {
+        name: "a new snapshot: the header leads to it before its references are counted durably",
+        edits: &[Edit {
+            file: "crates/headwater-image/src/qcow2/snapshot.rs",
+            from: "            self.commit().await?;\n            let (image, start)",
+            to: "            if !MUTANT { self.commit().await?; }\n            let (image, start)",
+        }],
+        tests: &[SNAPSHOTS],
+    },
+    Mutant {
+        name: "a new snapshot: the header leads to a table that isn't durable",
+        edits: &[Edit {
+            file: "crates/headwater-image/src/qcow2/snapshot.rs",
+            from: "bytes).await?;\n                image.barrier().await?;",
+            to: "bytes).await?;\n                if !MUTANT { image.barrier().await?; }",
+        }],
+        tests: &[SNAPSHOTS],
+    },
+    Mutant {
+        name: "a new snapshot: what a deleted one held is given away before the header says so",
+        edits: &[Edit {
+            file: "crates/headwater-image/src/qcow2/snapshot.rs",
+            from: "        let bytes = self.table_bytes(&table, Some(at), None).await?;",
+            to: "        if MUTANT { self.drop_later((table[at].l1.0 >> self.geometry.cluster_bits)..(table[at].l1.0 >> self.geometry.cluster_bits) + 1); }\n        let bytes = self.table_bytes(&table, Some(at), None).await?;",
+        }],
+        tests: &[SNAPSHOTS],
     },
     Mutant {
         name: "a backup: changes don't have the granules for themselves that they save",

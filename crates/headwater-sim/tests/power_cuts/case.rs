@@ -29,6 +29,10 @@ pub(crate) enum Step {
     Settle,
     /// Gives the backing file another name, of this length.
     Relink(usize),
+    /// Takes an internal snapshot.
+    TakeSnapshot,
+    /// Deletes one of those that are there, if there are any.
+    DeleteSnapshot(u64),
     StartJob,
     /// Tells the job to end with the result, if it waits for that.
     Complete,
@@ -79,6 +83,13 @@ impl Case {
                 sectors = at / per_cluster * per_cluster..sectors.end.next_multiple_of(per_cluster);
             }
             let step = match rng.range(0..28) {
+                n @ (5..9 | 26) if workload == Workload::Snapshots => {
+                    if n == 5 {
+                        Step::DeleteSnapshot(rng.range(0..100))
+                    } else {
+                        Step::TakeSnapshot
+                    }
+                }
                 // Cycles run while tables are made.
                 13..21 if workload == Workload::Sparse => Step::Flush,
                 0..9 => {
@@ -90,7 +101,7 @@ impl Case {
                 17..21 => Step::Flush,
                 21..24 => Step::Settle,
                 24 | 25 if !workload.has_job() && workload != Workload::DataFile => {
-                    let snapshot = workload == Workload::Snapshot;
+                    let snapshot = matches!(workload, Workload::Snapshot | Workload::Snapshots);
                     let least = if snapshot { disk } else { 1 };
                     let change = rng.range(0..disk / 3 + 2);
                     Step::Resize(
@@ -124,6 +135,8 @@ impl fmt::Display for Step {
             Step::Resize(sectors) => write!(f, "resize to {sectors} sectors"),
             Step::Settle => write!(f, "wait for all of these"),
             Step::Relink(len) => write!(f, "change the backing link to a name of {len} bytes"),
+            Step::TakeSnapshot => write!(f, "take an internal snapshot"),
+            Step::DeleteSnapshot(which) => write!(f, "delete internal snapshot {which}, modulo"),
             Step::StartJob => write!(f, "start the job"),
             Step::Complete => write!(f, "wait for the job"),
             Step::Cancel => write!(f, "cancel the job"),

@@ -111,7 +111,7 @@ pub(crate) fn explore(
         tally.exhausted += u64::from(exhaust);
         let mut look = |choice: Choice| {
             let hash = cuts.hash(&choice);
-            if !tally.is_new(hash, allowed.epoch) {
+            if !tally.is_new(hash, allowed.epoch + (run.snapshots.stage(moment) << 32)) {
                 return Ok(());
             }
             // By the state itself, so that a shrunk choice is looked at in the same way.

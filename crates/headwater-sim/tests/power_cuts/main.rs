@@ -14,6 +14,7 @@ mod promise;
 mod repair;
 mod run;
 mod shrink;
+mod snapshots;
 mod soak;
 mod verify;
 mod world;
@@ -35,6 +36,7 @@ struct Plan {
 const ALONE: Plan = Plan { short: 30, long: 30, states: 9300 };
 const BACKED: Plan = Plan { short: 28, long: 28, states: 9600 };
 const SNAPSHOT: Plan = Plan { short: 16, long: 16, states: 5700 };
+const SNAPSHOTS: Plan = Plan { short: 16, long: 16, states: 4700 };
 const DATA_FILE: Plan = Plan { short: 20, long: 20, states: 8400 };
 const GROWTH: Plan = Plan { short: 12, long: 12, states: 3400 };
 const SPARSE: Plan = Plan { short: 30, long: 30, states: 6700 };
@@ -91,6 +93,11 @@ fn an_image_whose_backing_link_changes_survives_power_cuts() {
 #[test]
 fn an_image_with_a_snapshot_survives_power_cuts() {
     survives(Workload::Snapshot, &SNAPSHOT);
+}
+
+#[test]
+fn internal_snapshots_survive_power_cuts() {
+    survives(Workload::Snapshots, &SNAPSHOTS);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::case::{Case, Step};
 use crate::promise::{Kind, Promises, SECTOR, fill};
+use crate::snapshots::{self, Snapshots};
 use crate::world::{Workload, World, bytes_of, text};
 use headwater_block::drain::Drained;
 use headwater_block::node::BackingLink;
@@ -28,6 +29,7 @@ pub(crate) struct Run {
     pub(crate) job_ended: Option<(usize, bool)>,
     /// From this moment on the guest used the base.
     pub(crate) pivoted: Option<usize>,
+    pub(crate) snapshots: Snapshots,
 }
 
 /// How storage misbehaves, to see that it is noticed.
@@ -53,6 +55,7 @@ pub(crate) fn run(case: &Case, world: &World, lies: Lies) -> Result<Run, String>
         promises: Rc::new(promises),
         job_ended: Rc::default(),
         pivoted: Rc::default(),
+        snapshots: Rc::default(),
     };
     let (steps, returned) = (case.steps.clone(), guest.clone());
     let lower = Lower::of(world, &files);
@@ -73,8 +76,9 @@ pub(crate) fn run(case: &Case, world: &World, lies: Lies) -> Result<Run, String>
         }
     }
     let (job_ended, pivoted) = (returned.job_ended.get(), returned.pivoted.get());
+    let snapshots = returned.snapshots.take();
     let promises = Rc::into_inner(returned.promises).expect("all tasks are over");
-    Ok(Run { history, promises, job_ended, pivoted })
+    Ok(Run { history, promises, job_ended, pivoted, snapshots })
 }
 
 fn sim_file(sim: &Sim, name: &str, bytes: &[u8], alignment: u32) -> Rc<SimFile> {
@@ -111,6 +115,8 @@ impl Lower {
 /// The disks of a run.
 struct Disks {
     top: Rc<Disk>,
+    /// The image on top.
+    image: Rc<Qcow2Node>,
     /// The lowest layer, as a node of the chain.
     lowest: Option<Rc<dyn Node>>,
     /// The disk that is committed into.
@@ -145,8 +151,8 @@ async fn open(
         }
     };
     let node = Qcow2Node::open(files[0].clone(), children, options).await.map_err(text)?;
-    let top = Disk::new(node, sim.clock(), DiskOptions::default());
-    Ok(Disks { top, lowest, base })
+    let top = Disk::new(node.clone(), sim.clock(), DiskOptions::default());
+    Ok(Disks { top, image: node, lowest, base })
 }
 
 type Asked = Vec<Task<Result<(), String>>>;
@@ -161,6 +167,7 @@ struct Guest {
     promises: Rc<Promises>,
     job_ended: Rc<Cell<Option<(usize, bool)>>>,
     pivoted: Rc<Cell<Option<usize>>>,
+    snapshots: Rc<RefCell<Snapshots>>,
 }
 
 impl Guest {
@@ -184,6 +191,11 @@ impl Guest {
                         Err(err) if !matches!(err.kind(), headwater_block::ErrorKind::Io) => {}
                         other => other.map_err(text)?,
                     }
+                }
+                Step::TakeSnapshot | Step::DeleteSnapshot(_) => {
+                    settle(&mut asked).await?;
+                    let now = || self.recorder.now();
+                    snapshots::step(&disks.top, &disks.image, &step, &self.snapshots, now).await?;
                 }
                 Step::StartJob => job = Some(self.start(&disks, &edge)),
                 Step::Cancel => {
@@ -259,7 +271,8 @@ impl Guest {
     async fn resize(&self, edge: &Edge, size: u64) -> Result<(), String> {
         let disk = edge.disk();
         let old = disk.size();
-        if self.workload == Workload::Snapshot && size < old {
+        let counted = self.workload == Workload::Snapshot || !self.snapshots.borrow().is_empty();
+        if counted && size < old {
             return Ok(());
         }
         let sectors = old.min(size) / SECTOR..old.max(size) / SECTOR;

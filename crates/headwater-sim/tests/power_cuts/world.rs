@@ -22,6 +22,8 @@ pub(crate) enum Workload {
     Backed,
     /// The same after an internal snapshot was made, which must stay as it was.
     Snapshot,
+    /// Internal snapshots are taken and deleted between the guest's requests.
+    Snapshots,
     /// The guest's data are in an external file.
     DataFile,
     /// Clusters of 512 bytes and refcounts of 64 bits, so that both tables grow.
@@ -45,8 +47,8 @@ impl Workload {
     }
 
     fn has_base(self) -> bool {
-        use Workload::{Alone, DataFile, Growth, Snapshot, Sparse};
-        !matches!(self, Alone | DataFile | Growth | Snapshot | Sparse)
+        use Workload::{Alone, DataFile, Growth, Snapshot, Snapshots, Sparse};
+        !matches!(self, Alone | DataFile | Growth | Snapshot | Snapshots | Sparse)
     }
 }
 
@@ -275,7 +277,11 @@ fn options(rng: &Rng, workload: Workload, short: bool) -> CreateOptions {
     create.cluster_size = 1 << bits;
     create.version = if workload != Workload::DataFile && rng.one_in(6) { 2 } else { 3 };
     if create.version == 3 {
-        let least = u64::from(workload == Workload::Snapshot);
+        let least = match workload {
+            Workload::Snapshot => 1,
+            Workload::Snapshots => 3,
+            _ => 0,
+        };
         create.refcount_bits = 1 << rng.range(least..7);
         create.extended_l2 = bits >= 14 && rng.one_in(2);
     }
@@ -299,20 +305,38 @@ fn take_snapshot(file: &MemoryNode) {
     now(file.write(0, Buffer::copy_of(&bytes), WriteFlags::default())).expect("memory takes writes");
 }
 
-/// An image as its internal snapshot has it: the header leads to the snapshot's table.
+/// An image as its only internal snapshot has it.
 pub(crate) fn as_snapshot(image: &[u8]) -> Result<Rc<Qcow2Node>, String> {
-    let file = MemoryNode::new("snapshot", image.to_vec());
+    let mut snapshots = as_snapshots(image)?;
+    let (_, node) = snapshots.pop().ok_or("there is no internal snapshot")?;
+    Ok(node)
+}
+
+/// The names of an image's internal snapshots, and the image as each of them has it: the header leads to the snapshot's table.
+pub(crate) fn as_snapshots(image: &[u8]) -> Result<Vec<(String, Rc<Qcow2Node>)>, String> {
+    let file = MemoryNode::new("image", image.to_vec());
     let header = now(Header::read(&*file)).map_err(text)?;
-    let entry = now(file.read(header.snapshots_offset, BufferMut::new(56))).map_err(text)?;
-    let put = |at: u64, bytes: &[u8]| {
-        now(file.write(at, Buffer::copy_of(bytes), WriteFlags::default())).map_err(text)
-    };
-    // Offset and length of the L1 table, and the disk's size, which is in the extra data.
-    put(40, &entry[0..8])?;
-    put(36, &entry[8..12])?;
-    put(24, &entry[48..56])?;
-    let options = Qcow2Options { read_only: true, ..Qcow2Options::default() };
-    now(Qcow2Node::open(file, Children::default(), options)).map_err(text)
+    let listed = now(headwater_image::qcow2::snapshots::list(&*file, &header)).map_err(text)?;
+    let mut at = header.snapshots_offset;
+    let mut snapshots = Vec::new();
+    for one in listed {
+        let entry = now(file.read(at, BufferMut::new(56))).map_err(text)?;
+        let file = MemoryNode::new("snapshot", image.to_vec());
+        let put = |at: u64, bytes: &[u8]| {
+            now(file.write(at, Buffer::copy_of(bytes), WriteFlags::default())).map_err(text)
+        };
+        // Offset and length of the L1 table, and the disk's size, which is in the extra data.
+        put(40, &entry[0..8])?;
+        put(36, &entry[8..12])?;
+        put(24, &entry[48..56])?;
+        let options = Qcow2Options { read_only: true, ..Qcow2Options::default() };
+        let node = now(Qcow2Node::open(file, Children::default(), options)).map_err(text)?;
+        snapshots.push((one.name, node));
+        let len = |at: usize| entry[at..at + 2].iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+        let extra = entry[36..40].iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+        at = (at + 40 + extra + len(12) + len(14)).next_multiple_of(8);
+    }
+    Ok(snapshots)
 }
 
 /// The words of a whole disk.
