@@ -282,7 +282,7 @@ fn guests_go_on_while_an_active_commit_waits_to_be_finalised() {
         let options = MirrorOptions {
             wait_for_finalize: true,
             wait_for_dismiss: true,
-            on_error: OnError::Stop,
+            on_error: OnError::Stop.into(),
             ..active_options(&layers)
         };
         let (job, work) = start_active(&sim, &layers, options);

@@ -31,7 +31,7 @@ fn with_layers<F: Future<Output = ()> + 'static>(test: impl Fn(Sim, Rc<Layers>) 
 fn options(layers: &Layers) -> MirrorOptions {
     MirrorOptions {
         granularity: Some(1024),
-        on_error: OnError::Stop,
+        on_error: OnError::Stop.into(),
         bounds: Some(SMALL),
         hold_guests: Some(layers.hold_guests()),
         finish: Some(layers.pivot(false)),
