@@ -18,6 +18,7 @@ use crate::dirty_map::DirtyMap;
 use crate::drain::{Drained, Gate, Hurry, Pass};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind};
+use crate::guest_latency::{GuestLatency, Kind, Start};
 use crate::hold::Outage;
 use crate::node::{BackingLink, Limits, Node, ZeroFlags};
 use crate::range_lock::RangeLock;
@@ -122,6 +123,7 @@ pub struct Disk {
     write_watch: WriteWatch,
     outage: Outage,
     stats: Stats,
+    guest_latency: Rc<GuestLatency>,
 }
 
 impl Disk {
@@ -143,6 +145,7 @@ impl Disk {
             write_watch: WriteWatch::default(),
             outage: Outage::default(),
             stats: Stats::default(),
+            guest_latency: Rc::default(),
         })
     }
 
@@ -207,6 +210,11 @@ impl Disk {
         &self.stats
     }
 
+    /// How long guests' requests take, while somebody watches.
+    pub fn guest_latency(&self) -> &Rc<GuestLatency> {
+        &self.guest_latency
+    }
+
     pub(crate) fn fetch_lock(&self) -> &Rc<RangeLock> {
         &self.fetch_lock
     }
@@ -260,7 +268,8 @@ impl Disk {
     async fn admit(&self) -> Admitted<'_> {
         let pass = self.gate.enter().await;
         self.stats.in_flight.set(self.stats.in_flight.get() + 1);
-        Admitted { disk: self, _pass: pass }
+        let start = self.guest_latency.is_watched().then(|| self.guest_latency.comes(self.clock.now()));
+        Admitted { disk: self, start, kind: Cell::new(None), _pass: pass }
     }
 
     /// Marks the start of a change that must be driven to its end.
@@ -464,13 +473,26 @@ fn continues(last: &Extent, next: &Extent) -> bool {
 /// A guest's request that was let in.
 struct Admitted<'a> {
     disk: &'a Disk,
+    /// If it is measured.
+    start: Option<Start>,
+    kind: Cell<Option<Kind>>,
     _pass: Pass,
+}
+
+impl Admitted<'_> {
+    /// Says which it is.
+    fn is(&self, kind: Kind) {
+        self.kind.set(Some(kind));
+    }
 }
 
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
         let in_flight = &self.disk.stats.in_flight;
         in_flight.set(in_flight.get() - 1);
+        if let Some(start) = self.start {
+            self.disk.guest_latency.goes(self.kind.get(), start, self.disk.clock.now());
+        }
     }
 }
 

@@ -12,7 +12,8 @@
 //! - [`node`]: the trait that image formats and storage implement; [`extent`]: what they say about ranges; [`identity`]: how the bytes behind one are
 //!   recognised later.
 //! - [`buffer`]: pooled, aligned memory that requests carry. [`error`]: what every failure looks like.
-//! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control. [`backoff`]: trying again.
+//! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control. [`backoff`]: trying again. [`mod@guest_latency`]: what guests'
+//!   requests take, for those who yield to them.
 //! - [`filter`]: nodes that pass requests through and add one behaviour. [`debug_event`]: what layers tell the one that injects faults.
 //! - [`null`]: a node without storage. [`memory`]: a node that lives in memory, for tests and demonstrations.
 //!
@@ -33,6 +34,7 @@ pub mod edge;
 pub mod error;
 pub mod extent;
 pub mod filter;
+pub mod guest_latency;
 pub mod hold;
 pub mod identity;
 pub mod memory;
@@ -54,6 +56,7 @@ pub use disk::{DetectZeroes, Disk, DiskOptions};
 pub use edge::Edge;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, Resolved};
+pub use guest_latency::GuestLatency;
 pub use hold::Client;
 pub use identity::Identity;
 pub use node::{Limits, LocalFuture, Node, WriteFlags, ZeroFlags};

@@ -25,7 +25,7 @@ use crate::window::Bounds;
 use futures_util::future::select;
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Copied, Failed};
-use headwater_block::{Abort, Clock, LocalFuture, Patience, PointInTime, Result};
+use headwater_block::{Abort, Clock, GuestLatency, LocalFuture, Patience, PointInTime, Result};
 use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
@@ -84,7 +84,8 @@ async fn work(point: &Rc<PointInTime>, options: BackupOptions, control: &Rc<Cont
         }
     };
     let bounds = options.most.map_or(bounds, |most| bounds.with_copies_up_to(most));
-    let mut engine = Engine::new(Rc::new(Rest(point.clone())), control, bounds).with_patience(options.patience);
+    let mut engine =
+        Engine::new(Rc::new(Rest(point.clone())), control, bounds).with_patience(options.patience);
     if let Pass { failed: Some(error), .. } = engine.pass().await? {
         return Err(Stopped::Failed(error));
     }
@@ -132,8 +133,8 @@ impl Copier for Rest {
         self.0.granularity()
     }
 
-    fn guests_are_busy(&self) -> bool {
-        self.0.source().stats().in_flight.get() > 0
+    fn guests(&self) -> Option<&Rc<GuestLatency>> {
+        Some(self.0.source().guest_latency())
     }
 
     fn take(&self, from: u64) -> Option<Range<u64>> {

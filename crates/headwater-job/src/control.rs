@@ -11,6 +11,7 @@
 //! is seen at once, while the state says `paused` when nothing is in flight any more. A job that pauses itself ([`crate::waiting`]) has a state like that
 //! without the flag.
 
+use crate::budget::GuestLatencyGoal;
 use crate::on_error::{OnError, OnErrors};
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
@@ -108,6 +109,7 @@ pub(crate) struct Control {
     /// A ready job has nothing to do.
     idle: Cell<bool>,
     limiter: Rc<RateLimiter>,
+    guest_latency: Cell<GuestLatencyGoal>,
     progress: Cell<Progress>,
     /// What the job has paused itself for.
     wait: RefCell<Option<Wait>>,
@@ -132,6 +134,7 @@ impl Control {
             on_error: Cell::new(on_error.into()),
             idle: Cell::new(false),
             limiter: RateLimiter::new(speed),
+            guest_latency: Cell::default(),
             progress: Cell::default(),
             wait: RefCell::default(),
             trouble: RefCell::default(),
@@ -144,6 +147,17 @@ impl Control {
 
     pub(crate) fn status(&self) -> Status {
         self.status.get()
+    }
+
+    /// What guests are promised meanwhile.
+    pub(crate) fn guest_latency(&self) -> GuestLatencyGoal {
+        self.guest_latency.get()
+    }
+
+    /// Changes what guests are promised.
+    pub(crate) fn set_guest_latency(&self, goal: GuestLatencyGoal) {
+        self.guest_latency.set(goal);
+        self.changed();
     }
 
     pub(crate) fn limiter(&self) -> &Rc<RateLimiter> {

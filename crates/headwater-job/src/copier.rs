@@ -2,7 +2,7 @@
 
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Copied, Failed};
-use headwater_block::{Abort, Clock, LocalFuture, Result};
+use headwater_block::{Abort, Clock, GuestLatency, LocalFuture, Result};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -17,8 +17,8 @@ pub(crate) trait Copier {
     /// Copies are best made of whole units of so many bytes, a power of two.
     fn unit(&self) -> u64;
 
-    /// True while guests use the disk that is copied: they go first.
-    fn guests_are_busy(&self) -> bool;
+    /// Where requests of the guests that go first are counted, if there are any: those of the disk that is copied.
+    fn guests(&self) -> Option<&Rc<GuestLatency>>;
 
     /// The next range, at or after `from`, that is to be looked through. It is the engine's from now on: it gives nothing back.
     fn take(&self, from: u64) -> Option<Range<u64>>;

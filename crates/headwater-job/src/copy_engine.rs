@@ -6,7 +6,7 @@
 //! - **Pause and cancel** take effect at once: reads of the source are given up through [`Abort`], however slow it is. Copies
 //!   that have begun to write are driven to their ends, because half a cluster must never be left. What was given up is
 //!   copied again later.
-//! - **Guests first**: while a guest's request is in flight, only half of the window is filled.
+//! - **Guests first**: beside guests, [`crate::guests_first`] says how much of the window is filled.
 //! - **Held guests**: a job that holds all guests back to copy the rest gives the engine what holds them. Then no speed limit counts; and a pause
 //!   lets them go first.
 //! - **A source that can't be reached** makes the job pause itself until it can ([`crate::outage`]), if it has the patience.
@@ -14,8 +14,10 @@
 //!
 //! The engine's future must be polled to its end, like everything that changes a disk.
 
+use crate::budget::Allowance;
 use crate::control::{Control, Wish};
 use crate::copier::Copier;
+use crate::guests_first::GuestsFirst;
 use crate::progress::{Progress, RateMeter, eta};
 use crate::scan::{Scanned, Scanner};
 use crate::window::{Bounds, Window};
@@ -77,6 +79,7 @@ enum Happened {
     Copied(Done),
     Scanned(Scanned),
     Leave,
+    Rested,
 }
 
 /// The engine for one job; see the module.
@@ -87,6 +90,7 @@ pub(crate) struct Engine {
     patience: Patience,
     unit: u64,
     window: Window,
+    guests: GuestsFirst,
     meter: RateMeter,
     /// What is done in passes before this one.
     progress: Progress,
@@ -98,6 +102,7 @@ impl Engine {
     pub(crate) fn new(copier: Rc<dyn Copier>, control: &Rc<Control>, bounds: Bounds) -> Self {
         Self {
             unit: copier.unit(),
+            guests: GuestsFirst::new(copier.guests()),
             copier,
             control: control.clone(),
             patience: Patience::None,
@@ -151,6 +156,7 @@ impl Engine {
             tried_again: false,
             leave: None,
             granted: None,
+            copy: self.window.copy(),
             seen: 0,
             found_any: false,
             engine: self,
@@ -182,6 +188,8 @@ struct Run<'a> {
     /// Waits for the rate limiter's leave to copy so many bytes, at the rate that it was asked at.
     leave: Option<(u64, u64, LocalFuture<'static, ()>)>,
     granted: Option<u64>,
+    /// The size of copies, in bytes.
+    copy: u64,
     seen: u64,
     found_any: bool,
 }
@@ -231,7 +239,7 @@ impl Run<'_> {
             let happened = self.next().await;
             self.engine.control.set_idle(false);
             let failed = match happened {
-                Happened::Command => None,
+                Happened::Command | Happened::Rested => None,
                 Happened::Leave => {
                     self.granted = self.leave.take().map(|(bytes, ..)| bytes);
                     None
@@ -275,6 +283,9 @@ impl Run<'_> {
             {
                 return Poll::Ready(Happened::Leave);
             }
+            if self.engine.guests.poll(cx).is_ready() {
+                return Poll::Ready(Happened::Rested);
+            }
             Poll::Pending
         })
         .await
@@ -282,8 +293,10 @@ impl Run<'_> {
 
     /// Starts copies until the window is full.
     fn fill(&mut self) {
-        let guests = self.engine.copier.guests_are_busy();
-        let target = self.engine.window.target() / if guests { 2 } else { 1 };
+        let Some(target) = self.target() else {
+            self.engine.window.held_back();
+            return;
+        };
         if self.found.is_empty() && !self.scanner.is_over() {
             self.engine.window.held_back();
         }
@@ -292,7 +305,7 @@ impl Run<'_> {
             let weight = if what.zero { ZEROES_WEIGH } else { len(&what.range) };
             let full = self.in_flight + weight > target || self.copies.len() >= MOST_COPIES;
             if full && !self.copies.is_empty() {
-                if guests {
+                if target < self.engine.window.target() {
                     self.engine.window.held_back();
                 }
                 return;
@@ -311,6 +324,20 @@ impl Run<'_> {
         }
     }
 
+    /// How many bytes may be in flight, and sets how large copies are; none while guests must have the disk for themselves.
+    fn target(&mut self) -> Option<u64> {
+        let Engine { guests, window, control, copier, held, .. } = &mut *self.engine;
+        let allowance =
+            guests.allowance(control.guest_latency(), window, self.copies.len(), &**copier.clock());
+        let (target, copy) = match allowance {
+            Allowance::Some { target, copy } if held.is_none() => (target, copy),
+            Allowance::Rest(_) if held.is_none() => return None,
+            _ => (window.target(), window.copy()),
+        };
+        self.copy = copy;
+        Some(target)
+    }
+
     /// The first part of a run, as large as one copy.
     fn cut(&self, run: &Missing) -> Missing {
         let most = if run.zero { MOST_ZEROES } else { self.copy_size() };
@@ -322,7 +349,7 @@ impl Run<'_> {
 
     /// How many bytes of data one copy takes.
     fn copy_size(&self) -> u64 {
-        let size = self.granted.unwrap_or_else(|| self.engine.window.copy());
+        let size = self.granted.unwrap_or(self.copy);
         match self.engine.control.limiter().rate() {
             _ if self.engine.holds() => size,
             0 => size,
@@ -360,7 +387,12 @@ impl Run<'_> {
         let copier = self.engine.copier.clone();
         let began = copier.clock().now();
         let copy = copier.copy(what.clone(), self.abort.clone());
-        self.copies.push(Box::pin(async move { Done { what, began, result: copy.await } }));
+        let copying = self.engine.guests.copying();
+        self.copies.push(Box::pin(async move {
+            let result = copy.await;
+            drop(copying);
+            Done { what, began, result }
+        }));
     }
 
     /// Adds a run to what is to be done.
@@ -404,6 +436,7 @@ impl Run<'_> {
                 if !what.zero {
                     progress.done += bytes;
                     let now = self.engine.copier.clock().now();
+                    self.engine.guests.copied(now.saturating_sub(began), now);
                     self.engine.window.completed(bytes, now.saturating_sub(began), now);
                 }
                 None

@@ -1,5 +1,6 @@
 //! The handle by which a job is commanded and watched, from the job's own thread.
 
+use crate::budget::GuestLatencyGoal;
 use crate::control::{Control, Event, IoStatus, Outcome};
 use crate::on_error::OnError;
 use crate::progress::Progress;
@@ -93,6 +94,16 @@ impl JobHandle {
         Verb::SetSpeed.check(self.0.status())?;
         self.0.limiter().set_rate(bytes_per_second);
         self.0.ask(Verb::SetSpeed)
+    }
+
+    /// Changes what guests are promised while it copies.
+    ///
+    /// # Errors
+    /// If the job is over.
+    pub fn set_guest_latency(&self, goal: GuestLatencyGoal) -> Result<(), Illegal> {
+        Verb::SetSpeed.check(self.0.status())?;
+        self.0.set_guest_latency(goal);
+        Ok(())
     }
 
     /// Changes what is done about errors from now on.

@@ -17,6 +17,7 @@
 //!   In no case does either drop the link while something is missing.
 //! - **Which half failed.** QEMU calls every error of a stream a `read`; here it is said whether the overlay failed.
 
+use crate::budget::GuestLatencyGoal;
 use crate::control::{Control, Outcome};
 use crate::copier::Copier;
 use crate::copy_engine::{Engine, Pass, Stopped};
@@ -28,7 +29,9 @@ use crate::window::Bounds;
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Copied, CopyUpOptions, Failed, Supply};
 use headwater_block::node::BackingLink;
-use headwater_block::{Abort, Clock, Disk, Error, ErrorKind, LocalFuture, Node, Patience, Result};
+use headwater_block::{
+    Abort, Clock, Disk, Error, ErrorKind, GuestLatency, LocalFuture, Node, Patience, Result,
+};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -60,6 +63,8 @@ pub struct StreamOptions {
     pub base: Option<Base>,
     /// Bytes per second; 0 is without limit.
     pub speed: u64,
+    /// What guests are promised meanwhile.
+    pub guest_latency: GuestLatencyGoal,
     /// What to do about errors.
     pub on_error: OnError,
     /// For how long the job waits for a source that can't be reached, paused by itself, before `on_error` counts.
@@ -79,6 +84,7 @@ pub struct StreamOptions {
 /// Makes a stream job for `disk`. It is created with the call, and works while the future is polled, which must be to its end.
 pub fn stream(disk: Rc<Disk>, options: StreamOptions) -> (JobHandle, impl Future<Output = Outcome>) {
     let control = Control::new(options.speed, options.on_error);
+    control.set_guest_latency(options.guest_latency);
     let handle = JobHandle::new(control.clone());
     let run = async move {
         let dismiss = options.wait_for_dismiss;
@@ -142,8 +148,8 @@ impl Copier for FromBelow {
         u64::from(self.disk.limits().allocation_unit)
     }
 
-    fn guests_are_busy(&self) -> bool {
-        self.disk.stats().in_flight.get() > 0
+    fn guests(&self) -> Option<&Rc<GuestLatency>> {
+        Some(self.disk.guest_latency())
     }
 
     fn take(&self, from: u64) -> Option<Range<u64>> {

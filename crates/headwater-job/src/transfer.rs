@@ -17,8 +17,8 @@ use crate::copier::Copier;
 use headwater_block::chain::{self, Missing};
 use headwater_block::copy_up::{Copied, Failed, Operation};
 use headwater_block::{
-    Abort, Buffer, BufferMut, Clock, DirtyMap, Disk, ExtentKind, LocalFuture, Node, Result, WriteFlags,
-    ZeroFlags,
+    Abort, Buffer, BufferMut, Clock, DirtyMap, Disk, ExtentKind, GuestLatency, LocalFuture, Node, Result,
+    WriteFlags, ZeroFlags,
 };
 use std::ops::Range;
 use std::rc::Rc;
@@ -96,8 +96,11 @@ impl Copier for Transfer {
         u64::from(self.target.limits().allocation_unit)
     }
 
-    fn guests_are_busy(&self) -> bool {
-        matches!(&self.source, Source::InUse(disk, _) if disk.stats().in_flight.get() > 0)
+    fn guests(&self) -> Option<&Rc<GuestLatency>> {
+        match &self.source {
+            Source::Still(_) => None,
+            Source::InUse(disk, _) => Some(disk.guest_latency()),
+        }
     }
 
     fn take(&self, from: u64) -> Option<Range<u64>> {

@@ -61,7 +61,7 @@ async fn in_sim(sim: Sim, faults: bool) -> bool {
     let (led, to) = (guest.edge.clone(), base.clone());
     let options = MirrorOptions {
         granularity: Some(*rng.pick(&[512, 4096])),
-        on_error: *rng.pick(&[OnError::Report, OnError::Ignore, OnError::Stop, OnError::Enospc]),
+        on_error: (*rng.pick(&[OnError::Report, OnError::Ignore, OnError::Stop, OnError::Enospc])).into(),
         bounds: Some(SMALL),
         hold_guests: Some(Box::new(move || {
             let (edge, holding) = (edge.clone(), holding.clone());

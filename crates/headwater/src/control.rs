@@ -3,6 +3,7 @@
 //! | command      | answer                                                              |
 //! |--------------|---------------------------------------------------------------------|
 //! | `rate BYTES` | `ok`; at most so many bytes are copied a second, 0 is without limit  |
+//! | `guest-latency TIME` | `ok`; copies add so much to guests' requests at most (2ms), or what is `default` |
 //! | `pause`      | `ok`; nothing is copied, the disk stays served                       |
 //! | `resume`     | `ok`                                                                 |
 //! | `cancel`     | `ok cancelled`, or `ok completed` if that came first                 |
@@ -12,8 +13,10 @@
 //! The socket can be reached by its owner only.
 
 use crate::failure::{Failure, Outcome};
+use crate::guest_latency;
 use crate::size::parse_size;
 use headwater_block::LocalFuture;
+use headwater_job::GuestLatencyGoal;
 use std::fmt;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -30,6 +33,8 @@ const MAX_LINE: u64 = 256;
 pub enum Command {
     /// Copy at most so many bytes a second; 0 is without limit.
     Rate(u64),
+    /// What copies may add to guests' requests.
+    GuestLatency(GuestLatencyGoal),
     /// Stop copying.
     Pause,
     /// Copy on.
@@ -50,13 +55,17 @@ impl Command {
         let command = match (words.next(), words.next()) {
             (Some("rate"), Some(rate)) => Self::Rate(parse_size(rate)?),
             (Some("rate"), None) => return Err("rate needs a number of bytes a second (rate 50M)".into()),
+            (Some("guest-latency"), Some(time)) => Self::GuestLatency(guest_latency::parse(time)?),
+            (Some("guest-latency"), None) => {
+                return Err("guest-latency needs a time (2ms), or default".into());
+            }
             (Some("pause"), None) => Self::Pause,
             (Some("resume"), None) => Self::Resume,
             (Some("cancel"), None) => Self::Cancel,
             (Some("status"), None) => Self::Status,
             _ => {
                 return Err(format!(
-                    "'{}' is not one of: rate BYTES, pause, resume, cancel, status",
+                    "'{}' is not one of: rate BYTES, guest-latency TIME, pause, resume, cancel, status",
                     line.trim()
                 ));
             }
@@ -73,6 +82,7 @@ impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rate(rate) => write!(f, "rate {rate}"),
+            Self::GuestLatency(goal) => write!(f, "guest-latency {}", guest_latency::text(*goal)),
             Self::Pause => f.write_str("pause"),
             Self::Resume => f.write_str("resume"),
             Self::Cancel => f.write_str("cancel"),
@@ -169,9 +179,15 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        for command in
-            [Command::Rate(7 << 20), Command::Pause, Command::Resume, Command::Cancel, Command::Status]
-        {
+        let goal = guest_latency::parse("2ms").unwrap();
+        for command in [
+            Command::Rate(7 << 20),
+            Command::GuestLatency(goal),
+            Command::Pause,
+            Command::Resume,
+            Command::Cancel,
+            Command::Status,
+        ] {
             assert_eq!(Command::parse(&command.to_string()), Ok(command));
         }
         assert_eq!(Command::parse(" rate 50M \r\n"), Ok(Command::Rate(50 << 20)));

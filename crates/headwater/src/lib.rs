@@ -21,6 +21,7 @@ pub mod display;
 pub mod durable;
 pub mod exports;
 pub mod failure;
+pub mod guest_latency;
 pub mod opener;
 pub mod output;
 pub mod overlay;

@@ -96,6 +96,7 @@ impl Session {
                 base,
                 speed: streamed.speed,
                 on_error: on_error(args.on_error),
+                guest_latency: args.guest_latency,
                 detect_zeroes: args.detect_zeroes != Some(OnOff::Off),
                 ..StreamOptions::default()
             };

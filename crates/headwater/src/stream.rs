@@ -141,6 +141,7 @@ fn handler(session: &Session) -> Handler {
             let job = job.ok_or("everything has been copied, so there is nothing to command")?;
             let done = match command {
                 Command::Rate(rate) => job.set_speed(rate),
+                Command::GuestLatency(goal) => job.set_guest_latency(goal),
                 Command::Pause => {
                     let paused = job.pause();
                     if paused.is_ok() {
@@ -165,7 +166,7 @@ fn handler(session: &Session) -> Handler {
                     Command::Rate(rate) => kept.update(|record| record.speed = rate).await,
                     Command::Pause => kept.update(|record| record.paused = true).await,
                     Command::Resume => kept.update(|record| record.paused = false).await,
-                    Command::Status | Command::Cancel => Ok(()),
+                    Command::GuestLatency(_) | Command::Status | Command::Cancel => Ok(()),
                 };
                 written.map_err(|err| format!("it is done, but another run will not know: {err}"))?;
             }

@@ -1,12 +1,13 @@
 //! The way of a guest's read.
 
-use super::{Disk, add};
+use super::{Admitted, Disk, add};
 use crate::abort::Abort;
 use crate::buffer::{Buffer, BufferMut};
 use crate::copy_up::{self, CopyUpOptions};
 use crate::debug_event::DebugEvent;
 use crate::error::Result;
 use crate::extent::Resolved;
+use crate::guest_latency::Kind;
 use crate::node::{LocalFuture, Node};
 use crate::range_lock::{Guard, Mode, Token};
 use std::ops::Range;
@@ -66,11 +67,11 @@ impl Disk {
         if len == 0 {
             return Ok(Some(Buffer::zeroed(0)));
         }
-        let _admitted = self.admit().await;
+        let admitted = self.admit().await;
         tracing::trace!(target: "qemu", event = "bdrv_co_preadv_part", node = self.name(), offset, bytes = len);
         add(&self.stats.reads, 1);
         add(&self.stats.read_bytes, len);
-        let (guard, way) = self.way(&range).await;
+        let (guard, way) = self.way(&range, &admitted).await;
         let buf = || BufferMut::new(len as usize);
         match way {
             Way::Here(node, offset) => Ok(Some(node.read(offset, buf()).await?.freeze())),
@@ -95,11 +96,11 @@ impl Disk {
         if len == 0 {
             return Ok(buf);
         }
-        let _admitted = self.admit().await;
+        let admitted = self.admit().await;
         tracing::trace!(target: "qemu", event = "bdrv_co_preadv_part", node = self.name(), offset, bytes = len);
         add(&self.stats.reads, 1);
         add(&self.stats.read_bytes, len);
-        let (guard, way) = self.way(&range).await;
+        let (guard, way) = self.way(&range, &admitted).await;
         match way {
             Way::Here(node, offset) | Way::Far(node, offset) => node.read(offset, buf).await,
             Way::Zero => {
@@ -128,13 +129,14 @@ impl Disk {
     }
 
     /// Locks `range` and finds out how it is read. The lock keeps the mapping that is looked up here true until the data are in memory.
-    async fn way(&self, range: &Range<u64>) -> (Guard, Way) {
+    async fn way(&self, range: &Range<u64>, admitted: &Admitted<'_>) -> (Guard, Way) {
         let guard = self.lock.acquire(Token::for_request(), range.clone(), Mode::Shared).await;
         let len = range.end - range.start;
         let top = self.top();
         let way = match top.resolve(range.clone()) {
             Resolved::At { node, offset, len: run, depth } if run >= len && self.may_pass(depth) => {
                 self.count_backing_read(depth);
+                admitted.is(if depth == 0 { Kind::Read } else { Kind::Miss });
                 if depth > 0 || node.limits().remote {
                     Way::Far(node, offset)
                 } else {
@@ -146,9 +148,13 @@ impl Disk {
                 if let Resolved::At { depth, .. } = first {
                     self.count_backing_read(depth);
                 }
+                admitted.is(Kind::Miss);
                 Way::Layers(top)
             }
-            _ => Way::Keep,
+            _ => {
+                admitted.is(Kind::Miss);
+                Way::Keep
+            }
         };
         (guard, way)
     }

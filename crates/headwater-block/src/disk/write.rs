@@ -4,6 +4,7 @@ use super::{DetectZeroes, Disk, add};
 use crate::buffer::{Buffer, BufferMut};
 use crate::debug_event::DebugEvent;
 use crate::error::Result;
+use crate::guest_latency::Kind;
 use crate::node::{Access, Change, WriteFlags, ZeroFlags};
 use crate::range_lock::{Guard, Mode, Token};
 use crate::zero::is_zero;
@@ -30,7 +31,8 @@ impl Disk {
                 )
                 .await;
         }
-        let _admitted = self.admit().await;
+        let admitted = self.admit().await;
+        admitted.is(Kind::Write);
         tracing::trace!(target: "qemu", event = "bdrv_co_pwritev_part", node = self.name(), offset, bytes = data.len());
         add(&self.stats.writes, 1);
         self.write_watch.writes_until(range.end);

@@ -3,6 +3,7 @@
 use crate::control::Command;
 use crate::failure::{Failure, Outcome};
 use clap::{Args, Subcommand};
+use headwater_job::GuestLatencyGoal;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -25,6 +26,12 @@ pub enum CtlCommand {
         /// Bytes a second (50M).
         #[arg(value_parser = crate::size::parse_size)]
         rate: u64,
+    },
+    /// Let copies add at most TIME to clients' requests from now on, 99 in 100 of them.
+    GuestLatency {
+        /// A time (500us, 2ms), or `default`.
+        #[arg(value_parser = crate::guest_latency::parse)]
+        time: GuestLatencyGoal,
     },
     /// Stop copying; the disk stays served.
     Pause,
@@ -64,6 +71,7 @@ impl From<CtlCommand> for Command {
     fn from(command: CtlCommand) -> Self {
         match command {
             CtlCommand::Rate { rate } => Self::Rate(rate),
+            CtlCommand::GuestLatency { time } => Self::GuestLatency(time),
             CtlCommand::Pause => Self::Pause,
             CtlCommand::Resume => Self::Resume,
             CtlCommand::Cancel => Self::Cancel,
