@@ -15,6 +15,7 @@
 //! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control. [`backoff`]: trying again. [`mod@guest_latency`]: what guests'
 //!   requests take, for those who yield to them.
 //! - [`filter`]: nodes that pass requests through and add one behaviour. [`debug_event`]: what layers tell the one that injects faults.
+//! - [`share`]: one fetch for many who read the same source.
 //! - [`null`]: a node without storage. [`memory`]: a node that lives in memory, for tests and demonstrations.
 //!
 //! Everything here belongs to one thread: nodes are `Rc`, futures are not `Send`, and no state needs a mutex.
@@ -42,6 +43,7 @@ pub mod node;
 pub mod null;
 pub mod range_lock;
 pub mod rate_limiter;
+pub mod share;
 pub mod write_watch;
 pub mod zero;
 

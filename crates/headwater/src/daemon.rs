@@ -40,6 +40,7 @@ use self::options::{CommandLine, Line, Setting};
 use self::sandbox::Confined;
 use crate::failure::{Failure, Outcome};
 use crate::runtime;
+use headwater_block::share::SharePool;
 use headwater_image::open_gate::Trust;
 use headwater_storage::file::{Engine, IoMode};
 use std::ffi::OsString;
@@ -48,6 +49,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// The name under which the program is the daemon, whatever its arguments.
 pub const PROGRAM: &str = "headwater-storage-daemon";
+
+/// How much is kept in memory of what disks share, in bytes: two seconds of a link of 1 Gbit/s, by which streams may begin one after the other.
+const SHARE_MEMORY: u64 = 256 << 20;
 
 /// Runs the daemon on a command line without the program's name.
 ///
@@ -79,7 +83,8 @@ async fn serve(
     let engine = Engine::new(IoMode::Auto)?;
     let objects = Rc::<Objects>::default();
     objects.set_trust(trust(&line.allow_backing));
-    let graph = Graph::new(engine, objects);
+    let sources = SharePool::new(line.share_memory.unwrap_or(SHARE_MEMORY));
+    let graph = Graph::new(engine, objects, sources);
     let commands = Commands::new(graph, events, durable);
     let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
         .map(signal)

@@ -7,6 +7,7 @@
 //! - [`rights`]: what each user of a node does to it and bears of others; a change of the books that leads to a conflict is taken back.
 //! - [`open`]: from options to nodes. [`header`]: the nodes that an image's header names.
 //! - [`change`]: a node takes another's place, images are opened again, nodes go.
+//! - `shares`: sources that several disks read from are asked once.
 //! - `for_jobs`: what jobs need of it. [`describe`]: what is told of a node.
 //!
 //! Commands that change the graph are carried out one at a time (see `commands`), so that no lock is needed here: what is awaited in between is
@@ -18,11 +19,13 @@ mod for_jobs;
 pub(super) mod header;
 pub(super) mod open;
 pub(super) mod rights;
+mod shares;
 
 use self::rights::Rights;
 use super::failure::{Refusal, generic};
 use super::objects::Objects;
 use headwater_block::filter::throttle::ThrottleNode;
+use headwater_block::share::{ShareNode, SharePool};
 use headwater_block::{Clock, Disk, Edge, Node, TokioClock, chain};
 use headwater_image::qcow2::Qcow2Node;
 use headwater_image::qcow2::snapshots::SnapshotInfo;
@@ -81,6 +84,8 @@ pub(super) struct Inside {
     pub(super) snapshots: Vec<SnapshotInfo>,
     /// The throttle filter that it is.
     pub(super) throttle: Option<Rc<ThrottleNode>>,
+    /// What shares its reads with others, in front of a source.
+    pub(super) share: Option<Rc<ShareNode>>,
 }
 
 /// Why a node is busy that a job of this kind uses.
@@ -204,6 +209,8 @@ pub(super) struct Graph {
     pub(super) engine: Rc<Engine>,
     pub(super) clock: Rc<dyn Clock>,
     pub(super) objects: Rc<Objects>,
+    /// What is shared of sources, with one bound of memory.
+    sources: Rc<SharePool>,
     /// In the order in which they were made.
     nodes: RefCell<Vec<Rc<GraphNode>>>,
     roots: RefCell<Vec<Weak<Root>>>,
@@ -211,11 +218,12 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    pub(super) fn new(engine: Rc<Engine>, objects: Rc<Objects>) -> Rc<Self> {
+    pub(super) fn new(engine: Rc<Engine>, objects: Rc<Objects>, sources: Rc<SharePool>) -> Rc<Self> {
         Rc::new(Self {
             engine,
             clock: Rc::new(TokioClock::new()),
             objects,
+            sources,
             nodes: RefCell::default(),
             roots: RefCell::default(),
             next_name: Cell::new(0),

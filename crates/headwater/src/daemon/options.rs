@@ -37,6 +37,8 @@ pub(super) struct Line {
     pub(super) pidfile: Option<String>,
     pub(super) allow_backing: Vec<String>,
     pub(super) state_dir: Option<String>,
+    /// In bytes; none is the default.
+    pub(super) share_memory: Option<u64>,
     pub(super) sandbox: Wish,
 }
 
@@ -66,7 +68,7 @@ impl Setting {
 }
 
 /// Options that take a value.
-const WITH_VALUE: [&str; 11] = [
+const WITH_VALUE: [&str; 12] = [
     "blockdev",
     "chardev",
     "export",
@@ -77,6 +79,7 @@ const WITH_VALUE: [&str; 11] = [
     "trace",
     "allow-backing",
     "state-dir",
+    "share-memory",
     "sandbox",
 ];
 
@@ -117,6 +120,8 @@ Serves disk images and works on them, controlled by QMP; takes the options and s
                          directory are followed. May be given several times
   --state-dir DIR        keep the jobs of block-stream and block-commit (but of the active layer) in DIR, which is made: when the daemon is
                          started again with it, whatever ended it, they go on as soon as their nodes are there
+  --share-memory SIZE    keep at most so much (256M) of what disks read of remote backing nodes in memory, for other disks on the same nodes: disks
+                         that are streamed from one source at once ask it once. 0 shares only what is in flight
   --sandbox on|off       what reads images and talks to clients can't open files that nobody named, nor run programs. Without this option: on
                          if the kernel has what it takes
 ";
@@ -226,6 +231,10 @@ fn take(line: &mut Line, name: &'static str, value: String) -> Outcome<Option<St
         }
         "state-dir" => {
             line.state_dir = Some(value);
+            return Ok(None);
+        }
+        "share-memory" => {
+            line.share_memory = Some(parse_size(&value).map_err(wrong)?);
             return Ok(None);
         }
         "sandbox" => {
