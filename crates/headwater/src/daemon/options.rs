@@ -2,6 +2,7 @@
 
 use super::graph::open::Options;
 use crate::failure::{Failure, Outcome};
+use crate::size::parse_size;
 use headwater_qmp::QmpError;
 use headwater_qmp::option::{self, OptionKind, Parsed};
 use headwater_qmp::opts::{self, ParsedChardev, Trace};
@@ -234,7 +235,7 @@ fn take(line: &mut Line, name: &'static str, value: String) -> Outcome<Option<St
             return Ok(None);
         }
         "share-memory" => {
-            line.share_memory = Some(parse_size(&value).map_err(wrong)?);
+            line.share_memory = Some(parse_size(&value).map_err(|why| wrong(&why))?);
             return Ok(None);
         }
         "sandbox" => {

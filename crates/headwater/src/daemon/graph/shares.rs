@@ -6,7 +6,6 @@
 
 use super::open::Built;
 use super::{Graph, GraphNode, Role};
-use headwater_block::Node;
 use std::collections::HashMap;
 use std::rc::Rc;
 
