@@ -3,8 +3,10 @@
 //! - [`mod@file`]: files and block devices, through io_uring or threads.
 //! - [`nbd`]: exports of NBD servers.
 //! - [`http`]: files behind HTTP servers that answer Range requests.
+//! - [`cache_dir`]: a directory for what was read of remote sources.
 //! - [`open`]: which of these a name leads to.
 
+pub mod cache_dir;
 pub mod file;
 pub mod http;
 pub mod nbd;

@@ -33,6 +33,7 @@ use self::events::Events;
 use self::failure::{Refusal, generic};
 use self::graph::Graph;
 use self::graph::open::{Options, Read};
+use self::graph::shares::Sources;
 use self::jobs::durable::Durable;
 use self::objects::Objects;
 pub use self::options::HELP;
@@ -42,6 +43,7 @@ use crate::failure::{Failure, Outcome};
 use crate::runtime;
 use headwater_block::share::SharePool;
 use headwater_image::open_gate::Trust;
+use headwater_storage::cache_dir::{CACHE_SIZE, CacheDir};
 use headwater_storage::file::{Engine, IoMode};
 use std::ffi::OsString;
 use std::rc::Rc;
@@ -67,6 +69,7 @@ pub fn run(arguments: Vec<OsString>) -> Outcome {
     let Some(started) = background else { return Ok(()) };
     // Before there is a broker, which lets in where the directory is.
     let durable = line.state_dir.as_deref().map(Durable::open).transpose()?;
+    line.cache_dir.as_deref().map(|path| CacheDir::make(path.as_ref())).transpose()?;
     let mut confined = sandbox::enter(&line)?;
     // The broker goes when everything that asks for it has.
     runtime::run(serve(line, started, durable, &mut confined))
@@ -83,8 +86,11 @@ async fn serve(
     let engine = Engine::new(IoMode::Auto)?;
     let objects = Rc::<Objects>::default();
     objects.set_trust(trust(&line.allow_backing));
-    let sources = SharePool::new(line.share_memory.unwrap_or(SHARE_MEMORY));
-    let graph = Graph::new(engine, objects, sources);
+    let cache_size = line.cache_size.unwrap_or(CACHE_SIZE);
+    let open = |path: &str| CacheDir::open(&engine, path.as_ref(), cache_size);
+    let cache = line.cache_dir.as_deref().map(open).transpose()?;
+    let shared = SharePool::new(line.share_memory.unwrap_or(SHARE_MEMORY));
+    let graph = Graph::new(engine, objects, Sources { shared, cache });
     let commands = Commands::new(graph, events, durable);
     let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
         .map(signal)

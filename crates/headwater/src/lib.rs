@@ -22,6 +22,7 @@ pub mod durable;
 pub mod exports;
 pub mod failure;
 pub mod guest_latency;
+pub mod kept_sources;
 pub mod opener;
 pub mod output;
 pub mod overlay;

@@ -2,6 +2,7 @@
 
 use crate::cli::{Cache as CacheArg, Io, OpenArgs};
 use crate::failure::{Failure, Outcome, code};
+use crate::kept_sources::KeptSources;
 use crate::source::is_uri;
 use headwater_block::{BufferMut, Error, ErrorKind, LocalFuture, Node, Result};
 use headwater_image::info::{self, ChainInfo};
@@ -34,6 +35,8 @@ pub struct Opener {
     trust: Trust,
     table_cache: u64,
     retry: Option<Duration>,
+    /// Where what is read of remote sources is kept.
+    kept: Option<KeptSources>,
 }
 
 impl Opener {
@@ -56,12 +59,21 @@ impl Opener {
         for name in &args.allow_backing {
             trust.allow_source(name);
         }
-        Ok(Self { engine, cache, trust, table_cache: args.table_cache, retry: None })
+        Ok(Self { engine, cache, trust, table_cache: args.table_cache, retry: None, kept: None })
     }
 
     /// The same, but requests to remote sources are tried again for so many seconds.
     pub fn with_retry(self, seconds: u32) -> Self {
         Self { retry: Some(Duration::from_secs(seconds.into())), ..self }
+    }
+
+    /// The same, but what is read of remote sources is kept in the directory, which takes at most so many bytes.
+    ///
+    /// # Errors
+    /// If the directory can't be had.
+    pub fn with_cache_dir(self, directory: Option<&Path>, size: u64) -> Outcome<Self> {
+        let kept = directory.map(|path| KeptSources::open(&self.engine, path, size)).transpose()?;
+        Ok(Self { kept, ..self })
     }
 
     /// Opens the disk that the operator calls `name`, with its chain.
@@ -142,7 +154,11 @@ impl Opener {
             options.http.retry = retry;
         }
         if is_uri(name) {
-            open_protocol(name, &options).await
+            let node = open_protocol(name, &options).await?;
+            match &self.kept {
+                Some(kept) if node.is_read_only() => kept.in_front_of(node).await,
+                _ => Ok(node),
+            }
         } else {
             // As it is written: `a:b` is a file of that name.
             Ok(FileNode::open(&self.engine, name, options.file)?)

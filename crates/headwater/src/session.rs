@@ -76,7 +76,9 @@ impl Session {
     /// # Errors
     /// If source or disk can't be opened, don't belong together, or the addresses can't be had.
     pub async fn open(args: &StreamArgs, display: &Display) -> Outcome<Self> {
-        let opener = Opener::new(&args.open)?.with_retry(args.retry);
+        let opener = Opener::new(&args.open)?
+            .with_retry(args.retry)
+            .with_cache_dir(args.cache_dir.as_deref(), args.cache_size)?;
         let overlay = overlay::open(args, &opener, display).await?;
         let streamed = streamed::remember(args, &overlay, display).await?;
         let Overlay { top, base, complete, .. } = overlay;

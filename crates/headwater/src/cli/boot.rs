@@ -6,6 +6,7 @@ use crate::failure::Outcome;
 use crate::size::parse_size;
 use clap::Args;
 use headwater_job::GuestLatencyGoal;
+use headwater_storage::cache_dir::CACHE_SIZE;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -38,6 +39,9 @@ pub struct BootArgs {
     /// Take commands at this Unix socket; see `headwater ctl`.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+    /// Keep what is read of a remote SOURCE in this directory, for other machines; see `headwater stream`.
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
     /// SOURCE's format; without it, SOURCE's first bytes tell.
     #[arg(long, value_enum)]
     pub source_format: Option<FormatArg>,
@@ -72,6 +76,8 @@ impl BootArgs {
             json: false,
             control: self.control.clone(),
             state_dir: None,
+            cache_dir: self.cache_dir.clone(),
+            cache_size: CACHE_SIZE,
             source_format: self.source_format,
             retry: self.retry,
             cluster_size: 64 << 10,

@@ -54,6 +54,13 @@ pub struct StreamArgs {
     /// paused. By default that is kept beside DISK, as .DISK.headwater, until everything has been copied.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Keep what is read of a remote SOURCE in this directory, which is made, for other disks from the same SOURCE: then or later, by this
+    /// process or others. Only of sources whose contents have a mark (an ETag), so that one that changed is read anew.
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Let the directory take at most SIZE bytes; what was unused the longest goes first.
+    #[arg(long, value_name = "SIZE", default_value = "32G", value_parser = parse_size)]
+    pub cache_size: u64,
     /// SOURCE's format; without it, SOURCE's first bytes tell.
     #[arg(long, value_enum)]
     pub source_format: Option<FormatArg>,

@@ -19,13 +19,14 @@ mod for_jobs;
 pub(super) mod header;
 pub(super) mod open;
 pub(super) mod rights;
-mod shares;
+pub(super) mod shares;
 
 use self::rights::Rights;
+use self::shares::Sources;
 use super::failure::{Refusal, generic};
 use super::objects::Objects;
 use headwater_block::filter::throttle::ThrottleNode;
-use headwater_block::share::{ShareNode, SharePool};
+use headwater_block::share::ShareNode;
 use headwater_block::{Clock, Disk, Edge, Node, TokioClock, chain};
 use headwater_image::qcow2::Qcow2Node;
 use headwater_image::qcow2::snapshots::SnapshotInfo;
@@ -93,6 +94,16 @@ pub(super) fn used_by(kind: &str) -> String {
     format!("block device is in use by block job: {kind}")
 }
 
+/// A job that a node is part of.
+pub(super) struct Busy {
+    /// The job's id.
+    pub(super) job: String,
+    /// Why the node is busy, for messages.
+    pub(super) why: String,
+    /// The job only reads it: others may do the same.
+    pub(super) reads: bool,
+}
+
 /// A node with a name.
 pub(super) struct GraphNode {
     pub(super) name: String,
@@ -105,8 +116,8 @@ pub(super) struct GraphNode {
     pub(super) owned: Cell<bool>,
     pub(super) settings: RefCell<Settings>,
     pub(super) inside: RefCell<Inside>,
-    /// The jobs that it is part of: their ids, and why it is busy.
-    pub(super) busy: RefCell<Vec<(String, String)>>,
+    /// The jobs that it is part of.
+    pub(super) busy: RefCell<Vec<Busy>>,
     /// The jobs that need its link to its backing as it is.
     pub(super) frozen: RefCell<Vec<String>>,
     pub(super) active: Cell<bool>,
@@ -152,7 +163,7 @@ impl GraphNode {
     /// Names the node and the job.
     pub(super) fn check_idle(&self) -> Result<(), Refusal> {
         match self.busy.borrow().first() {
-            Some((_, why)) => Err(generic(format!("Node '{}' is busy: {why}", self.name))),
+            Some(busy) => Err(generic(format!("Node '{}' is busy: {}", self.name, busy.why))),
             None => Ok(()),
         }
     }
@@ -162,10 +173,18 @@ impl GraphNode {
     /// # Errors
     /// See there.
     pub(super) fn check_idle_but_for(&self, kind: &str) -> Result<(), Refusal> {
-        match self.busy.borrow().iter().find(|(_, why)| *why != used_by(kind)) {
-            Some((_, why)) => Err(generic(format!("Node '{}' is busy: {why}", self.name))),
+        match self.busy.borrow().iter().find(|busy| busy.why != used_by(kind)) {
+            Some(busy) => Err(generic(format!("Node '{}' is busy: {}", self.name, busy.why))),
             None => Ok(()),
         }
+    }
+
+    /// Refuses what a job is in the way of that does more than to read.
+    ///
+    /// # Errors
+    /// Names the node and the job.
+    pub(super) fn check_readable(&self) -> Result<(), Refusal> {
+        if self.busy.borrow().iter().all(|busy| busy.reads) { Ok(()) } else { self.check_idle() }
     }
 
     /// Refuses changes of a link that a job needs.
@@ -209,8 +228,7 @@ pub(super) struct Graph {
     pub(super) engine: Rc<Engine>,
     pub(super) clock: Rc<dyn Clock>,
     pub(super) objects: Rc<Objects>,
-    /// What is shared of sources, with one bound of memory.
-    sources: Rc<SharePool>,
+    sources: Sources,
     /// In the order in which they were made.
     nodes: RefCell<Vec<Rc<GraphNode>>>,
     roots: RefCell<Vec<Weak<Root>>>,
@@ -218,7 +236,7 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    pub(super) fn new(engine: Rc<Engine>, objects: Rc<Objects>, sources: Rc<SharePool>) -> Rc<Self> {
+    pub(super) fn new(engine: Rc<Engine>, objects: Rc<Objects>, sources: Sources) -> Rc<Self> {
         Rc::new(Self {
             engine,
             clock: Rc::new(TokioClock::new()),

@@ -38,6 +38,9 @@ pub(super) struct Line {
     pub(super) pidfile: Option<String>,
     pub(super) allow_backing: Vec<String>,
     pub(super) state_dir: Option<String>,
+    pub(super) cache_dir: Option<String>,
+    /// In bytes; none is the default.
+    pub(super) cache_size: Option<u64>,
     /// In bytes; none is the default.
     pub(super) share_memory: Option<u64>,
     pub(super) sandbox: Wish,
@@ -69,7 +72,7 @@ impl Setting {
 }
 
 /// Options that take a value.
-const WITH_VALUE: [&str; 12] = [
+const WITH_VALUE: [&str; 14] = [
     "blockdev",
     "chardev",
     "export",
@@ -81,6 +84,8 @@ const WITH_VALUE: [&str; 12] = [
     "allow-backing",
     "state-dir",
     "share-memory",
+    "cache-dir",
+    "cache-size",
     "sandbox",
 ];
 
@@ -123,6 +128,9 @@ Serves disk images and works on them, controlled by QMP; takes the options and s
                          started again with it, whatever ended it, they go on as soon as their nodes are there
   --share-memory SIZE    keep at most so much (256M) of what disks read of remote backing nodes in memory, for other disks on the same nodes: disks
                          that are streamed from one source at once ask it once. 0 shares only what is in flight
+  --cache-dir DIR        keep in DIR, which is made, what is read of remote backing nodes whose contents have a mark (an ETag), for other disks, other
+                         daemons and another day
+  --cache-size SIZE      let DIR take at most so much (32G); what was unused the longest goes first
   --sandbox on|off       what reads images and talks to clients can't open files that nobody named, nor run programs. Without this option: on
                          if the kernel has what it takes
 ";
@@ -232,6 +240,14 @@ fn take(line: &mut Line, name: &'static str, value: String) -> Outcome<Option<St
         }
         "state-dir" => {
             line.state_dir = Some(value);
+            return Ok(None);
+        }
+        "cache-dir" => {
+            line.cache_dir = Some(value);
+            return Ok(None);
+        }
+        "cache-size" => {
+            line.cache_size = Some(parse_size(&value).map_err(|why| wrong(&why))?);
             return Ok(None);
         }
         "share-memory" => {

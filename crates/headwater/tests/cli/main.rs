@@ -10,4 +10,5 @@ mod interrupted;
 mod kills;
 mod malformed;
 mod sandbox;
+mod shared;
 mod stream;

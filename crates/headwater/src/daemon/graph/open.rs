@@ -185,8 +185,8 @@ impl Graph {
         match driver {
             "file" | "host_device" => self.open_file(driver, settings),
             "null-co" | "null-aio" => self.open_null(driver, name, settings),
-            "nbd" => Ok(self.share(sources::open_nbd(&self.objects, settings).await?)),
-            "http" | "https" => Ok(self.share(sources::open_http(settings).await?)),
+            "nbd" => Ok(self.share(sources::open_nbd(&self.objects, settings).await?).await),
+            "http" | "https" => Ok(self.share(sources::open_http(settings).await?).await),
             "raw" => self.open_raw(settings, level).await,
             "qcow2" => self.open_qcow2(settings, level).await,
             "throttle" | "copy-on-read" | "blkdebug" | "blkverify" => {

@@ -6,16 +6,30 @@
 
 use super::open::Built;
 use super::{Graph, GraphNode, Role};
+use headwater_block::share::{BlockStore, SharePool};
+use headwater_storage::cache_dir::CacheDir;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+/// What is shared of sources.
+pub(in crate::daemon) struct Sources {
+    /// Has one bound of memory.
+    pub(in crate::daemon) shared: Rc<SharePool>,
+    /// Where more is kept.
+    pub(in crate::daemon) cache: Option<Rc<CacheDir>>,
+}
+
 impl Graph {
     /// Puts what shares in front of a node that was opened just now, unless it can be written.
-    pub(super) fn share(&self, built: Built) -> Built {
+    pub(super) async fn share(&self, built: Built) -> Built {
         if !built.top.is_read_only() {
             return built;
         }
-        let node = self.sources.join(built.top.clone(), key(&built), None);
+        let store = match &self.sources.cache {
+            Some(cache) => kept(cache, &built).await,
+            None => None,
+        };
+        let node = self.sources.shared.join(built.top.clone(), key(&built), store);
         let inside = super::Inside { share: Some(node.clone()), ..built.inside };
         Built { top: node, inside, ..built }
     }
@@ -55,6 +69,25 @@ impl Graph {
         }
         known.insert(Rc::as_ptr(node), readers);
         readers
+    }
+}
+
+/// Where what is read of the node is kept.
+async fn kept(cache: &Rc<CacheDir>, built: &Built) -> Option<Rc<dyn BlockStore>> {
+    let identity = built.top.identity().ok()?;
+    match cache.file(&built.filename, built.top.size(), &identity).await {
+        Ok(Some(file)) => Some(file),
+        Ok(None) => {
+            let name = &built.filename;
+            tracing::warn!(
+                "{name}: nothing marks its contents (an ETag, say), so nothing of it is kept in the cache directory"
+            );
+            None
+        }
+        Err(err) => {
+            tracing::warn!("{err}; nothing of {} is kept in the cache directory", built.filename);
+            None
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::rights::{Doing, Rights};
-use crate::daemon::graph::{Graph, GraphNode, Root, used_by};
+use crate::daemon::graph::{Busy, Graph, GraphNode, Root, used_by};
 use headwater_block::{Error, ErrorKind};
 use headwater_job::{Finish, HoldGuests};
 use std::any::Any;
@@ -71,20 +71,29 @@ impl Hold {
 
     /// Keeps other jobs and commands away from `nodes`.
     pub(super) fn occupy(&mut self, nodes: &[Rc<GraphNode>]) {
+        nodes.iter().for_each(|node| self.make_busy(node, false));
+    }
+
+    /// Keeps those away from `nodes` who do more than to read them.
+    pub(super) fn occupy_as_reader(&mut self, nodes: &[Rc<GraphNode>]) {
+        nodes.iter().for_each(|node| self.make_busy(node, true));
+    }
+
+    fn make_busy(&mut self, node: &Rc<GraphNode>, reads: bool) {
         let why = used_by(self.kind);
-        for node in nodes {
-            node.busy.borrow_mut().push((self.id.clone(), why.clone()));
-            self.busy.push(node.clone());
-        }
+        node.busy.borrow_mut().push(Busy { job: self.id.clone(), why, reads });
+        self.busy.push(node.clone());
     }
 
     /// Keeps the links of `nodes` to what is below them as they are.
     ///
     /// # Errors
-    /// If another job has done so.
+    /// If another job has done so, unless it only reads them.
     pub(super) fn freeze(&mut self, nodes: &[Rc<GraphNode>]) -> Result<(), Refusal> {
         for node in nodes {
-            if let (false, Some(below)) = (node.frozen.borrow().is_empty(), node.below()) {
+            let busy = node.busy.borrow();
+            let reads = |job: &String| busy.iter().any(|busy| busy.job == *job && busy.reads);
+            if let (false, Some(below)) = (node.frozen.borrow().iter().all(reads), node.below()) {
                 let link = if node.is_filter() { "file" } else { "backing" };
                 return Err(generic(format!("Cannot freeze '{link}' link to '{}'", below.name)));
             }
@@ -128,7 +137,7 @@ impl Hold {
     pub(super) async fn release(mut self) {
         self.roots.clear();
         for node in self.busy.drain(..) {
-            node.busy.borrow_mut().retain(|(job, _)| *job != self.id);
+            node.busy.borrow_mut().retain(|busy| busy.job != self.id);
         }
         for node in self.frozen.drain(..) {
             node.frozen.borrow_mut().retain(|job| *job != self.id);

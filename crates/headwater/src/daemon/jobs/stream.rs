@@ -35,9 +35,12 @@ pub(in crate::daemon) async fn start(
     // The first node that isn't streamed any more.
     let end = end(graph, &top, args)?;
     let part = Graph::part(&top, end.as_ref());
-    for node in &part {
-        node.check_idle()?;
-    }
+    let over = top.skip_filters();
+    // What lies below the disk is only read, which the streams of other disks may do as well.
+    let at = part.iter().position(|node| Rc::ptr_eq(node, &over)).map_or(part.len(), |at| at + 1);
+    let (own, below) = part.split_at(at);
+    own.iter().try_for_each(|node| node.check_idle())?;
+    below.iter().try_for_each(|node| node.check_readable())?;
     if end.is_none() && args.contains_key("backing-file") {
         return Err(generic("backing file specified, but streaming the entire chain"));
     }
@@ -45,7 +48,6 @@ pub(in crate::daemon) async fn start(
     let mask = args.flag("backing-mask-protocol").unwrap_or(false);
     let mut job = job_args(jobs, args)?;
 
-    let over = top.skip_filters();
     let mut hold = Hold::new(graph, "stream", &job.id);
     let named = hold
         .freeze(&part)
@@ -62,7 +64,8 @@ pub(in crate::daemon) async fn start(
         for node in part.iter().filter(|node| !Rc::ptr_eq(node, &over) && !node.is_filter()) {
             hold.attach(node, "intermediate node", Doing::READ, Doing::READ.and(Doing::REARRANGE)).await?;
         }
-        hold.occupy(&part);
+        hold.occupy(own);
+        hold.occupy_as_reader(below);
         if kept.is_some() {
             return Ok(kept);
         }

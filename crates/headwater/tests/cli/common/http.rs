@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What is wrong with a server.
@@ -27,6 +27,7 @@ pub(crate) enum Fault {
 pub(crate) struct HttpServer {
     pub(crate) url: String,
     turned: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
 }
 
 impl HttpServer {
@@ -35,14 +36,20 @@ impl HttpServer {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let url = format!("http://{}/image", listener.local_addr().expect("address"));
         let turned = Arc::new(AtomicBool::new(false));
-        let shared = Arc::new(Shared { content, fault, delay, turned: turned.clone() });
+        let sent = Arc::new(AtomicU64::new(0));
+        let shared = Arc::new(Shared { content, fault, delay, turned: turned.clone(), sent: sent.clone() });
         std::thread::spawn(move || {
             while let Ok((socket, _)) = listener.accept() {
                 let shared = shared.clone();
                 std::thread::spawn(move || while shared.answer(&socket).is_some() {});
             }
         });
-        Self { url, turned }
+        Self { url, turned, sent }
+    }
+
+    /// How many bytes of the file it has sent.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::SeqCst)
     }
 
     /// From now on the fault shows.
@@ -56,6 +63,7 @@ struct Shared {
     fault: Fault,
     delay: Duration,
     turned: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
 }
 
 impl Shared {
@@ -116,6 +124,7 @@ impl Shared {
             let _ = socket.shutdown(std::net::Shutdown::Both);
             return None;
         }
+        self.sent.fetch_add(body.len() as u64, Ordering::SeqCst);
         socket.write_all(body).ok()
     }
 }

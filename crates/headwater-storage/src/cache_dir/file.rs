@@ -1,0 +1,242 @@
+//! What is kept of one source: a sparse file.
+//!
+//! ```text
+//! 0         header: magic, version, block size, source's size, length of the identity, the identity, zeroes
+//! 4096      one byte for each block of the source: 1 if it is here
+//! data      the source's bytes, each at its offset; `data` is the end of the marks rounded up to whole blocks
+//! ```
+//! Numbers are little-endian. The header follows from the source alone, so that it needs no check of its own and all who write it write the same.
+//!
+//! # Crashes
+//! A mark is written after the data that it stands for were made durable (fdatasync). So whatever a power cut leaves, a block that is marked is whole. Data without
+//! a mark are fetched again. Marks are whole bytes and only ever become 1: processes that write them at once, each its own, need no lock.
+
+use super::CacheDir;
+use crate::file::{Cache, FileNode, FileOptions, Locking};
+use headwater_block::share::{BlockStore, SHARE_BLOCK};
+use headwater_block::{Buffer, BufferMut, Error, ErrorKind, LocalFuture, Node, Result, WriteFlags};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+use tokio::time::Instant;
+
+const MAGIC: &[u8; 8] = b"HWBLOCKS";
+const VERSION: u32 = 1;
+const HEADER: u64 = 4096;
+
+/// What waits to be written at most, in bytes; what comes on top is not kept.
+const MOST_QUEUED: u64 = 64 << 20;
+
+/// What is written between two flushes at most, in bytes, and for how much room is made at once.
+const BATCH: u64 = 32 << 20;
+
+/// How often one looks what other processes have brought.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The kept blocks of one source; see the [module](self). Lives in the `LocalSet` in which it was opened: its task runs there.
+pub struct CacheFile {
+    this: Weak<CacheFile>,
+    directory: Rc<CacheDir>,
+    node: Rc<FileNode>,
+    /// Keeps others from removing it.
+    _held: OwnedFd,
+    size: u64,
+    /// Where the data begin.
+    data: u64,
+    here: RefCell<Vec<bool>>,
+    queue: RefCell<VecDeque<(u64, Buffer)>>,
+    queued: Cell<u64>,
+    writing: Cell<bool>,
+    looked: Cell<Instant>,
+    looking: Cell<bool>,
+    /// Room that was made and not used, in bytes.
+    room: Cell<u64>,
+}
+
+impl CacheFile {
+    pub(super) async fn open(
+        directory: &Rc<CacheDir>,
+        name: &str,
+        size: u64,
+        identity: &str,
+    ) -> Result<Rc<Self>> {
+        let blocks = size.div_ceil(SHARE_BLOCK);
+        let data = (HEADER + blocks).next_multiple_of(SHARE_BLOCK);
+        let header = header(size, identity)?;
+        let held = directory.hold(name)?;
+        let options = FileOptions { cache: Cache::Buffered, locking: Locking::Off, ..FileOptions::default() };
+        let node = FileNode::open(&directory.engine, directory.path.join(name), options)?;
+        let end = data + size;
+        let there = node.read(0, BufferMut::new(HEADER as usize)).await?;
+        // A crash may have left it without a header, or with one and too short; then it has no marks.
+        if there[..] != header[..] && there.iter().any(|byte| *byte != 0) {
+            let message = format!(
+                "{}: it is no cache of what its name says; remove it, nothing is lost by that",
+                directory.shown(name)
+            );
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+        if node.size() < end {
+            node.resize(end).await?;
+        }
+        // Also tells when it was used last.
+        node.write(0, Buffer::copy_of(&header), WriteFlags::default()).await?;
+        let this = Rc::new_cyclic(|this| Self {
+            this: this.clone(),
+            directory: directory.clone(),
+            node,
+            _held: held,
+            size,
+            data,
+            // A source has at most as many blocks as its marks fit in memory: 16 KiB for each GiB.
+            here: RefCell::new(vec![false; usize::try_from(blocks).unwrap_or(0)]),
+            queue: RefCell::default(),
+            queued: Cell::new(0),
+            writing: Cell::new(false),
+            looked: Cell::new(Instant::now()),
+            looking: Cell::new(false),
+            room: Cell::new(0),
+        });
+        this.look().await?;
+        Ok(this)
+    }
+
+    /// Reads which blocks are here.
+    pub(super) async fn look(&self) -> Result<()> {
+        let blocks = self.here.borrow().len();
+        let marks = self.node.read(HEADER, BufferMut::new(blocks)).await?;
+        for (here, mark) in self.here.borrow_mut().iter_mut().zip(marks.iter()) {
+            *here |= *mark == 1;
+        }
+        Ok(())
+    }
+
+    /// Looks in the background, now and then, what others have brought.
+    fn look_again(&self) {
+        let now = Instant::now();
+        let Some(this) = self.this.upgrade() else { return };
+        if self.looking.get() || now < self.looked.get() + LOOK {
+            return;
+        }
+        self.looked.set(now);
+        self.looking.set(true);
+        tokio::task::spawn_local(async move {
+            if let Err(err) = this.look().await {
+                tracing::warn!("{err}");
+            }
+            this.looking.set(false);
+        });
+    }
+
+    fn blocks(&self, range: &Range<u64>) -> Range<usize> {
+        // Within the marks, which are in memory.
+        (range.start / SHARE_BLOCK) as usize..range.end.div_ceil(SHARE_BLOCK) as usize
+    }
+
+    /// Writes what waits, until nothing does.
+    async fn write_all(&self) {
+        while !self.queue.borrow().is_empty() {
+            if let Err(err) = self.write_batch().await {
+                tracing::warn!("{err}; what is read of this source is not kept");
+                self.queue.borrow_mut().clear();
+                self.queued.set(0);
+            }
+        }
+        self.writing.set(false);
+    }
+
+    async fn write_batch(&self) -> Result<()> {
+        let mut written = Vec::new();
+        let mut bytes = 0;
+        while bytes < BATCH {
+            let Some((offset, data)) = self.queue.borrow_mut().pop_front() else { break };
+            let len = data.len() as u64;
+            self.queued.set(self.queued.get() - len);
+            if self.room.get() < len {
+                if !self.directory.make_room(BATCH.max(len)) {
+                    continue;
+                }
+                self.room.set(BATCH.max(len));
+            }
+            self.room.set(self.room.get() - len);
+            self.node.write(self.data + offset, data, WriteFlags::default()).await?;
+            let blocks = self.blocks(&(offset..offset + len));
+            // It can be read here from now on, by others once it is durable.
+            self.here.borrow_mut()[blocks.clone()].fill(true);
+            written.push(blocks);
+            bytes += len;
+        }
+        if written.is_empty() {
+            return Ok(());
+        }
+        self.node.flush().await?;
+        for blocks in written {
+            let marks = Buffer::copy_of(&vec![1; blocks.len()]);
+            self.node.write(HEADER + blocks.start as u64, marks, WriteFlags::default()).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until what was to be kept is, durably.
+    pub async fn settle(&self) {
+        while self.writing.get() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl BlockStore for CacheFile {
+    fn holds(&self, offset: u64, until: u64) -> (bool, u64) {
+        let here = self.here.borrow();
+        let blocks = self.blocks(&(offset..until.min(self.size)));
+        let Some(first) = here.get(blocks.start).copied() else { return (false, until) };
+        if !first {
+            self.look_again();
+        }
+        let same = here[blocks.clone()].iter().take_while(|other| **other == first).count();
+        let end = (blocks.start + same) as u64 * SHARE_BLOCK;
+        (first, end.min(until))
+    }
+
+    fn read(&self, range: Range<u64>) -> LocalFuture<'_, Result<Buffer>> {
+        Box::pin(async move {
+            let buf = BufferMut::new((range.end - range.start) as usize);
+            Ok(self.node.read(self.data + range.start, buf).await?.freeze())
+        })
+    }
+
+    fn keep(&self, offset: u64, data: Buffer) {
+        let Some(this) = self.this.upgrade() else { return };
+        let len = data.len() as u64;
+        if self.queued.get() + len > MOST_QUEUED {
+            return;
+        }
+        self.queued.set(self.queued.get() + len);
+        self.queue.borrow_mut().push_back((offset, data));
+        if !self.writing.replace(true) {
+            tokio::task::spawn_local(async move { this.write_all().await });
+        }
+    }
+}
+
+/// The first bytes of a file for this source.
+fn header(size: u64, identity: &str) -> Result<Vec<u8>> {
+    let mut header = Vec::with_capacity(HEADER as usize);
+    header.extend_from_slice(MAGIC);
+    header.extend_from_slice(&VERSION.to_le_bytes());
+    // It fits.
+    header.extend_from_slice(&(SHARE_BLOCK as u32).to_le_bytes());
+    header.extend_from_slice(&size.to_le_bytes());
+    header.extend_from_slice(&u64::try_from(identity.len()).unwrap_or(u64::MAX).to_le_bytes());
+    header.extend_from_slice(identity.as_bytes());
+    if header.len() as u64 > HEADER {
+        let message =
+            "the address and the ETag of the source are too long to keep parts of it in a directory";
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
+    header.resize(HEADER as usize, 0);
+    Ok(header)
+}
