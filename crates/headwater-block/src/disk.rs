@@ -33,7 +33,10 @@ mod changes;
 mod read;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod write;
+
+pub use self::watch::ReadWatch;
 
 /// What becomes of zero bytes that a guest writes as data.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -119,6 +122,7 @@ pub struct Disk {
     trackers: RefCell<Vec<Weak<DirtyMap>>>,
     /// What must be saved before it is changed.
     points: RefCell<Vec<Weak<PointInTime>>>,
+    read_watches: RefCell<Vec<Weak<dyn ReadWatch>>>,
     poisoned: Cell<bool>,
     write_watch: WriteWatch,
     outage: Outage,
@@ -141,6 +145,7 @@ impl Disk {
             next_id: Cell::new(0),
             trackers: RefCell::default(),
             points: RefCell::default(),
+            read_watches: RefCell::default(),
             poisoned: Cell::new(false),
             write_watch: WriteWatch::default(),
             outage: Outage::default(),

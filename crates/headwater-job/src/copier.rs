@@ -26,6 +26,11 @@ pub(crate) trait Copier {
     /// How many bytes could be taken and were not.
     fn untaken(&self) -> u64;
 
+    /// What is found at `offset` is copied after all that has a lower rank; of equal rank the lower offset comes first.
+    fn rank(&self, _offset: u64) -> u64 {
+        0
+    }
+
     /// The first run in `range` (not empty) that is to be copied. May be dropped.
     fn look(self: Rc<Self>, range: Range<u64>) -> LocalFuture<'static, Result<Option<Missing>>>;
 

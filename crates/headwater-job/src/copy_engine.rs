@@ -118,6 +118,11 @@ impl Engine {
         Self { patience, ..self }
     }
 
+    /// Copies what `copier` says in the passes from now on.
+    pub(crate) fn change_copier(&mut self, copier: Rc<dyn Copier>) {
+        self.copier = copier;
+    }
+
     /// How many bytes are in flight at once.
     pub(crate) fn window(&self) -> u64 {
         self.window.target()
@@ -171,8 +176,8 @@ struct Run<'a> {
     scanner: Scanner,
     /// Up to here what is to be looked through was taken.
     taken: u64,
-    /// Known and not begun, by offset.
-    found: BTreeMap<u64, Missing>,
+    /// Known and not begun, by rank and offset.
+    found: BTreeMap<(u64, u64), Missing>,
     found_data: u64,
     scanned: u64,
     scanned_data: u64,
@@ -300,7 +305,7 @@ impl Run<'_> {
         if self.found.is_empty() && !self.scanner.is_over() {
             self.engine.window.held_back();
         }
-        while let Some((&start, first)) = self.found.first_key_value() {
+        while let Some((&key, first)) = self.found.first_key_value() {
             let what = self.cut(first);
             let weight = if what.zero { ZEROES_WEIGH } else { len(&what.range) };
             let full = self.in_flight + weight > target || self.copies.len() >= MOST_COPIES;
@@ -314,10 +319,10 @@ impl Run<'_> {
                 self.engine.window.held_back();
                 return;
             }
-            if let Some(mut rest) = self.found.remove(&start) {
+            if let Some(mut rest) = self.found.remove(&key) {
                 rest.range.start = what.range.end;
                 if !rest.range.is_empty() {
-                    self.found.insert(rest.range.start, rest);
+                    self.found.insert((key.0, rest.range.start), rest);
                 }
             }
             self.start(what, weight);
@@ -400,7 +405,8 @@ impl Run<'_> {
         if !missing.zero {
             self.found_data += len(&missing.range);
         }
-        self.found.insert(missing.range.start, missing);
+        let start = missing.range.start;
+        self.found.insert((self.engine.copier.rank(start), start), missing);
     }
 
     fn take_scanned(&mut self, scanned: Scanned) -> Option<Error> {

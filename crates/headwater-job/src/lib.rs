@@ -7,6 +7,7 @@
 //! - `copy_engine`: keeps copies in flight; `scan` finds what to copy; [`window`] says how much to keep in flight. They do so for
 //!   all jobs: a `copier` says what is to be copied, and copies it. `transfer` is the one of commit and mirror.
 //! - [`budget`]: how much copies may have in flight beside guests; `guests_first` makes the engine keep to it.
+//! - [`boot_trace`]: what guests read first. `boot_order`: a stream's first pass, in that order.
 //! - `lifecycle`: how all jobs begin and end. `on_error`: what they do about errors. `path`: what the layers on the way say about it.
 //! - `waiting`: a job that pauses itself, and goes on by itself; `outage`: when the source can't be reached.
 //! - `task`: a job that is any work, done as a whole.
@@ -16,6 +17,8 @@
 //! A job is a future. It is polled on its disk's thread, to its end; nothing here spawns, sleeps or reads a clock of its own.
 
 pub mod backup;
+mod boot_order;
+pub mod boot_trace;
 pub mod budget;
 pub mod commit;
 mod control;
@@ -38,6 +41,7 @@ mod waiting;
 pub mod window;
 
 pub use backup::{BackupOptions, backup};
+pub use boot_trace::{BootRecorder, BootTrace};
 pub use budget::GuestLatencyGoal;
 pub use commit::{CommitOptions, commit};
 pub use control::{Action, Event, IoStatus, Outcome};

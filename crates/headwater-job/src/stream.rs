@@ -17,6 +17,8 @@
 //!   In no case does either drop the link while something is missing.
 //! - **Which half failed.** QEMU calls every error of a stream a `read`; here it is said whether the overlay failed.
 
+use crate::boot_order::BootOrder;
+use crate::boot_trace::BootTrace;
 use crate::budget::GuestLatencyGoal;
 use crate::control::{Control, Outcome};
 use crate::copier::Copier;
@@ -75,6 +77,8 @@ pub struct StreamOptions {
     pub wait_for_finalize: bool,
     /// Stays after its end until it is dismissed.
     pub wait_for_dismiss: bool,
+    /// What is copied first, and in which order.
+    pub boot_trace: Option<BootTrace>,
     /// How much may be in flight, instead of what fits the source.
     pub bounds: Option<Bounds>,
     /// Drops the link in the caller's way. Without it the job tells the disk to ([`Disk::change_backing`]).
@@ -98,10 +102,18 @@ async fn work(disk: Rc<Disk>, options: StreamOptions, control: &Rc<Control>) -> 
     // What guests fetch need not be fetched again. What the job switched on ends with it.
     let _copy_on_read = disk.enable_copy_on_read(base.clone());
     let bounds = check(&disk, base.as_ref()).map_err(Stopped::Failed)?;
-    let from_below =
-        FromBelow { disk: disk.clone(), base: base.clone(), detect_zeroes: options.detect_zeroes };
-    let mut engine = Engine::new(Rc::new(from_below), control, options.bounds.unwrap_or(bounds))
+    let detect_zeroes = options.detect_zeroes;
+    let from_below: Rc<dyn Copier> =
+        Rc::new(FromBelow { disk: disk.clone(), base: base.clone(), detect_zeroes });
+    let mut engine = Engine::new(from_below.clone(), control, options.bounds.unwrap_or(bounds))
         .with_patience(options.patience);
+    if let Some(trace) = &options.boot_trace {
+        let order = BootOrder::new(trace, from_below.clone(), disk.clone(), base.clone(), detect_zeroes);
+        engine.change_copier(Rc::new(order));
+        // What failed was reported, and is still missing: the passes over the whole disk find it.
+        engine.pass().await?;
+        engine.change_copier(from_below);
+    }
     copy_everything(&disk, &mut engine).await?;
     lifecycle::flush(&disk, control).await?;
     lifecycle::wait_for_finalize(control, options.wait_for_finalize).await?;

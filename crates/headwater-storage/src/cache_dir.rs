@@ -21,10 +21,11 @@ use headwater_block::{Error, ErrorKind, Identity, Result};
 use ring::digest::{SHA256, digest};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use std::cell::RefCell;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 /// How the names of the files end.
 const EXTENSION: &str = ".blocks";
@@ -41,6 +42,8 @@ pub struct CacheDir {
     path: PathBuf,
     limit: u64,
     engine: Rc<Engine>,
+    /// Those that are in use.
+    open: RefCell<Vec<Weak<CacheFile>>>,
 }
 
 impl CacheDir {
@@ -65,7 +68,7 @@ impl CacheDir {
         // Names stay good when the working directory changes.
         let path =
             std::fs::canonicalize(path).map_err(|err| Error::from_io(err, format_args!("find {shown}")))?;
-        Ok(Rc::new(Self { fd, path, limit, engine: engine.clone() }))
+        Ok(Rc::new(Self { fd, path, limit, engine: engine.clone(), open: RefCell::default() }))
     }
 
     /// Makes the directory, if only it is lacking: for a process that opens it later, when it may make none.
@@ -97,7 +100,20 @@ impl CacheDir {
         let text = format!("{address}\n{size}\n{}", marks.join("\n"));
         let digest = digest(&SHA256, text.as_bytes());
         let name: String = digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        CacheFile::open(self, &format!("{name}{EXTENSION}"), size, &text).await.map(Some)
+        let file = CacheFile::open(self, &format!("{name}{EXTENSION}"), size, &text).await?;
+        let mut open = self.open.borrow_mut();
+        open.retain(|file| file.strong_count() > 0);
+        open.push(Rc::downgrade(&file));
+        drop(open);
+        Ok(Some(file))
+    }
+
+    /// Waits until what was to be kept is, durably: before the process ends.
+    pub async fn settle(&self) {
+        let open: Vec<_> = self.open.borrow().iter().filter_map(Weak::upgrade).collect();
+        for file in open {
+            file.settle().await;
+        }
     }
 
     fn shown(&self, name: &str) -> String {

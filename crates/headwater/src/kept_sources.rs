@@ -42,4 +42,9 @@ impl KeptSources {
         shared.set_readers(1);
         Ok(shared)
     }
+
+    /// Waits until what was read is kept.
+    pub async fn settle(&self) {
+        self.directory.settle().await;
+    }
 }

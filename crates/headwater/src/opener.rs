@@ -36,7 +36,7 @@ pub struct Opener {
     table_cache: u64,
     retry: Option<Duration>,
     /// Where what is read of remote sources is kept.
-    kept: Option<KeptSources>,
+    kept: Option<Rc<KeptSources>>,
 }
 
 impl Opener {
@@ -73,7 +73,12 @@ impl Opener {
     /// If the directory can't be had.
     pub fn with_cache_dir(self, directory: Option<&Path>, size: u64) -> Outcome<Self> {
         let kept = directory.map(|path| KeptSources::open(&self.engine, path, size)).transpose()?;
-        Ok(Self { kept, ..self })
+        Ok(Self { kept: kept.map(Rc::new), ..self })
+    }
+
+    /// What [`Opener::with_cache_dir`] keeps.
+    pub fn kept_sources(&self) -> Option<Rc<KeptSources>> {
+        self.kept.clone()
     }
 
     /// Opens the disk that the operator calls `name`, with its chain.

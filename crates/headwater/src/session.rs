@@ -7,6 +7,7 @@ use crate::durable::kept::Kept;
 use crate::durable::streamed;
 use crate::exports::Exports;
 use crate::failure::Outcome;
+use crate::kept_sources::KeptSources;
 use crate::opener::Opener;
 use crate::overlay::{self, Overlay};
 use crate::progress::Status;
@@ -60,6 +61,7 @@ pub struct Session {
     job: Option<Job>,
     /// What another run will know of it.
     kept: Option<Rc<Kept>>,
+    kept_sources: Option<Rc<KeptSources>>,
     clock: TokioClock,
     begun: Duration,
     /// What to do when the job has paused by itself.
@@ -123,7 +125,16 @@ impl Session {
         if streamed.paused {
             display.say(&format!("it is paused, as it was when it ended; {go_on}"));
         }
-        Ok(Self { disk, exports, job, kept: streamed.kept, clock, begun, go_on })
+        Ok(Self {
+            disk,
+            exports,
+            job,
+            kept: streamed.kept,
+            kept_sources: opener.kept_sources(),
+            clock,
+            begun,
+            go_on,
+        })
     }
 
     /// The disk.
@@ -203,7 +214,11 @@ impl Session {
     /// Those of the storage: then the last writes that no client flushed may be lost, the image is sound all the same.
     pub async fn close(self) -> Outcome {
         self.exports.stop().await;
-        Ok(self.disk.close().await?)
+        let closed = self.disk.close().await;
+        if let Some(kept) = &self.kept_sources {
+            kept.settle().await;
+        }
+        Ok(closed?)
     }
 }
 

@@ -71,6 +71,7 @@ impl Disk {
         tracing::trace!(target: "qemu", event = "bdrv_co_preadv_part", node = self.name(), offset, bytes = len);
         add(&self.stats.reads, 1);
         add(&self.stats.read_bytes, len);
+        self.tell_watches(|watch| watch.reads(&range));
         let (guard, way) = self.way(&range, &admitted).await;
         let buf = || BufferMut::new(len as usize);
         match way {
@@ -100,6 +101,7 @@ impl Disk {
         tracing::trace!(target: "qemu", event = "bdrv_co_preadv_part", node = self.name(), offset, bytes = len);
         add(&self.stats.reads, 1);
         add(&self.stats.read_bytes, len);
+        self.tell_watches(|watch| watch.reads(&range));
         let (guard, way) = self.way(&range, &admitted).await;
         match way {
             Way::Here(node, offset) | Way::Far(node, offset) => node.read(offset, buf).await,
@@ -185,6 +187,7 @@ impl Disk {
             let fetch = copy_up::fetch(self, range.clone(), &options).await?;
             if !fetch.is_empty() {
                 add(&self.stats.backing_reads, 1);
+                self.tell_watches(|watch| watch.misses(&range));
                 self.top().debug_event(DebugEvent::CorWrite);
                 // race-mark: copy-on-read-store
                 let stored = copy_up::store(self, &fetch, &options).await;

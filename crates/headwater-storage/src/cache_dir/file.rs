@@ -16,7 +16,7 @@ use crate::file::{Cache, FileNode, FileOptions, Locking};
 use headwater_block::share::{BlockStore, SHARE_BLOCK};
 use headwater_block::{Buffer, BufferMut, Error, ErrorKind, LocalFuture, Node, Result, WriteFlags};
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
@@ -46,8 +46,11 @@ pub struct CacheFile {
     size: u64,
     /// Where the data begin.
     data: u64,
+    /// Which blocks can be read, by number.
     here: RefCell<Vec<bool>>,
-    queue: RefCell<VecDeque<(u64, Buffer)>>,
+    /// What is not written yet, by offset, and in which order it comes. It can be read all the same.
+    pending: RefCell<BTreeMap<u64, Buffer>>,
+    queue: RefCell<VecDeque<u64>>,
     queued: Cell<u64>,
     writing: Cell<bool>,
     looked: Cell<Instant>,
@@ -93,6 +96,7 @@ impl CacheFile {
             data,
             // A source has at most as many blocks as its marks fit in memory: 16 KiB for each GiB.
             here: RefCell::new(vec![false; usize::try_from(blocks).unwrap_or(0)]),
+            pending: RefCell::default(),
             queue: RefCell::default(),
             queued: Cell::new(0),
             writing: Cell::new(false),
@@ -141,43 +145,78 @@ impl CacheFile {
         while !self.queue.borrow().is_empty() {
             if let Err(err) = self.write_batch().await {
                 tracing::warn!("{err}; what is read of this source is not kept");
-                self.queue.borrow_mut().clear();
-                self.queued.set(0);
+                while let Some(offset) = self.next() {
+                    self.done(offset, false);
+                }
             }
         }
         self.writing.set(false);
     }
 
+    fn next(&self) -> Option<u64> {
+        self.queue.borrow_mut().pop_front()
+    }
+
+    /// What was pending at `offset` is written, or will not be.
+    fn done(&self, offset: u64, written: bool) -> Range<usize> {
+        let Some(data) = self.pending.borrow_mut().remove(&offset) else { return 0..0 };
+        let len = data.len() as u64;
+        self.queued.set(self.queued.get() - len);
+        let blocks = self.blocks(&(offset..offset + len));
+        if !written {
+            self.here.borrow_mut()[blocks.clone()].fill(false);
+        }
+        blocks
+    }
+
+    /// Writes a part of what waits. It stays in memory until it is durable: what the system fails to write back, it may forget, and read as zeroes.
     async fn write_batch(&self) -> Result<()> {
-        let mut written = Vec::new();
+        let mut batch = Vec::new();
+        let written = self.write_durably(&mut batch).await;
+        let blocks: Vec<_> = batch.into_iter().map(|offset| self.done(offset, written.is_ok())).collect();
+        written?;
+        for blocks in blocks {
+            let marks = Buffer::copy_of(&vec![1; blocks.len()]);
+            self.node.write(HEADER + blocks.start as u64, marks, WriteFlags::default()).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes so much of what waits that it is worth a flush, and flushes; `batch` is where it begins.
+    async fn write_durably(&self, batch: &mut Vec<u64>) -> Result<()> {
         let mut bytes = 0;
         while bytes < BATCH {
-            let Some((offset, data)) = self.queue.borrow_mut().pop_front() else { break };
+            let Some(offset) = self.next() else { break };
+            let Some(data) = self.pending.borrow().get(&offset).cloned() else { continue };
             let len = data.len() as u64;
-            self.queued.set(self.queued.get() - len);
             if self.room.get() < len {
                 if !self.directory.make_room(BATCH.max(len)) {
+                    self.done(offset, false);
                     continue;
                 }
                 self.room.set(BATCH.max(len));
             }
             self.room.set(self.room.get() - len);
+            batch.push(offset);
             self.node.write(self.data + offset, data, WriteFlags::default()).await?;
-            let blocks = self.blocks(&(offset..offset + len));
-            // It can be read here from now on, by others once it is durable.
-            self.here.borrow_mut()[blocks.clone()].fill(true);
-            written.push(blocks);
             bytes += len;
         }
-        if written.is_empty() {
-            return Ok(());
+        if batch.is_empty() { Ok(()) } else { self.node.flush().await }
+    }
+
+    /// The bytes of `range` that are pending: where they begin, and they.
+    fn pending(&self, range: &Range<u64>) -> Vec<(u64, Buffer)> {
+        let pending = self.pending.borrow();
+        let before = pending.range(..range.start).next_back();
+        let within = pending.range(range.clone());
+        let mut found = Vec::new();
+        for (offset, data) in before.into_iter().chain(within) {
+            let (start, end) = (range.start.max(*offset), range.end.min(offset + data.len() as u64));
+            if start < end {
+                found.push((start, data.slice((start - offset) as usize..(end - offset) as usize)));
+            }
         }
-        self.node.flush().await?;
-        for blocks in written {
-            let marks = Buffer::copy_of(&vec![1; blocks.len()]);
-            self.node.write(HEADER + blocks.start as u64, marks, WriteFlags::default()).await?;
-        }
-        Ok(())
+        found
     }
 
     /// Waits until what was to be kept is, durably.
@@ -203,19 +242,38 @@ impl BlockStore for CacheFile {
 
     fn read(&self, range: Range<u64>) -> LocalFuture<'_, Result<Buffer>> {
         Box::pin(async move {
-            let buf = BufferMut::new((range.end - range.start) as usize);
-            Ok(self.node.read(self.data + range.start, buf).await?.freeze())
+            let len = (range.end - range.start) as usize;
+            // Before anything is awaited: what is pending now may be in the file a moment later.
+            let pending = self.pending(&range);
+            if let [(_, data)] = &pending[..]
+                && data.len() == len
+            {
+                return Ok(data.clone());
+            }
+            let mut buf = self.node.read(self.data + range.start, BufferMut::new(len)).await?;
+            for (offset, data) in pending {
+                let at = (offset - range.start) as usize;
+                buf[at..at + data.len()].copy_from_slice(&data);
+            }
+            Ok(buf.freeze())
         })
     }
 
     fn keep(&self, offset: u64, data: Buffer) {
         let Some(this) = self.this.upgrade() else { return };
         let len = data.len() as u64;
-        if self.queued.get() + len > MOST_QUEUED {
+        if self.queued.get() + len > MOST_QUEUED || data.is_empty() {
             return;
         }
+        let blocks = self.blocks(&(offset..offset + len));
+        // Other processes may have brought a part of it meanwhile.
+        if self.here.borrow()[blocks.clone()].iter().any(|here| *here) {
+            return;
+        }
+        self.here.borrow_mut()[blocks].fill(true);
         self.queued.set(self.queued.get() + len);
-        self.queue.borrow_mut().push_back((offset, data));
+        self.pending.borrow_mut().insert(offset, data);
+        self.queue.borrow_mut().push_back(offset);
         if !self.writing.replace(true) {
             tokio::task::spawn_local(async move { this.write_all().await });
         }

@@ -156,6 +156,9 @@ impl Graph {
             node.owned.set(false);
         }
         self.collect().await;
+        if let Some(cache) = &self.sources.cache {
+            cache.settle().await;
+        }
     }
 
     /// Lets `node` be written, with the files below it, if it isn't writable yet. True if that changed something.
