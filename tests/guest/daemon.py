@@ -15,6 +15,7 @@ class Daemon:
         self._command = [str(word) for word in (program, *words)]
         self._log = log
         self.child = None
+        self._start = 0
         self.start()
 
     def start(self):
@@ -22,10 +23,15 @@ class Daemon:
         with open(self._log, "ab") as out:
             start = out.tell()
             self.child = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        self._start = start
+        self.wait_to_say("serving")
+
+    def wait_to_say(self, text):
+        """Waits until it has said this since it was started."""
         end = time.monotonic() + 30
-        while b"serving" not in self._said(start):
-            check(self.child.poll() is None, f"headwater ended: {self._said(start).decode()}")
-            check(time.monotonic() < end, "headwater doesn't serve")
+        while text.encode() not in self._said(self._start):
+            check(self.child.poll() is None, f"headwater ended: {self._said(self._start).decode()}")
+            check(time.monotonic() < end, f"headwater doesn't say '{text}'")
             time.sleep(0.01)
 
     def _said(self, start):

@@ -1,5 +1,7 @@
-"""The guest's disk, seen from the host: an ext4 file system in a qcow2 image, made and looked into without mounting it."""
+"""The guest's disk, seen from the host: an ext4 file system and blocks of data behind it, made and looked into without mounting anything."""
 
+import hashlib
+import random
 import subprocess
 
 from machine import check, run
@@ -12,13 +14,41 @@ def content(file, round_):
     return (line * (length // len(line) + 1))[:length]
 
 
-def make(path, size="256M"):
-    """A file system with one file, in a raw image."""
-    run("truncate", "-s", size, path)
+MIB = 1 << 20
+# In MiB: the file system, and what is behind it, which no file system changes by itself.
+SYSTEM, TAIL = 256, 96
+SIZE = (SYSTEM + TAIL) * MIB
+
+
+def make(path):
+    """A file system with one file, and the tail, in a raw image."""
+    with open(path, "wb") as image:
+        image.truncate(SIZE)
+        image.seek(SYSTEM * MIB)
+        image.writelines(tail())
     inside = path.parent / "inside"
     inside.mkdir()
     (inside / "host").write_bytes(content(1, 0))
-    run("mkfs.ext4", "-q", "-F", "-d", inside, path)
+    run("mkfs.ext4", "-q", "-F", "-d", inside, path, f"{SYSTEM}M")
+
+
+def tail():
+    """The tail as the guest finds it, in pieces of 1 MiB."""
+    return [random.Random(piece).randbytes(MIB) for piece in range(TAIL)]
+
+
+def tail_sum():
+    """What the guest is to find there."""
+    return hashlib.md5(b"".join(tail())).hexdigest()
+
+
+def used_tail():
+    """The tail as a guest leaves it that was told `work=use`; init knows the same."""
+    pieces = tail()
+    pieces[5] = content(5, 5).ljust(MIB, b"\0")
+    for piece in (*range(8, 24), TAIL - 1):
+        pieces[piece] = bytes(MIB)
+    return pieces
 
 
 class Contents:
@@ -34,6 +64,20 @@ class Contents:
         done = subprocess.run(["e2fsck", "-fy" if crashed else "-fn", self._raw], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         check(done.returncode in ((0, 1) if crashed else (0,)), f"e2fsck: {done.stdout}")
         self._directory = directory
+
+    def check_use(self, files):
+        """All that is there is what a guest leaves that was told `work=use`."""
+        listed = run("debugfs", "-R", "ls -p /", self._raw).splitlines()
+        names = {line.split("/")[5] for line in listed if line.startswith("/")} - {".", "..", "lost+found"}
+        check(names == {"host", *(f"f{file}" for file in range(1, files + 1))}, f"there are {sorted(names)}")
+        check(self.file("host") == content(1, 0), "what the host wrote")
+        for file in range(1, files + 1):
+            self.check(file, 2)
+        check(self._raw.stat().st_size == SIZE, "the disk's size")
+        with open(self._raw, "rb") as image:
+            image.seek(SYSTEM * MIB)
+            for number, piece in enumerate(used_tail()):
+                check(image.read(MIB) == piece, f"MiB {number} behind the file system")
 
     def file(self, name):
         """A file's bytes."""
