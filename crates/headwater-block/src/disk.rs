@@ -297,6 +297,19 @@ impl Disk {
         self.top().flush().await
     }
 
+    /// Waits until what has completed in `range` would be found again were this process killed. A client that goes on with our
+    /// successor has no reason to do again what was answered, although it may not have been flushed.
+    ///
+    /// # Errors
+    /// As for [`Disk::flush`]; then what the range holds afterwards isn't known.
+    pub async fn settle(&self, range: Range<u64>) -> Result<()> {
+        if range.is_empty() || self.top().is_settled(range) {
+            return Ok(());
+        }
+        let _admitted = self.admit().await;
+        self.top().flush().await
+    }
+
     /// The status of `range`, in order and without gaps, in at most `max` extents (which may then end before the range does).
     /// Bytes that no layer holds are `Unallocated` and read as zeroes.
     ///

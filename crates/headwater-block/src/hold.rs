@@ -220,6 +220,17 @@ impl Client {
         }
     }
 
+    /// As [`Disk::settle`], for what this client has changed.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn settle(&self, range: Range<u64>) -> Result<()> {
+        if range.is_empty() || self.disk().top().is_settled(range.clone()) {
+            return Ok(());
+        }
+        self.edge.enter().await.settle(range).await
+    }
+
     /// True if a change that failed may have failed for what it must read.
     fn may_hold_change(&self, error: &Error) -> bool {
         let top = self.disk().top();

@@ -222,6 +222,10 @@ impl Node for RawNode {
         self.file.flush()
     }
 
+    fn is_settled(&self, range: Range<u64>) -> bool {
+        self.file.is_settled(range)
+    }
+
     fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {
         let checked = self.changeable().and_then(|()| {
             if self.fixed.is_some() {

@@ -5,7 +5,7 @@ use crate::boot_trace::BootTrace;
 use crate::copier::Copier;
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Copied, CopyUpOptions, Failed};
-use headwater_block::{Abort, Clock, Disk, ExtentKind, LocalFuture, Node, Result};
+use headwater_block::{Abort, Clock, Disk, ExtentKind, GuestLatency, LocalFuture, Node, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -53,8 +53,8 @@ impl Copier for BootOrder {
         self.rest.unit()
     }
 
-    fn guests_are_busy(&self) -> bool {
-        self.rest.guests_are_busy()
+    fn guests(&self) -> Option<&Rc<GuestLatency>> {
+        self.rest.guests()
     }
 
     fn take(&self, _from: u64) -> Option<Range<u64>> {

@@ -196,6 +196,10 @@ impl Node for BlkverifyNode {
         Box::pin(self.flush_both())
     }
 
+    fn is_settled(&self, range: Range<u64>) -> bool {
+        [&self.test, &self.raw].iter().all(|child| child.top().is_settled(range.clone()))
+    }
+
     fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {
         Box::pin(self.resize_both(size))
     }

@@ -189,6 +189,10 @@ macro_rules! as_the_child {
             $crate::node::Access::Shared
         }
 
+        fn is_settled(&self, range: std::ops::Range<u64>) -> bool {
+            self.child.top().is_settled(range)
+        }
+
         fn keeps_what_is_read(&self) -> bool {
             self.child.disk().keeps_what_is_read()
         }

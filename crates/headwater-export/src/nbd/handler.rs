@@ -75,12 +75,18 @@ impl Handler {
             Command::Write => {
                 let data = data.unwrap_or_else(|| Buffer::zeroed(0));
                 client.write(offset, data, WriteFlags { fua }).await?;
+                if !fua {
+                    client.settle(offset..offset + u64::from(length)).await?;
+                }
                 self.stats.count_write(length);
             }
             Command::WriteZeroes => {
                 let unmap = !flags.contains(CommandFlags::NO_HOLE);
                 let fast_only = flags.contains(CommandFlags::FAST_ZERO);
                 client.write_zeroes(offset, length.into(), ZeroFlags { fua, unmap, fast_only }).await?;
+                if !fua {
+                    client.settle(offset..offset + u64::from(length)).await?;
+                }
                 self.stats.count_other();
             }
             Command::Trim => {

@@ -91,11 +91,14 @@ impl Handler {
             }
             Kind::Write(parts) => {
                 let offset = self.check(disk, request.sector, parts.len())?;
+                let fua = self.write_through.get();
                 for (at, len) in pieces(parts.len()) {
                     let mut data = BufferMut::new(len as usize);
                     parts.read(memory, at, &mut data)?;
-                    let flags = WriteFlags { fua: self.write_through.get() };
-                    client.write(offset + at, data.freeze(), flags).await?;
+                    client.write(offset + at, data.freeze(), WriteFlags { fua }).await?;
+                }
+                if !fua {
+                    client.settle(offset..offset + parts.len()).await?;
                 }
                 Ok(())
             }
@@ -127,6 +130,9 @@ impl Handler {
                     let fua = self.write_through.get();
                     let flags = ZeroFlags { fua, unmap: flags & UNMAP != 0, fast_only: false };
                     client.write_zeroes(offset, len, flags).await?;
+                    if !fua {
+                        client.settle(offset..offset + len).await?;
+                    }
                 }
                 Ok(())
             }

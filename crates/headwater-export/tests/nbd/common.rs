@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -36,6 +36,8 @@ pub(crate) struct Probe {
     /// Requests that may pass; the rest wait. Starts with "all".
     pub(crate) held: AtomicUsize,
     pub(crate) flushes: AtomicUsize,
+    /// What has completed would go with the process.
+    pub(crate) unsettled: AtomicBool,
     /// Bytes of data that were read.
     pub(crate) read_bytes: AtomicU64,
 }
@@ -182,6 +184,10 @@ impl Node for SparseNode {
     fn flush(&self) -> LocalFuture<'_, Result<()>> {
         self.probe.flushes.fetch_add(1, Ordering::SeqCst);
         Box::pin(ready(Ok(())))
+    }
+
+    fn is_settled(&self, _range: Range<u64>) -> bool {
+        !self.probe.unsettled.load(Ordering::SeqCst)
     }
 
     fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {

@@ -40,6 +40,22 @@ fn what_is_written_is_read_at_any_offset() {
     assert_eq!(server.probe.flushes.load(Ordering::SeqCst), 1);
 }
 
+/// A client may go on with our successor, should we be killed.
+#[test]
+fn what_would_go_with_the_process_is_flushed_before_the_answer() {
+    let server = Server::start();
+    let mut client = server.client();
+    server.probe.unsettled.store(true, Ordering::SeqCst);
+    assert_eq!(client.ask(write(1, 0, 4096), &[1; 4096]).error, None);
+    assert_eq!(server.probe.flushes.load(Ordering::SeqCst), 1);
+    assert_eq!(client.ask(Request::new(Command::WriteZeroes, 2, 0, 4096), &[]).error, None);
+    assert_eq!(server.probe.flushes.load(Ordering::SeqCst), 2);
+    let durable = Request { flags: CommandFlags::FUA, ..write(3, 0, 4096) };
+    assert_eq!(client.ask(durable, &[1; 4096]).error, None);
+    assert_eq!(client.ask(Request::new(Command::Trim, 4, 0, 4096), &[]).error, None);
+    assert_eq!(server.probe.flushes.load(Ordering::SeqCst), 2);
+}
+
 #[test]
 fn zeroes_come_as_holes_and_without_io() {
     let server = Server::start();

@@ -1,5 +1,7 @@
 //! What a guest's driver is offered, and what its requests do.
 
+use std::sync::atomic::Ordering;
+
 use std::time::Duration;
 
 use headwater_export::vhost::{BlkOptions, LogicalBlock};
@@ -79,6 +81,20 @@ fn bytes_go_where_they_belong() {
         assert!(status == 0 && read == model[from..from + len], "round {round}");
     }
     assert!(server.contents() == model);
+}
+
+/// The guest goes on with our successor, should we be killed.
+#[test]
+fn what_would_go_with_the_process_is_flushed_before_the_answer() {
+    let server = Server::start(writable());
+    let guest = Guest::new();
+    let (_client, mut ring) = Client::ready(&server.path(), &guest, USUAL | feature::WRITE_ZEROES);
+    server.probe.unsettled.store(true, Ordering::SeqCst);
+    assert_eq!(ring.request(&guest, OUT, 0, &pattern(4096, 1), 0).0, 0);
+    assert_eq!(server.probe.take_log(), [Did::Write { offset: 0, len: 4096, fua: false }, Did::Flush]);
+    assert_eq!(ring.request(&guest, WRITE_ZEROES, 0, &range(0, 8, 0), 0).0, 0);
+    let zero = Did::Zero { offset: 0, len: 4096, fua: false, unmap: false };
+    assert_eq!(server.probe.take_log(), [zero, Did::Flush]);
 }
 
 #[test]

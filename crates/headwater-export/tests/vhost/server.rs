@@ -37,6 +37,8 @@ pub(crate) struct Probe {
     pub(crate) hold: AtomicBool,
     /// Changes that have come, held ones included.
     pub(crate) begun: AtomicUsize,
+    /// What has completed would go with the process.
+    pub(crate) unsettled: AtomicBool,
     log: Mutex<Vec<Did>>,
 }
 
@@ -140,6 +142,10 @@ impl Node for Watched {
             self.probe.did(Did::Flush).await;
             self.below.flush().await
         })
+    }
+
+    fn is_settled(&self, _range: Range<u64>) -> bool {
+        !self.probe.unsettled.load(Ordering::SeqCst)
     }
 
     fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {

@@ -52,6 +52,8 @@ pub(super) struct Slice {
     kind: Kind,
     bytes: RefCell<Box<[u8]>>,
     dirty: Cell<bool>,
+    /// The file holds what is in memory; it may not be durable yet.
+    written: Cell<bool>,
     used: Cell<bool>,
 }
 
@@ -159,6 +161,7 @@ impl SliceCache {
             kind,
             bytes: RefCell::new(read?.to_vec().into_boxed_slice()),
             dirty: Cell::new(false),
+            written: Cell::new(true),
             used: Cell::new(true),
         });
         if current && self.get(offset).is_none() {
@@ -193,6 +196,7 @@ impl SliceCache {
 
     /// Puts a slice on the list of those to be written.
     pub(super) fn mark_dirty(&self, slice: &Rc<Slice>) {
+        slice.written.set(false);
         if !slice.dirty.replace(true) {
             self.inner.borrow_mut().dirty.push(slice.clone());
         }
@@ -209,6 +213,20 @@ impl SliceCache {
         }
         taken.sort_unstable_by_key(|slice| slice.offset);
         taken
+    }
+
+    /// Slices that were taken have been written. Those that were changed meanwhile are to be written again.
+    pub(super) fn written(&self, taken: &[Rc<Slice>]) {
+        for slice in taken.iter().filter(|slice| !slice.dirty.get()) {
+            slice.written.set(true);
+        }
+    }
+
+    /// True if the file holds the slice at `offset` as it is now.
+    pub(super) fn is_written(&self, offset: u64) -> bool {
+        let inner = self.inner.borrow();
+        // What isn't in memory hasn't been changed.
+        inner.map.get(&offset).is_none_or(|at| inner.slots[*at].written.get())
     }
 
     /// True if there is anything to write.

@@ -14,6 +14,7 @@ use headwater_block::{DebugEvent, Error, ErrorKind, Node, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
+use std::ops::Range;
 use std::rc::Rc;
 
 /// The largest slice of a table, in bytes, unless the file needs larger writes.
@@ -291,6 +292,23 @@ impl Image {
             table.0 + (in_table & !(slice_len - 1)),
             ((in_table & (slice_len - 1)) >> g.l2_entry_bits()) as usize,
         )
+    }
+
+    /// True if the file holds the L2 entries of `range` as they are in memory. The L1 entries that lead there are then in the file, too: they change
+    /// together with the first entry of a table, or for a copy that says the same as the table it is of.
+    pub(super) fn is_settled(&self, range: Range<u64>) -> bool {
+        let per_slice = (self.l2_slice_entries() as u64) << self.geometry.cluster_bits;
+        let mut guest = range.start;
+        while guest < range.end {
+            match self.l2_table((guest >> self.geometry.l2_coverage_bits()) as usize) {
+                Ok(Some(table)) if !self.cache.is_written(self.l2_place(table, guest).0) => return false,
+                Ok(_) => {}
+                // Those who use the table hear of the error.
+                Err(_) => return false,
+            }
+            guest = (guest / per_slice + 1) * per_slice;
+        }
+        true
     }
 
     /// How many entries a slice of an L2 table has.

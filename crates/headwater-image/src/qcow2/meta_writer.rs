@@ -225,6 +225,7 @@ impl Image {
 
     /// Everything of the cycle is durable: what it made unreachable may be used again.
     async fn cycle_done(self: &Rc<Self>, snapshot: Snapshot) -> Result<()> {
+        self.cache.written(&snapshot.l2);
         let bits = self.geometry.cluster_bits;
         let old_refcount_tables = self.refcount_table.borrow_mut().done(&snapshot.refcount_table);
         let old_l1_tables = self.l1.borrow_mut().done(&snapshot.l1);

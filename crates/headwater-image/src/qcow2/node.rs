@@ -203,6 +203,10 @@ impl Node for Qcow2Node {
         })
     }
 
+    fn is_settled(&self, range: Range<u64>) -> bool {
+        self.image.is_settled(range)
+    }
+
     fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {
         Box::pin(self.image.resize(size))
     }

@@ -102,6 +102,27 @@ fn what_a_client_flushed_survives_a_kill() {
     assert!(back == expected);
 }
 
+/// A machine that goes on with the next run believes what it was told: it won't write again what it hasn't flushed yet.
+#[test]
+fn what_was_answered_survives_a_kill() {
+    let slow = Slow::new(5);
+    let mut running = slow.start("2M");
+    running.wait_for_socket(&slow.scratch.path("disk.sock"));
+    nbdsh(
+        &slow.scratch.uri("disk"),
+        "h.pwrite(b'kept' * 1000, 20000000)\nh.zero(1<<20, 8<<20)\nh.pwrite(b'x' * 512, 20002048)",
+    );
+    running.kill();
+    headwater(&["stream", &slow.raw, &slow.disk]).code(0);
+    let back = slow.scratch.path("back.raw");
+    tool("qemu-img", &["convert", "-O", "raw", &slow.disk, &back]);
+    let (back, mut expected) = (read_file(&back), read_file(&slow.raw));
+    expected[20_000_000..20_004_000].copy_from_slice(&b"kept".repeat(1000));
+    expected[20_002_048..20_002_560].fill(b'x');
+    expected[8 << 20..9 << 20].fill(0);
+    assert!(back == expected);
+}
+
 #[test]
 fn a_complete_disk_is_left_alone_and_served_again() {
     let slow = Slow::new(4);

@@ -81,7 +81,8 @@ impl Run {
                 self.resolve(range).await;
             }
             80..86 => self.node.flush().await.unwrap(),
-            86..90 => self.extents().await,
+            86..88 => self.extents().await,
+            88..90 => self.killed().await,
             90..95 => self.resize().await,
             _ => self.reopen().await,
         }
@@ -139,6 +140,24 @@ impl Run {
         self.node.resize(new).await.unwrap();
         self.model.resize(new as usize, 0);
         assert_eq!(self.node.size(), new);
+    }
+
+    /// What is said to be settled is in the file, although nobody has closed it.
+    async fn killed(&self) {
+        let file = MemoryNode::new("image.qcow2", self.file.contents());
+        let successor = read_all(&*open(&self.kind, file).await).await;
+        assert_eq!(successor.len(), self.model.len());
+        for (at, block) in self.model.chunks(512).enumerate() {
+            let start = at * 512;
+            let range = start as u64..(start + block.len()) as u64;
+            if self.node.is_settled(range) {
+                assert_same(&successor[start..start + block.len()], block, "settled, and killed");
+            }
+        }
+        if !self.node.is_settled(0..self.model.len() as u64) {
+            self.node.flush().await.unwrap();
+        }
+        assert!(self.node.is_settled(0..self.model.len() as u64), "everything was flushed");
     }
 
     async fn reopen(&mut self) {

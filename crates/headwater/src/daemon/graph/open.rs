@@ -8,7 +8,7 @@ use crate::daemon::failure::{Refusal, cannot_open, generic, of_error};
 use crate::daemon::filters;
 use crate::daemon::sources;
 use headwater_block::null::{NullDriver, NullNode, NullOptions};
-use headwater_block::{DetectZeroes, Disk, DiskOptions, Edge, LocalFuture, Node};
+use headwater_block::{DetectZeroes, Disk, DiskOptions, Edge, LocalFuture, Node, Patience};
 use headwater_image::qcow2::{Children, Qcow2Node, Qcow2Options};
 use headwater_image::raw::{RawNode, RawOptions};
 use headwater_storage::file::{Cache, Demand, FileNode, FileOptions, Locking};
@@ -458,6 +458,7 @@ fn disk_options(settings: &Settings, built: &Built, above: Inherited) -> Result<
             || (filter && built.links.iter().all(|link| link.to.disk.options().growable)),
         ignore_discards: !unmap && !filter,
         copy_on_read: false,
+        patience: Patience::default(),
     })
 }
 
