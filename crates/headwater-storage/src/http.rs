@@ -1,20 +1,25 @@
 //! A file behind an HTTP or HTTPS server as a read-only node.
 //!
 //! - [`HttpNode`], here: opening, splitting reads into ranges, the small cache. `fetch`: one range, tried until it is there.
+//! - [`RangeSource`]: what the node is over; object stores are one, too (`object`).
 //! - `transport`: connections. `answer`: what a response means. `url`: addresses and redirects. `cache`: blocks of small reads.
 //!
 //! The object is pinned when it is opened, by its size and its `ETag` or `Last-Modified`: each request carries a condition,
 //! each response is compared, and once a difference was seen the node fails for good with `SourceChanged`, lest a disk be
 //! mixed from two sources.
 
-mod answer;
+pub(crate) mod answer;
 mod cache;
-mod fetch;
-mod transport;
+pub(crate) mod fetch;
+mod ranges;
+pub(crate) mod transport;
 mod url;
 
-use self::cache::{BLOCK, BlockCache};
+use self::cache::BlockCache;
 use self::fetch::Source;
+pub(crate) use self::cache::BLOCK;
+pub(crate) use self::ranges::RangeSource;
+pub(crate) use self::url::Target;
 use futures_util::FutureExt;
 use futures_util::future::{Shared, try_join_all};
 use headwater_block::node::{Access, Change};
@@ -64,14 +69,14 @@ impl Default for HttpOptions {
 /// A block that is being fetched: its number and what comes of it.
 type Fetch = (u64, Shared<oneshot::Receiver<Result<Buffer>>>);
 
-/// A file behind an HTTP or HTTPS server. See the [module](self).
+/// A file behind an HTTP or HTTPS server, or in an object store. See the [module](self).
 pub struct HttpNode {
     this: Weak<HttpNode>,
     name: String,
     driver: &'static str,
     size: u64,
     depth: u32,
-    source: Rc<Source>,
+    source: Rc<dyn RangeSource>,
     cache: Rc<RefCell<BlockCache>>,
     fetching: Rc<RefCell<Vec<Fetch>>>,
 }
@@ -88,21 +93,33 @@ impl HttpNode {
         let depth = options.connections.clamp(1, 256);
         let options = HttpOptions { connections: depth, ..options };
         let (source, first) = Source::open(url, options, BLOCK).await?;
+        let driver = if url.len() >= 6 && url[..6].eq_ignore_ascii_case("https:") { "https" } else { "http" };
+        Ok(Self::over(Rc::new(source), url, driver, depth, first))
+    }
+
+    /// A node called `name` over `source`, whose first bytes (up to [`BLOCK`] of them) are `first`. `depth` is how many ranges it fetches at
+    /// the same time.
+    pub(crate) fn over(
+        source: Rc<dyn RangeSource>,
+        name: &str,
+        driver: &'static str,
+        depth: u32,
+        first: Buffer,
+    ) -> Rc<Self> {
         let mut cache = BlockCache::default();
         if !first.is_empty() {
             cache.insert(0, first);
         }
-        let driver = if url.len() >= 6 && url[..6].eq_ignore_ascii_case("https:") { "https" } else { "http" };
-        Ok(Rc::new_cyclic(|this| Self {
+        Rc::new_cyclic(|this| Self {
             this: this.clone(),
-            name: url.to_owned(),
+            name: name.to_owned(),
             driver,
             size: source.size(),
             depth,
-            source: Rc::new(source),
+            source,
             cache: Rc::new(RefCell::new(cache)),
             fetching: Rc::default(),
-        }))
+        })
     }
 
     async fn read_all(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
@@ -261,10 +278,7 @@ impl Node for HttpNode {
     }
 
     fn identity(&self) -> Result<Identity> {
-        let pinned = self.source.identity();
-        let marks = [("ETag", &pinned.etag), ("Last-Modified", &pinned.last_modified)];
-        let told = marks.into_iter().filter_map(|(name, value)| Some((name, value.clone()?)));
-        Ok(Identity { contents: told.collect(), ..Identity::default() })
+        Ok(Identity { contents: self.source.marks(), ..Identity::default() })
     }
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {

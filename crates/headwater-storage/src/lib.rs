@@ -4,10 +4,12 @@
 //! - [`nbd`]: exports of NBD servers.
 //! - [`http`]: files behind HTTP servers that answer Range requests.
 //! - [`cache_dir`]: a directory for what was read of remote sources.
+//! - [`object`]: objects in S3, Google Cloud Storage and Azure.
 //! - [`open`]: which of these a name leads to.
 
 pub mod cache_dir;
 pub mod file;
 pub mod http;
 pub mod nbd;
+pub mod object;
 pub mod open;

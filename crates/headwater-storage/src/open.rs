@@ -5,12 +5,13 @@
 use crate::file::{Engine, FileNode, FileOptions};
 use crate::http::{HttpNode, HttpOptions};
 use crate::nbd::{NbdNode, NbdOptions};
+use crate::object::{self, Keys, ObjectLocation};
 use headwater_block::{Error, ErrorKind, Node, Result};
 use headwater_nbd::NbdUri;
 use std::rc::Rc;
 
 /// What can be opened, for messages.
-const SUPPORTED: &str = "nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds for either, http://HOST/PATH, https://HOST/PATH, or a path (or file:PATH)";
+const SUPPORTED: &str = "nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds for either, http://HOST/PATH, https://HOST/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, or a path (or file:PATH)";
 
 /// How to open whatever a name leads to.
 #[derive(Clone)]
@@ -21,7 +22,7 @@ pub struct OpenOptions {
     pub file: FileOptions,
     /// For exports of NBD servers.
     pub nbd: NbdOptions,
-    /// For files behind HTTP servers.
+    /// For files behind HTTP servers and in object stores.
     pub http: HttpOptions,
 }
 
@@ -49,11 +50,15 @@ impl OpenOptions {
 ///
 /// # Errors
 /// `Unsupported` for a scheme that isn't known, `InvalidInput` for an address that is malformed, and what [`FileNode::open`],
-/// [`NbdNode::connect`] and [`HttpNode::open`] say.
+/// [`NbdNode::connect`], [`HttpNode::open`] and [`object::open`] say.
 pub async fn open_protocol(name: &str, options: &OpenOptions) -> Result<Rc<dyn Node>> {
     let refuse = |kind, why: String| Err(Error::new(kind, format!("cannot open {name:?}: {why}")));
     if NbdUri::is_nbd(name) {
         return Ok(NbdNode::connect(name, options.nbd.clone()).await?);
+    }
+    if ObjectLocation::is_object(name) {
+        // Credentials are those of the environment.
+        return Ok(object::open(&name.parse()?, &Keys::Environment, options.http.clone()).await?);
     }
     let path = match name.split_once(':') {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("file") => match rest.strip_prefix("//") {

@@ -43,8 +43,8 @@ impl Identity {
 }
 
 /// Why a response does not bring what was asked for.
-#[derive(Debug)]
-pub(super) enum Failure {
+#[derive(Debug, Clone)]
+pub(crate) enum Failure {
     /// Worth trying again, not before the time that the server wants.
     Again(Error, Option<Duration>),
     /// The object is elsewhere: the `Location`.
@@ -56,16 +56,16 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    pub(super) fn fatal(kind: ErrorKind, message: impl Into<String>) -> Self {
+    pub(crate) fn fatal(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self::Fatal(Error::new(kind, message))
     }
 
-    pub(super) fn again(kind: ErrorKind, message: impl Into<String>) -> Self {
+    pub(crate) fn again(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self::Again(Error::new(kind, message), None)
     }
 }
 
-fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+pub(crate) fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
@@ -205,7 +205,7 @@ fn refusal(status: StatusCode, headers: &HeaderMap) -> Failure {
 }
 
 /// How long the server wants to be left alone, if it says so in seconds. (It may also name a date; then our own pauses apply.)
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     text(headers, RETRY_AFTER)?.trim().parse().ok().map(Duration::from_secs)
 }
 

@@ -4,7 +4,7 @@ use headwater_block::Buffer;
 use std::collections::VecDeque;
 
 /// The size of a block in bytes.
-pub(super) const BLOCK: u64 = 64 << 10;
+pub(crate) const BLOCK: u64 = 64 << 10;
 
 /// How many blocks are kept: 4 MiB.
 const BLOCKS: usize = 64;

@@ -1,12 +1,12 @@
 //! One range of the object, asked for until it is there or the time is over.
 
-use super::HttpOptions;
+use super::{HttpOptions, RangeSource};
 use super::answer::{Failure, Identity, judge};
 use super::transport::{Transport, hyper_failure};
 use super::url::{Target, label};
 use bytes::Bytes;
-use headwater_block::{Buffer, BufferMut, Error, ErrorKind, Result};
-use http_body_util::{BodyExt, Empty};
+use headwater_block::{Buffer, BufferMut, Error, ErrorKind, LocalFuture, Result};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT_ENCODING, HOST, IF_MATCH, IF_UNMODIFIED_SINCE, RANGE, USER_AGENT};
 use hyper::{Request, Response};
@@ -38,7 +38,7 @@ pub(super) struct Source {
 }
 
 /// When to give up on a request that brings nothing.
-struct Patience {
+pub(crate) struct Patience {
     retry: Duration,
     deadline: Option<Instant>,
     failures: u32,
@@ -46,12 +46,12 @@ struct Patience {
 }
 
 impl Patience {
-    fn new(retry: Duration) -> Self {
+    pub(crate) fn new(retry: Duration) -> Self {
         Self { retry, deadline: None, failures: 0, relocated: false }
     }
 
     /// Pauses before the next attempt, or gives the error back if it is time to give up.
-    async fn pause(&mut self, error: Error, wanted: Option<Duration>) -> Result<()> {
+    pub(crate) async fn pause(&mut self, error: Error, wanted: Option<Duration>) -> Result<()> {
         let now = Instant::now();
         let deadline = *self.deadline.get_or_insert(now + self.retry);
         let backoff = BACKOFF.saturating_mul(1 << self.failures.min(10)).min(LONGEST_BACKOFF);
@@ -98,28 +98,7 @@ impl Source {
         Ok((source, bytes.freeze()))
     }
 
-    pub(super) fn size(&self) -> u64 {
-        self.identity.size
-    }
-
-    /// What the server said of the object when it was opened.
-    pub(super) fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// Refuses everything from now on.
-    pub(super) fn close(&self) {
-        let message = format!("{} was closed", self.label);
-        self.ended.borrow_mut().get_or_insert(Error::new(ErrorKind::Closed, message));
-    }
-
-    /// Fails once the object was seen to have changed, or was closed.
-    pub(super) fn check(&self) -> Result<()> {
-        self.ended.borrow().clone().map_or(Ok(()), Err)
-    }
-
-    /// Fills `buf` from `offset`; all of it must lie within the object.
-    pub(super) async fn fetch(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+    async fn fetch_all(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
         let len = buf.len();
         let done = self.fill(offset, &mut buf).await;
         if let Err(error) = done {
@@ -166,6 +145,30 @@ impl Source {
             }
         }
         Ok(())
+    }
+}
+
+impl RangeSource for Source {
+    fn size(&self) -> u64 {
+        self.identity.size
+    }
+
+    fn marks(&self) -> Vec<(&'static str, String)> {
+        let marks = [("ETag", &self.identity.etag), ("Last-Modified", &self.identity.last_modified)];
+        marks.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.ended.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    fn fetch(&self, offset: u64, buf: BufferMut) -> LocalFuture<'_, Result<BufferMut>> {
+        Box::pin(self.fetch_all(offset, buf))
+    }
+
+    fn close(&self) {
+        let message = format!("{} was closed", self.label);
+        self.ended.borrow_mut().get_or_insert(Error::new(ErrorKind::Closed, message));
     }
 }
 
@@ -262,7 +265,7 @@ async fn receive(
     Ok(())
 }
 
-fn request(target: &Target, pinned: Option<&Identity>, range: &Range<u64>) -> Result<Request<Empty<Bytes>>> {
+fn request(target: &Target, pinned: Option<&Identity>, range: &Range<u64>) -> Result<Request<Full<Bytes>>> {
     let mut builder = Request::get(&target.path)
         .header(HOST, &target.authority)
         .header(USER_AGENT, concat!("headwater/", env!("CARGO_PKG_VERSION")))
@@ -277,8 +280,5 @@ fn request(target: &Target, pinned: Option<&Identity>, range: &Range<u64>) -> Re
             builder = builder.header(IF_UNMODIFIED_SINCE, date);
         }
     }
-    builder.body(Empty::new()).map_err(|e| {
-        let message = format!("cannot make a request for {}: {e}", label(&target.path));
-        Error::new(ErrorKind::InvalidInput, message)
-    })
+    builder.body(Full::default()).map_err(|e| target.bad(&e))
 }

@@ -5,7 +5,7 @@ use super::answer::Failure;
 use super::url::Target;
 use bytes::Bytes;
 use headwater_block::{Error, ErrorKind, Result};
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, Response};
@@ -20,10 +20,10 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 
-type Sender = SendRequest<Empty<Bytes>>;
+type Sender = SendRequest<Full<Bytes>>;
 
 /// The connections of one node.
-pub(super) struct Transport {
+pub(crate) struct Transport {
     options: HttpOptions,
     tls: OnceCell<TlsConnector>,
     free: Cell<u32>,
@@ -56,16 +56,33 @@ impl Drop for Permit {
 }
 
 /// A response whose body is still to be read.
-pub(super) struct Exchange {
-    pub(super) response: Response<Incoming>,
+pub(crate) struct Exchange {
+    pub(crate) response: Response<Incoming>,
+    held: Held,
+}
+
+/// A connection whose response is still to be read. Closes it when it is dropped.
+pub(crate) struct Held {
     host: Host,
     sender: Sender,
     permit: Permit,
 }
 
 impl Exchange {
+    /// As [`Held::finish`].
+    pub(crate) fn finish(self) {
+        self.held.finish();
+    }
+
+    /// The response, for somebody else to read, and its connection.
+    pub(crate) fn split(self) -> (Response<Incoming>, Held) {
+        (self.response, self.held)
+    }
+}
+
+impl Held {
     /// Keeps the connection for the next request. To be called when all of the body was read; otherwise the connection is closed.
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         let Some(transport) = &self.permit.0 else { return };
         if !self.sender.is_closed() {
             transport.idle.borrow_mut().push((self.host, self.sender));
@@ -74,7 +91,7 @@ impl Exchange {
 }
 
 impl Transport {
-    pub(super) fn new(options: HttpOptions) -> Rc<Self> {
+    pub(crate) fn new(options: HttpOptions) -> Rc<Self> {
         Rc::new(Self {
             free: Cell::new(options.connections),
             options,
@@ -98,10 +115,10 @@ impl Transport {
 
     /// Sends the request that `make` makes and receives the head of the response. A kept connection that turns out to be closed is
     /// replaced at once: servers close them when they like.
-    pub(super) async fn exchange(
+    pub(crate) async fn exchange(
         self: &Rc<Self>,
         target: &Target,
-        make: impl Fn() -> Result<Request<Empty<Bytes>>>,
+        make: impl Fn() -> Result<Request<Full<Bytes>>>,
     ) -> Result<Exchange, Failure> {
         let permit = self.permit().await;
         let host = (target.tls, target.host.clone(), target.port);
@@ -118,7 +135,9 @@ impl Transport {
                 sender.send_request(request).await
             };
             match tokio::time::timeout(self.options.request_timeout, answer).await {
-                Ok(Ok(response)) => return Ok(Exchange { response, host, sender, permit }),
+                Ok(Ok(response)) => {
+                    return Ok(Exchange { response, held: Held { host, sender, permit } });
+                }
                 Ok(Err(e)) if reused && !e.is_parse() => {}
                 Ok(Err(e)) => return Err(hyper_failure(&e, "no response")),
                 Err(_) => return Err(self.too_slow("no response")),
@@ -127,15 +146,15 @@ impl Transport {
     }
 
     /// Whether any connection was ever made.
-    pub(super) fn has_connected(&self) -> bool {
+    pub(crate) fn has_connected(&self) -> bool {
         self.connected.get()
     }
 
-    pub(super) fn request_timeout(&self) -> Duration {
+    pub(crate) fn request_timeout(&self) -> Duration {
         self.options.request_timeout
     }
 
-    pub(super) fn too_slow(&self, what: &str) -> Failure {
+    pub(crate) fn too_slow(&self, what: &str) -> Failure {
         let seconds = self.options.request_timeout.as_secs_f32();
         Failure::again(ErrorKind::TimedOut, format!("{what} from the server for {seconds} s"))
     }
@@ -225,7 +244,7 @@ fn tls_failure(target: &Target, e: &std::io::Error) -> Failure {
 }
 
 /// What an error of the HTTP library means: broken rules are final, a broken connection is not.
-pub(super) fn hyper_failure(e: &hyper::Error, what: &str) -> Failure {
+pub(crate) fn hyper_failure(e: &hyper::Error, what: &str) -> Failure {
     let mut message = format!("{what}: {e}");
     let mut garbage = e.is_parse();
     let mut source = std::error::Error::source(e);

@@ -5,20 +5,20 @@ use hyper::Uri;
 
 /// An address that can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Target {
-    pub(super) tls: bool,
+pub(crate) struct Target {
+    pub(crate) tls: bool,
     /// Host name or literal address, without the brackets of IPv6.
-    pub(super) host: String,
-    pub(super) port: u16,
+    pub(crate) host: String,
+    pub(crate) port: u16,
     /// For the `Host` header: with brackets, and with the port if it isn't the scheme's.
-    pub(super) authority: String,
+    pub(crate) authority: String,
     /// Path and query.
-    pub(super) path: String,
+    pub(crate) path: String,
 }
 
 impl Target {
     /// An address as the user wrote it.
-    pub(super) fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let bad = |why: &str| {
             let message = format!("bad address {:?}: {why}; expected http://HOST[:PORT]/PATH", label(text));
             Error::new(ErrorKind::InvalidInput, message)
@@ -53,8 +53,14 @@ impl Target {
         Ok(Self { tls, host: host.to_owned(), port, authority: with_port, path })
     }
 
+    /// That no request can be made of it.
+    pub(crate) fn bad(&self, why: &dyn std::fmt::Display) -> Error {
+        let message = format!("cannot make a request for {} of {}: {why}", label(&self.path), self.authority);
+        Error::new(ErrorKind::InvalidInput, message)
+    }
+
     /// Where `location`, the header of a redirect, leads from here. Going from https to http is refused.
-    pub(super) fn follow(&self, location: &str) -> Result<Self> {
+    pub(crate) fn follow(&self, location: &str) -> Result<Self> {
         let scheme = if self.tls { "https" } else { "http" };
         let location = location.split('#').next().unwrap_or_default();
         let text = if location.contains("://") {
@@ -81,7 +87,7 @@ impl Target {
 }
 
 /// An address for messages: without its query, which may hold a signature.
-pub(super) fn label(text: &str) -> String {
+pub(crate) fn label(text: &str) -> String {
     match text.split_once('?') {
         Some((address, _)) => format!("{address}?..."),
         None => text.to_owned(),
