@@ -24,6 +24,7 @@ static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     table::read(&[
         include_str!("schema/control.txt"),
         include_str!("schema/node.txt"),
+        include_str!("schema/store.txt"),
         include_str!("schema/bitmap.txt"),
         include_str!("schema/job.txt"),
         include_str!("schema/query.txt"),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | an image, a raw disk | opening and making it, reading its directory's entries (to make a new name durable), and of an image once the broker has read its header what that names |
 //! | a file or socket | opening, making, connecting, listening there |
+//! | a file of credentials | reading it, if it is a regular file |
 //! | a directory of files to read (certificates) | reading regular files directly in it |
 //! | a directory for state | everything in it |
 //! | a file to be mounted over | mounting FUSE there, opening its device, unmounting |
@@ -34,6 +35,8 @@ pub enum Word {
     Raw(PathBuf),
     /// A file or socket that is used as it is; also the name of an abstract socket.
     File(PathBuf),
+    /// A file that is read and never changed.
+    Readable(PathBuf),
     /// A file that the data plane keeps for as long as it runs, and removes.
     Own(PathBuf),
     /// What a header is to say of the image's backing file: read from the image's directory, if it is relative.
@@ -81,6 +84,7 @@ pub struct Grants {
     images: HashMap<PathBuf, bool>,
     /// What headers named, resolved.
     found: HashMap<PathBuf, bool>,
+    readable: HashSet<PathBuf>,
     backing: HashSet<PathBuf>,
     mount_points: HashSet<PathBuf>,
     directories: HashSet<PathBuf>,
@@ -101,6 +105,7 @@ impl Grants {
             abstract_names: HashSet::new(),
             images: HashMap::new(),
             found: HashMap::new(),
+            readable: HashSet::new(),
             backing: HashSet::new(),
             mount_points: HashSet::new(),
             directories: HashSet::new(),
@@ -120,6 +125,7 @@ impl Grants {
                 self.abstract_names.insert(path.as_os_str().as_bytes().to_vec());
                 self.files.insert(self.absolute(&path));
             }
+            Word::Readable(path) => drop(self.readable.insert(self.absolute(&path))),
             Word::Own(path) => {
                 let path = self.absolute(&path);
                 self.made.insert(path.clone());
@@ -187,7 +193,8 @@ impl Grants {
             if is_of_system(&path) || (listed && self.is_listed(&path)) {
                 return grant(path, true, false, false);
             }
-            if path.parent().is_some_and(|parent| self.directories.contains(parent)) {
+            let listed = path.parent().is_some_and(|parent| self.directories.contains(parent));
+            if listed || self.readable.contains(&path) {
                 return grant(path, true, true, false);
             }
         }

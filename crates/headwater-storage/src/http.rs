@@ -15,9 +15,9 @@ mod ranges;
 pub(crate) mod transport;
 mod url;
 
+pub(crate) use self::cache::BLOCK;
 use self::cache::BlockCache;
 use self::fetch::Source;
-pub(crate) use self::cache::BLOCK;
 pub(crate) use self::ranges::RangeSource;
 pub(crate) use self::url::Target;
 use futures_util::FutureExt;

@@ -1,7 +1,7 @@
 //! The storage daemon: QEMU's `qemu-storage-daemon`, spoken by headwater. Same command line, same QMP.
 //!
 //! - [`options`]: the command line, in order. [`chardev`], [`mod@monitor`]: where QMP is spoken. [`commands`]: what is done about it.
-//! - [`graph`]: nodes and who may do what to them; [`filters`], [`sources`]: nodes of some kinds; [`objects`]: what they refer to.
+//! - [`graph`]: nodes and who may do what to them; [`filters`], [`sources`], [`object_sources`]: nodes of some kinds; [`objects`]: what they refer to.
 //! - [`jobs`]: stream, commit, create. [`snapshot`]: overlays that take a node's place; [`internal_snapshot`]: those inside an image; [`transaction`]. [`exports`]: the NBD server.
 //! - [`sandbox`]: two processes, one of which can't open files by itself.
 //! - [`events`]: what is told to all monitors. [`trace`]: what is told to people who look for faults. [`background`]: leaving the terminal.
@@ -19,6 +19,7 @@ mod graph;
 mod internal_snapshot;
 mod jobs;
 mod monitor;
+mod object_sources;
 mod objects;
 mod options;
 mod sandbox;

@@ -1,6 +1,7 @@
 //! SOURCE: a path, or the address of a server.
 
 use headwater_nbd::NbdUri;
+use headwater_storage::object::ObjectLocation;
 
 /// Looks whether `text` is a path or an address that can be used.
 ///
@@ -10,13 +11,15 @@ pub fn parse(text: &str) -> Result<String, String> {
     if let Some((scheme, rest)) = text.split_once("://") {
         if NbdUri::is_nbd(text) {
             text.parse::<NbdUri>().map_err(|err| err.why)?;
+        } else if ObjectLocation::is_object(text) {
+            text.parse::<ObjectLocation>().map_err(|err| err.to_string())?;
         } else if matches!(scheme, "http" | "https") {
             if rest.is_empty() || rest.starts_with(['/', ':', '?']) {
                 return Err(format!("the host is missing; write {scheme}://HOST/PATH"));
             }
         } else if !scheme.contains('/') {
             return Err(format!(
-                "{scheme}:// is not supported; use nbd://, nbd+unix://, nbds://, nbds+unix://, http://, https:// or a path (./{text} for a file of that name)"
+                "{scheme}:// is not supported; use nbd://, nbd+unix://, nbds://, nbds+unix://, http://, https://, s3://, gs://, az:// or a path (./{text} for a file of that name)"
             ));
         }
     }
@@ -42,10 +45,13 @@ mod tests {
             "nbds://h/x?tls-certificates=d",
             "http://h/x",
             "https://h:1/",
+            "s3://bucket/key?endpoint=http://h:1",
         ] {
             assert_eq!(parse(good).as_deref(), Ok(good));
         }
-        for bad in ["", "nbd://", "nbds://h/x", "ftp://h/x", "http://", "https:///x", "nbd+unix:///x"] {
+        for bad in
+            ["", "nbd://", "nbds://h/x", "ftp://h/x", "http://", "https:///x", "nbd+unix:///x", "s3://bucket"]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
         assert!(is_uri("nbd://h") && !is_uri("/a/b") && !is_uri("./x://y"));

@@ -55,6 +55,17 @@ fn nothing_is_granted_before_a_word_was_said() {
 }
 
 #[test]
+fn a_file_of_credentials_is_read_and_no_more() {
+    let mut scene = Scene::new();
+    scene.grants.hear(Word::Readable("certs/ca.pem".into()));
+    assert!(scene.may("certs/ca.pem", READ));
+    for flags in [WRITE, MAKE, LIST] {
+        assert!(!scene.may("certs/ca.pem", flags) || flags == LIST, "{flags:?}");
+    }
+    assert!(!scene.may("certs", READ) && !scene.may("disk", READ));
+}
+
+#[test]
 fn an_image_is_granted_as_it_was_named_and_so_are_the_entries_of_its_directory() {
     let mut scene = Scene::new();
     scene.grants.hear(Word::Image("./disk".into()));

@@ -1,9 +1,9 @@
 //! One range of the object, asked for until it is there or the time is over.
 
-use super::{HttpOptions, RangeSource};
 use super::answer::{Failure, Identity, judge};
 use super::transport::{Transport, hyper_failure};
 use super::url::{Target, label};
+use super::{HttpOptions, RangeSource};
 use bytes::Bytes;
 use headwater_block::{Buffer, BufferMut, Error, ErrorKind, LocalFuture, Result};
 use http_body_util::{BodyExt, Full};

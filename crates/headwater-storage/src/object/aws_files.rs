@@ -20,9 +20,7 @@ pub(super) struct Profile {
 pub(super) fn paths() -> [Option<PathBuf>; 2] {
     [("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")].map(|(variable, name)| {
         let set = |variable| env::var_os(variable).filter(|value| !value.is_empty());
-        set(variable)
-            .map(PathBuf::from)
-            .or_else(|| Some(PathBuf::from(set("HOME")?).join(".aws").join(name)))
+        set(variable).map(PathBuf::from).or_else(|| Some(PathBuf::from(set("HOME")?).join(".aws").join(name)))
     })
 }
 

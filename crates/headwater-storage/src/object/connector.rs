@@ -153,7 +153,8 @@ async fn exchange(
         return Ok((response, held));
     }
     let (parts, body) = response.into_parts();
-    let reason = tokio::time::timeout(transport.request_timeout(), Limited::new(body, REASON).collect()).await;
+    let reason =
+        tokio::time::timeout(transport.request_timeout(), Limited::new(body, REASON).collect()).await;
     let reason = match reason {
         Ok(Ok(reason)) => {
             held.finish();

@@ -28,6 +28,11 @@ impl Service {
         }
     }
 
+    /// The service that an address leads to, or the beginning of one.
+    pub fn of_address(uri: &str) -> Option<Self> {
+        Self::of_scheme(uri.split_once("://")?.0)
+    }
+
     fn of_scheme(scheme: &str) -> Option<Self> {
         let is = |names: &[&str]| names.iter().any(|name| scheme.eq_ignore_ascii_case(name));
         if is(&["s3", "s3a"]) {
@@ -84,7 +89,7 @@ impl ObjectLocation {
 
     /// True if `name` has the form of such an address.
     pub fn is_object(name: &str) -> bool {
-        name.split_once("://").is_some_and(|(scheme, _)| Service::of_scheme(scheme).is_some())
+        Service::of_address(name).is_some()
     }
 
     /// Looks whether it can name an object at all.

@@ -338,7 +338,13 @@ fn difference(then: &ObjectMeta, now: &ObjectMeta) -> Option<String> {
 
 /// Nothing is known yet.
 fn unknown(path: &Path) -> ObjectMeta {
-    ObjectMeta { location: path.clone(), last_modified: Default::default(), size: 0, e_tag: None, version: None }
+    ObjectMeta {
+        location: path.clone(),
+        last_modified: Default::default(),
+        size: 0,
+        e_tag: None,
+        version: None,
+    }
 }
 
 /// What to do if access is denied.

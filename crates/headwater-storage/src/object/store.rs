@@ -181,9 +181,7 @@ fn az(location: &ObjectLocation, keys: &Keys, connector: &Connector) -> Result<V
         .with_retry(no_retry())
         .with_client_options(connector.options())
         .with_http_connector(connector.clone());
-    for (key, name) in
-        [(Key::AccountName, "AZURE_STORAGE_ACCOUNT"), (Key::AccessKey, "AZURE_STORAGE_KEY")]
-    {
+    for (key, name) in [(Key::AccountName, "AZURE_STORAGE_ACCOUNT"), (Key::AccessKey, "AZURE_STORAGE_KEY")] {
         if let (None, Some(value)) = (builder.get_config_value(&key), variable(name)) {
             builder = builder.with_config(key, value);
         }

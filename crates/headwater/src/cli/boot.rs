@@ -14,7 +14,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = AFTER)]
 pub struct BootArgs {
-    /// Where the data are: a raw or qcow2 image in a file or behind nbd://, nbd+unix://, nbds:// (TLS), http:// or https://.
+    /// Where the data are: a raw or qcow2 image in a file or behind nbd://, nbd+unix://, nbds:// (TLS), http://, https://, s3://, gs:// or az://.
     #[arg(value_parser = crate::source::parse)]
     pub source: String,
     /// The qcow2 image that becomes the machine's own disk; made if it isn't there. Without it: SOURCE's name with `.local.qcow2` at its end, in the working

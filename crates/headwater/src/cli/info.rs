@@ -13,7 +13,7 @@ use std::fmt::Write;
 /// Arguments of `info`.
 #[derive(Debug, Clone, Args)]
 pub struct InfoArgs {
-    /// The image: a file, or behind nbd://, nbd+unix://, nbds:// (TLS), http:// or https://.
+    /// The image: a file, or behind nbd://, nbd+unix://, nbds:// (TLS), http://, https://, s3://, gs:// or az://.
     #[arg(value_parser = crate::source::parse)]
     pub file: String,
     /// Print JSON with the names of fields that qemu-img uses.

@@ -16,7 +16,7 @@ use std::rc::Rc;
 /// Arguments of `map`.
 #[derive(Debug, Clone, Args)]
 pub struct MapArgs {
-    /// The image: a file, or behind nbd://, nbd+unix://, nbds:// (TLS), http:// or https://.
+    /// The image: a file, or behind nbd://, nbd+unix://, nbds:// (TLS), http://, https://, s3://, gs:// or az://.
     #[arg(value_parser = crate::source::parse)]
     pub file: String,
     /// Print one object for each extent, with the names of fields that qemu-img uses.

@@ -13,7 +13,7 @@ use std::rc::Rc;
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// The image: a file, or behind nbd://, nbd+unix://, nbds:// (TLS), http:// or https://.
+    /// The image: a file, or behind nbd://, nbd+unix://, nbds:// (TLS), http://, https://, s3://, gs:// or az://.
     #[arg(value_parser = crate::source::parse)]
     pub image: String,
     /// Where to serve it: nbd+unix:///NAME?socket=PATH or nbd://ADDRESS:PORT/NAME; with TLS, nbds://ADDRESS:PORT/NAME?tls-certificates=DIR,

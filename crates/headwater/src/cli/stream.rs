@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = AFTER)]
 pub struct StreamArgs {
-    /// Where the data are: a raw or qcow2 image in a file or behind nbd://, nbd+unix://, nbds:// (TLS), http:// or https://.
+    /// Where the data are: a raw or qcow2 image in a file or behind nbd://, nbd+unix://, nbds:// (TLS), http://, https://, s3://, gs:// or az://.
     #[arg(value_parser = crate::source::parse)]
     pub source: String,
     /// The qcow2 image that the data stream into. Made if it isn't there; otherwise work goes on where it stopped.

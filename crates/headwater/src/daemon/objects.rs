@@ -18,8 +18,16 @@ use std::rc::Rc;
 enum Kind {
     ThrottleGroup(Rc<ThrottleGroup>),
     TlsCredentials(TlsCredentials),
-    Secret,
+    Secret(Secret),
     IoThread,
+}
+
+/// Where a secret is, which is read when it is needed.
+enum Secret {
+    Data(String),
+    File(PathBuf),
+    /// Encoded or encrypted: nothing here takes such ones.
+    Wrapped,
 }
 
 struct Object {
@@ -76,7 +84,7 @@ impl Objects {
                     }
                     (None, Some(_)) => {}
                 }
-                Kind::Secret
+                Kind::Secret(secret(options))
             }
             "iothread" => Kind::IoThread,
             other => return Err(generic(format!("Parameter 'qom-type' does not accept value '{other}'"))),
@@ -132,6 +140,30 @@ impl Objects {
             return Err(generic(format!("Expecting TLS credentials with a {wanted} endpoint")));
         }
         Ok(credentials.clone())
+    }
+
+    /// What the secret called `id` holds, as text without the line's end.
+    ///
+    /// # Errors
+    /// If there is none, or it can't be read.
+    pub(super) fn secret(&self, id: &str) -> Result<String, Refusal> {
+        let objects = self.objects.borrow();
+        let object = objects.iter().find(|object| object.id == id);
+        let object = object.ok_or_else(|| generic(format!("No secret with id '{id}'")))?;
+        let Kind::Secret(secret) = &object.kind else {
+            return Err(generic(format!("Object with id '{id}' is not a secret")));
+        };
+        let text = match secret {
+            Secret::Data(text) => text.clone(),
+            Secret::File(file) => std::fs::read_to_string(file)
+                .map_err(|err| generic(format!("Unable to read {}: {err}", file.display())))?,
+            Secret::Wrapped => {
+                return Err(generic(format!(
+                    "Secret '{id}' is in base64 or encrypted, which is not supported"
+                )));
+            }
+        };
+        Ok(text.trim_end_matches(['\r', '\n']).to_owned())
     }
 
     /// True if there is an I/O thread called `id`.
@@ -232,6 +264,15 @@ fn find<'a>(objects: &'a [Object], path: &str) -> Result<&'a Object, Refusal> {
         .iter()
         .find(|object| object.id == id)
         .ok_or_else(|| Refusal::device_not_found(format!("Device '{path}' not found")))
+}
+
+fn secret(options: &Options) -> Secret {
+    let wrapped = options.text("format") == Some("base64") || options.contains_key("keyid");
+    match (options.text("file"), options.text("data")) {
+        _ if wrapped => Secret::Wrapped,
+        (Some(file), _) => Secret::File(file.into()),
+        (None, data) => Secret::Data(data.unwrap_or_default().to_owned()),
+    }
 }
 
 fn credentials(options: &Options, kind: CredentialsKind) -> Result<TlsCredentials, Refusal> {

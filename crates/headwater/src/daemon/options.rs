@@ -101,8 +101,8 @@ Serves disk images and works on them, controlled by QMP; takes the options and s
                          tell what happens inside, for the events that match (stream_*, job_*, qmp_*), to stderr or FILE
 
   --blockdev [driver=]DRIVER[,node-name=NAME][,read-only=on|off][,...] or JSON
-                         add a block node. Drivers: file, host_device, raw, qcow2, nbd, http, https, null-co, null-aio, copy-on-read,
-                         throttle, blkdebug, blkverify
+                         add a block node. Drivers: file, host_device, raw, qcow2, nbd, http, https, s3, gs, az, null-co, null-aio,
+                         copy-on-read, throttle, blkdebug, blkverify
   --object [qom-type=]TYPE,id=ID[,...]
                          add an object: throttle-group, secret, iothread, tls-creds-x509, tls-creds-psk
   --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT[,tls-creds=ID][,max-connections=N]

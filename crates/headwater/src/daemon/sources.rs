@@ -3,11 +3,13 @@
 use super::failure::{Refusal, cannot_open, errno_text, generic};
 use super::graph::Settings;
 use super::graph::open::{Built, Options, Read};
+use super::object_sources;
 use super::objects::Objects;
 use headwater_block::ErrorKind;
 use headwater_nbd::{IpFamily, NbdAddress, NbdUri};
 use headwater_storage::http::{HttpNode, HttpOptions};
 use headwater_storage::nbd::{NbdNode, NbdOptions, Server};
+use headwater_storage::object::ObjectLocation;
 use headwater_tls::Endpoint;
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
@@ -181,6 +183,7 @@ pub(super) fn uri_options(uri: &str) -> Result<Options, Refusal> {
     let scheme = uri.split("://").next().unwrap_or_default();
     let options = match scheme {
         "http" | "https" => json!({"driver": scheme, "url": uri}),
+        _ if ObjectLocation::is_object(uri) => object_sources::uri_options(uri)?,
         _ if NbdUri::is_nbd(uri) => {
             let parsed: NbdUri = uri.parse().map_err(|err| generic(format!("{uri}: {err}")))?;
             let server = match &parsed.address {

@@ -323,7 +323,19 @@ impl Graph {
             return Err(generic(format!("Cannot change the option 'file' of node '{name}' to another node")));
         }
         let old = node.settings.borrow().clone();
-        for fixed in ["filename", "offset", "size", "server", "export", "url"] {
+        let fixed = [
+            "filename",
+            "offset",
+            "size",
+            "server",
+            "export",
+            "url",
+            "bucket",
+            "container",
+            "key",
+            "endpoint",
+        ];
+        for fixed in fixed.into_iter().chain(["version-id"]) {
             if options.contains_key(fixed) && options.get(fixed) != old.options.get(fixed) {
                 return Err(generic(format!("Cannot change the option '{fixed}'")));
             }

@@ -6,7 +6,7 @@
 use super::{Graph, GraphNode, Inside, Link, Role, Settings, header};
 use crate::daemon::failure::{Refusal, cannot_open, generic, of_error};
 use crate::daemon::filters;
-use crate::daemon::sources;
+use crate::daemon::{object_sources, sources};
 use headwater_block::null::{NullDriver, NullNode, NullOptions};
 use headwater_block::{DetectZeroes, Disk, DiskOptions, Edge, LocalFuture, Node, Patience};
 use headwater_image::qcow2::{Children, Qcow2Node, Qcow2Options};
@@ -187,6 +187,9 @@ impl Graph {
             "null-co" | "null-aio" => self.open_null(driver, name, settings),
             "nbd" => Ok(self.share(sources::open_nbd(&self.objects, settings).await?).await),
             "http" | "https" => Ok(self.share(sources::open_http(settings).await?).await),
+            _ if let Some(service) = object_sources::service(driver) => {
+                Ok(self.share(object_sources::open(&self.objects, service, settings).await?).await)
+            }
             "raw" => self.open_raw(settings, level).await,
             "qcow2" => self.open_qcow2(settings, level).await,
             "throttle" | "copy-on-read" | "blkdebug" | "blkverify" => {
@@ -465,7 +468,7 @@ fn disk_options(settings: &Settings, built: &Built, above: Inherited) -> Result<
 impl Built {
     /// The driver's name for as long as the program runs.
     fn top_driver(&self, driver: &str) -> &'static str {
-        const DRIVERS: [&str; 12] = [
+        const DRIVERS: [&str; 15] = [
             "file",
             "host_device",
             "null-co",
@@ -473,6 +476,9 @@ impl Built {
             "nbd",
             "http",
             "https",
+            "s3",
+            "gs",
+            "az",
             "raw",
             "qcow2",
             "throttle",

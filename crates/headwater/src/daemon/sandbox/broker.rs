@@ -105,7 +105,7 @@ async fn accompany(life: OwnedFd) -> io::Result<()> {
 
 /// What the command line names.
 fn said_at_the_start(line: &Line) -> Vec<Word> {
-    let mut said: Vec<Word> = line.allow_backing.iter().filter_map(|name| words::of_allowed(name)).collect();
+    let mut said: Vec<Word> = line.allow_backing.iter().flat_map(|name| words::of_allowed(name)).collect();
     said.extend(line.state_dir.iter().map(|path| Word::State(path.into())));
     said.extend(line.cache_dir.iter().map(|path| Word::State(path.into())));
     said.extend(line.pidfile.iter().map(|path| Word::Own(path.into())));

@@ -3,11 +3,15 @@
 //! By the keys of the schema that hold names of files. The values of others may be anything (ids, texts): to take each of them for a file
 //! would grant the data plane what nobody meant, a directory `etc` because a node is called so.
 //!
+//! A node over an object store also names the files that the credentials of its kind may come from.
+//!
 //! A file under a raw node has no header, unless an image is read from that node: its first bytes are the guest's, and name nothing.
 
+use crate::daemon::object_sources;
 use headwater_image::open_gate::Location;
 use headwater_nbd::{NbdAddress, NbdUri};
 use headwater_sandbox::Word;
+use headwater_storage::object::{ObjectLocation, Service, credential_files};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
@@ -51,14 +55,23 @@ impl Above {
 }
 
 /// What the value of `--allow-backing` names.
-pub(super) fn of_allowed(name: &str) -> Option<Word> {
+pub(super) fn of_allowed(name: &str) -> Vec<Word> {
     match Location::of_operator(name) {
-        Location::Path(path) => Some(Word::Allowed(path)),
-        Location::Uri(uri) => match uri.parse::<NbdUri>().ok()?.address {
-            NbdAddress::Unix { path } => Some(Word::File(path)),
-            NbdAddress::Tcp { .. } => None,
+        Location::Path(path) => vec![Word::Allowed(path)],
+        Location::Uri(uri) if ObjectLocation::is_object(&uri) => {
+            // It may be the beginning of an address only.
+            let service = Service::of_address(&uri);
+            service.into_iter().flat_map(of_service).collect()
+        }
+        Location::Uri(uri) => match uri.parse::<NbdUri>().map(|uri| uri.address) {
+            Ok(NbdAddress::Unix { path }) => vec![Word::File(path)],
+            _ => Vec::new(),
         },
     }
+}
+
+fn of_service(service: Service) -> impl Iterator<Item = Word> {
+    credential_files(service).into_iter().map(Word::Readable)
 }
 
 fn walk(value: &Value, above: Above, words: &mut Vec<Word>) {
@@ -71,6 +84,7 @@ fn walk(value: &Value, above: Above, words: &mut Vec<Word>) {
 
 fn walk_object(object: &Map<String, Value>, above: Above, words: &mut Vec<Word>) {
     let driver = object.get("driver").and_then(Value::as_str);
+    words.extend(driver.and_then(object_sources::service).into_iter().flat_map(of_service));
     for (key, value) in object {
         match value {
             Value::String(text) => words.extend(of_text(key, text, above)),
@@ -144,8 +158,19 @@ mod tests {
 
     #[test]
     fn images_may_name_paths_and_local_servers() {
-        assert_eq!(of_allowed("/images"), Some(Word::Allowed("/images".into())));
-        assert_eq!(of_allowed("nbd+unix:///disk?socket=/run/nbd"), Some(Word::File("/run/nbd".into())));
-        assert_eq!(of_allowed("nbd://host/disk"), None);
+        assert_eq!(of_allowed("/images"), [Word::Allowed("/images".into())]);
+        assert_eq!(of_allowed("nbd+unix:///disk?socket=/run/nbd"), [Word::File("/run/nbd".into())]);
+        assert_eq!(of_allowed("nbd://host/disk"), []);
+    }
+
+    #[test]
+    fn files_of_credentials_are_named_by_nodes_that_need_them_only() {
+        let readable = |driver: &str| {
+            let node = json!({"execute": "blockdev-add", "arguments": {"driver": driver, "bucket": "b", "key": "k"}});
+            of_value(&node).into_iter().filter(|word| matches!(word, Word::Readable(_))).count()
+        };
+        assert_eq!(readable("s3"), credential_files(Service::S3).len());
+        assert_eq!(readable("http"), 0);
+        assert_eq!(of_allowed("s3://bucket/").len(), credential_files(Service::S3).len());
     }
 }
