@@ -170,7 +170,9 @@ impl Client {
     /// As there.
     pub async fn read_unless_zero(&self, offset: u64, len: u64) -> Result<Option<Buffer>> {
         let leaves = Some(&self.leaves);
-        match self.edge.enter().await.read_until(offset, len, leaves).await {
+        // Not within the match, where it would stay in the edge while it is held.
+        let done = self.edge.enter().await.read_until(offset, len, leaves).await;
+        match done {
             Err(error) if error.kind().may_pass() => {
                 self.hold(error, async move |disk| disk.read_until(offset, len, leaves).await).await
             }
@@ -183,7 +185,9 @@ impl Client {
     /// # Errors
     /// As there.
     pub async fn block_status(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>> {
-        match self.edge.enter().await.block_status(range.clone(), max).await {
+        // Not within the match, where it would stay in the edge while it is held.
+        let done = self.edge.enter().await.block_status(range.clone(), max).await;
+        match done {
             Err(error) if error.kind().may_pass() => {
                 self.hold(error, async |disk| disk.block_status(range.clone(), max).await).await
             }
@@ -197,7 +201,9 @@ impl Client {
     /// As there.
     pub async fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> Result<()> {
         let range = offset..offset.saturating_add(data.len() as u64);
-        match self.edge.enter().await.write(offset, data.clone(), flags).await {
+        // Not within the match, where it would stay in the edge while it is held.
+        let done = self.edge.enter().await.write(offset, data.clone(), flags).await;
+        match done {
             Err(error) if self.may_hold_change(&error) => {
                 self.hold_change(error, range, async |disk| disk.write(offset, data.clone(), flags).await)
                     .await
@@ -212,7 +218,9 @@ impl Client {
     /// As there.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let range = offset..offset.saturating_add(len);
-        match self.edge.enter().await.write_zeroes(offset, len, flags).await {
+        // Not within the match, where it would stay in the edge while it is held.
+        let done = self.edge.enter().await.write_zeroes(offset, len, flags).await;
+        match done {
             Err(error) if self.may_hold_change(&error) => {
                 self.hold_change(error, range, async |disk| disk.write_zeroes(offset, len, flags).await).await
             }
@@ -263,6 +271,9 @@ impl Client {
         attempt: impl AsyncFn(&Rc<Disk>) -> Result<T> + 'a,
     ) -> LocalFuture<'a, Result<T>> {
         Box::pin(async move {
+            if !self.disk().options().patience.lasts(Duration::ZERO) {
+                return Err(error);
+            }
             let held = Held::new(self.disk());
             let mut backoff = Backoff::new(PAUSES.0, PAUSES.1, held.disk.stats().held_in_all.get());
             loop {

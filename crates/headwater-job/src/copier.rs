@@ -41,6 +41,9 @@ pub(crate) trait Copier {
     /// Never runs twice at once for the same bytes.
     fn copy(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<Copied, Failed>>;
 
+    /// Completes when somebody else's read of the source has succeeded since one failed. May be dropped.
+    fn source_back(self: Rc<Self>) -> LocalFuture<'static, ()>;
+
     /// Reads what a copy of a run would, and changes nothing: tells whether the source can be reached. Gives up when `abort` is thrown. Is
     /// polled to its end.
     fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>>;

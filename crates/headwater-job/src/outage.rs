@@ -9,6 +9,7 @@ use crate::copier::Copier;
 use crate::copy_engine::{At, Trouble};
 use crate::state::Verb;
 use crate::waiting::{Wait, Waiting};
+use futures_util::future::select;
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Failed, Operation};
 use headwater_block::{Abort, Backoff, Error, ErrorKind, Patience};
@@ -68,7 +69,7 @@ async fn probe(
         let pause = backoff.pause();
         // The last attempt is made when patience ends, not before.
         let pause = patience.rest(now.saturating_sub(since)).map_or(pause, |rest| rest.min(pause));
-        abort.guard(clock.sleep_until(now + pause)).await?;
+        abort.guard(select(clock.sleep_until(now + pause), copier.clone().source_back())).await?;
         let tried = match at {
             At::Copy(run) => {
                 let end = run.range.end.min(run.range.start + copier.unit());

@@ -192,6 +192,10 @@ impl Copier for FromBelow {
         Box::pin(async move { self.disk.copy_up(run.range, &options).await })
     }
 
+    fn source_back(self: Rc<Self>) -> LocalFuture<'static, ()> {
+        Box::pin(async move { self.disk.outage().over().await })
+    }
+
     fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>> {
         let options =
             CopyUpOptions { base: self.base.clone(), abort: Some(abort), ..CopyUpOptions::default() };

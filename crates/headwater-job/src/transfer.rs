@@ -142,6 +142,11 @@ impl Copier for Transfer {
         Box::pin(async move { self.write(run, &abort).await })
     }
 
+    fn source_back(self: Rc<Self>) -> LocalFuture<'static, ()> {
+        // Nobody reads through here but the job itself.
+        Box::pin(std::future::pending())
+    }
+
     fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>> {
         Box::pin(async move { abort.guard(self.source.read(run.range)).await?.map(drop) })
     }

@@ -5,7 +5,9 @@
 pub mod image;
 pub mod layers;
 
-use headwater_block::{Buffer, DetectZeroes, Disk, DiskOptions, Edge, Node, WriteFlags, ZeroFlags};
+use headwater_block::{
+    Abort, Buffer, Client, DetectZeroes, Disk, DiskOptions, Edge, Node, WriteFlags, ZeroFlags,
+};
 use headwater_job::JobHandle;
 use headwater_job::window::Bounds;
 use headwater_job::{Base, Link, StreamOptions};
@@ -70,6 +72,9 @@ pub struct Guest {
     pub disk: Rc<Disk>,
     /// How they reach it.
     pub edge: Rc<Edge>,
+    pub client: Rc<Client>,
+    /// Thrown when they leave.
+    pub leaves: Rc<Abort>,
     pub model: Rc<Model>,
 }
 
@@ -133,13 +138,15 @@ impl World {
 
 impl Guest {
     pub fn new(sim: &Sim, disk: Rc<Disk>, model: Rc<Model>) -> Self {
-        Self { sim: sim.clone(), edge: Edge::new(disk.clone()), disk, model }
+        let (edge, leaves) = (Edge::new(disk.clone()), Abort::new());
+        let client = Rc::new(Client::new(edge.clone(), leaves.clone()));
+        Self { sim: sim.clone(), edge, client, leaves, disk, model }
     }
 
     /// A guest's read, checked.
     pub async fn read(&self, range: Range<u64>) -> headwater_block::Result<()> {
         let reading = self.model.begin_read(range.clone());
-        let data = self.edge.enter().await.read(range.start, range.end - range.start).await?;
+        let data = self.client.read(range.start, range.end - range.start).await?;
         reading.check(&data);
         Ok(())
     }
@@ -150,7 +157,7 @@ impl Guest {
         let mutation = self.model.begin(range.clone(), fill);
         let data = Buffer::copy_of(&fill.bytes(range.clone()));
         let fua = self.sim.rng().one_in(8);
-        self.edge.enter().await.write(range.start, data, WriteFlags { fua }).await?;
+        self.client.write(range.start, data, WriteFlags { fua }).await?;
         mutation.done();
         Ok(())
     }
@@ -159,7 +166,7 @@ impl Guest {
     pub async fn zero(&self, range: Range<u64>, unmap: bool) -> headwater_block::Result<()> {
         let mutation = self.model.begin(range.clone(), Fill::Zero);
         let flags = ZeroFlags { unmap, ..ZeroFlags::default() };
-        self.edge.enter().await.write_zeroes(range.start, range.end - range.start, flags).await?;
+        self.client.write_zeroes(range.start, range.end - range.start, flags).await?;
         mutation.done();
         Ok(())
     }
