@@ -53,6 +53,8 @@ pub struct HttpOptions {
     pub request_timeout: Duration,
     /// For how long a request that brings nothing is tried again.
     pub retry: Duration,
+    /// The same for the first request of all, when the node is opened.
+    pub open_retry: Duration,
 }
 
 impl Default for HttpOptions {
@@ -62,6 +64,7 @@ impl Default for HttpOptions {
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
             retry: Duration::from_secs(30),
+            open_retry: Duration::from_secs(30),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! - [`http`]: files behind HTTP servers that answer Range requests.
 //! - [`cache_dir`]: a directory for what was read of remote sources.
 //! - [`object`]: objects in S3, Google Cloud Storage and Azure.
+//! - `retry`: how long a request is tried by storage itself.
 //! - [`open`]: which of these a name leads to.
 
 pub mod cache_dir;
@@ -13,3 +14,4 @@ pub mod http;
 pub mod nbd;
 pub mod object;
 pub mod open;
+mod retry;

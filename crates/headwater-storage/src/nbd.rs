@@ -24,6 +24,7 @@ use self::pool::Pool;
 use self::remote::Remote;
 use self::status::Statuses;
 use self::write::Durability;
+use crate::retry::Retry;
 use futures_util::future::try_join_all;
 use headwater_block::node::{Access, Change};
 use headwater_block::{
@@ -36,7 +37,6 @@ use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 pub use self::remote::Server;
 
@@ -45,10 +45,6 @@ pub const DEFAULT_CONNECTIONS: u32 = 4;
 
 /// Requests worth having in flight on one connection: what nbdkit and qemu-nbd work on at a time.
 const DEPTH: u32 = 16;
-
-/// The pauses before a read is made again grow by this much, up to the longest. There is none before the first.
-const PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How to talk to an NBD server.
 #[derive(Debug, Clone)]
@@ -272,15 +268,14 @@ async fn settle(reply: oneshot::Receiver<Reply>) -> Reply {
 
 /// How often a request is made again.
 struct Attempts {
-    retry: Duration,
-    deadline: Option<Instant>,
-    failures: u32,
+    retry: Retry,
+    lost: bool,
     saw_garbage: bool,
 }
 
 impl Attempts {
     fn new(retry: Duration) -> Self {
-        Self { retry, deadline: None, failures: 0, saw_garbage: false }
+        Self { retry: Retry::new(retry), lost: false, saw_garbage: false }
     }
 
     /// Whether to make the request again after this failure.
@@ -292,11 +287,9 @@ impl Attempts {
             // The garbage may have been the answer to somebody else; a server that sends it again is broken.
             return !std::mem::replace(&mut self.saw_garbage, true);
         }
-        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + self.retry);
-        // A server may take connections and close them.
-        tokio::time::sleep((PAUSE * self.failures).min(LONGEST_PAUSE)).await;
-        self.failures += 1;
-        Instant::now() < deadline
+        // At once when a connection is lost for the first time; but a server may take connections and close them.
+        let pause = if std::mem::replace(&mut self.lost, true) { None } else { Some(Duration::ZERO) };
+        self.retry.pause(failure.error.clone(), pause).await.is_ok()
     }
 }
 

@@ -4,6 +4,7 @@ use super::answer::{Failure, Identity, judge};
 use super::transport::{Transport, hyper_failure};
 use super::url::{Target, label};
 use super::{HttpOptions, RangeSource};
+use crate::retry::{Rest, Retry};
 use bytes::Bytes;
 use headwater_block::{Buffer, BufferMut, Error, ErrorKind, LocalFuture, Result};
 use http_body_util::{BodyExt, Full};
@@ -14,14 +15,9 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
-
-/// The first and the longest pause before a request is made again.
-const BACKOFF: Duration = Duration::from_millis(100);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
 /// The object that was opened, and how to get at it.
 pub(super) struct Source {
@@ -33,41 +29,10 @@ pub(super) struct Source {
     identity: Identity,
     transport: Rc<Transport>,
     retry: Duration,
+    /// What the server wants of it, as far as it said so.
+    rest: Rest,
     /// Why nothing may be read any more.
     ended: RefCell<Option<Error>>,
-}
-
-/// When to give up on a request that brings nothing.
-pub(crate) struct Patience {
-    retry: Duration,
-    deadline: Option<Instant>,
-    failures: u32,
-    relocated: bool,
-}
-
-impl Patience {
-    pub(crate) fn new(retry: Duration) -> Self {
-        Self { retry, deadline: None, failures: 0, relocated: false }
-    }
-
-    /// Pauses before the next attempt, or gives the error back if it is time to give up.
-    pub(crate) async fn pause(&mut self, error: Error, wanted: Option<Duration>) -> Result<()> {
-        let now = Instant::now();
-        let deadline = *self.deadline.get_or_insert(now + self.retry);
-        let backoff = BACKOFF.saturating_mul(1 << self.failures.min(10)).min(LONGEST_BACKOFF);
-        self.failures += 1;
-        let pause = wanted.unwrap_or(backoff);
-        if now.checked_add(pause).is_none_or(|end| end > deadline) {
-            let seconds = self.retry.as_secs_f32();
-            let why = match wanted {
-                Some(wanted) => format!("it wants {} s of rest, the limit is {seconds} s", wanted.as_secs()),
-                None => format!("gave up after {seconds} s and {} attempts", self.failures),
-            };
-            return Err(Error::new(error.kind(), format!("{error} ({why})")));
-        }
-        tokio::time::sleep(pause).await;
-        Ok(())
-    }
 }
 
 impl Source {
@@ -75,9 +40,9 @@ impl Source {
     pub(super) async fn open(url: &str, options: HttpOptions, first: u64) -> Result<(Self, Buffer)> {
         let origin = Target::parse(url)?;
         let label = label(url);
-        let retry = options.retry;
+        let (retry, open_retry) = (options.retry, options.open_retry);
         let transport = Transport::new(options);
-        let (target, identity, bytes) = locate(&transport, &origin, None, 0..first, retry)
+        let (target, identity, bytes) = locate(&transport, &origin, None, 0..first, open_retry)
             .await
             .map_err(|e| e.context(format_args!("cannot open {label}")))?;
         if identity.etag.is_none() && identity.last_modified.is_none() {
@@ -93,6 +58,7 @@ impl Source {
             identity,
             transport,
             retry,
+            rest: Rest::default(),
             ended: RefCell::default(),
         };
         Ok((source, bytes.freeze()))
@@ -111,11 +77,17 @@ impl Source {
     }
 
     async fn fill(&self, offset: u64, buf: &mut BufferMut) -> Result<()> {
-        let mut patience = Patience::new(self.retry);
+        let mut retry = Retry::new(self.retry);
+        let mut relocated = false;
         let end = offset + buf.len() as u64;
         let filled = Cell::new(0);
         while filled.get() < buf.len() {
             self.check()?;
+            if let Some(left) = self.rest.left() {
+                // Not asking is what it asked for.
+                retry.pause(Error::new(ErrorKind::Unavailable, "the server is busy"), Some(left)).await?;
+                continue;
+            }
             let before = filled.get();
             let target = self.target.borrow().clone();
             let range = offset + before as u64..end;
@@ -126,18 +98,24 @@ impl Source {
             };
             if filled.get() > before {
                 // It goes on, if slowly.
-                patience = Patience::new(self.retry);
+                retry.restart();
+                relocated = false;
             }
             match failure {
-                Failure::Again(error, wanted) => patience.pause(error, wanted).await?,
+                Failure::Again(error, wanted) => {
+                    if let Some(wanted) = wanted {
+                        self.rest.wanted(wanted);
+                    }
+                    retry.pause(error, wanted).await?;
+                }
                 Failure::Fatal(error) => return Err(error),
                 // Addresses that a redirect led to may expire: find the present one, once.
-                Failure::Refused(error) if patience.relocated || target == self.origin => return Err(error),
-                Failure::Moved(_) if patience.relocated => {
+                Failure::Refused(error) if relocated || target == self.origin => return Err(error),
+                Failure::Moved(_) if relocated => {
                     return Err(Error::new(ErrorKind::Unsupported, "the server redirects without end"));
                 }
                 Failure::Refused(_) | Failure::Moved(_) => {
-                    patience.relocated = true;
+                    relocated = true;
                     let at = 0..self.identity.size.min(1);
                     let found = locate(&self.transport, &self.origin, Some(&self.identity), at, self.retry);
                     *self.target.borrow_mut() = found.await?.0;
@@ -182,7 +160,7 @@ async fn locate(
 ) -> Result<(Target, Identity, BufferMut)> {
     let mut target = origin.clone();
     let mut redirects = 0;
-    let mut patience = Patience::new(retry);
+    let mut retry = Retry::new(retry);
     // Both callers ask for at most a block.
     let mut buf = BufferMut::new((range.end - range.start) as usize);
     loop {
@@ -205,7 +183,7 @@ async fn locate(
             Err(Failure::Again(error, None)) if pinned.is_none() && !transport.has_connected() => {
                 return Err(error);
             }
-            Err(Failure::Again(error, wanted)) => patience.pause(error, wanted).await?,
+            Err(Failure::Again(error, wanted)) => retry.pause(error, wanted).await?,
             Err(Failure::Refused(error) | Failure::Fatal(error)) => return Err(error),
         }
     }

@@ -1,6 +1,6 @@
 //! Ranges of a pinned object, asked for until they are there or the time is over, at whichever endpoint answers.
 //!
-//! If an endpoint fails, the next one is asked at once; only when all have failed in turn there is a pause ([`Patience`]). The one that
+//! If an endpoint fails, the next one is asked at once; only when all have failed in turn there is a pause ([`Retry`]). The one that
 //! answers stays in use. That is safe because the object is pinned: an endpoint with other bytes is found out at the first answer.
 
 use super::connector::Connector;
@@ -9,8 +9,8 @@ use super::refusal::Refusal;
 use super::store::{self, Store};
 use super::{Keys, deepest};
 use crate::http::answer::Failure;
-use crate::http::fetch::Patience;
 use crate::http::{BLOCK, HttpOptions, RangeSource};
+use crate::retry::Retry;
 use futures_util::StreamExt;
 use headwater_block::{Buffer, BufferMut, Error, ErrorKind, LocalFuture, Result};
 use object_store::path::Path;
@@ -86,7 +86,7 @@ impl ObjectSource {
     }
 
     async fn locate(&self) -> Result<(ObjectMeta, BufferMut)> {
-        let mut patience = Patience::new(self.retry);
+        let mut retry = Retry::new(self.retry);
         let mut buf = BufferMut::new(BLOCK as usize);
         let mut tried = 0;
         loop {
@@ -108,7 +108,7 @@ impl ObjectSource {
                 Failure::Again(error, _) if self.next_endpoint(at, &mut tried, &error) => {}
                 // At first, a server that isn't there is more likely a wrong address than one that restarts.
                 Failure::Again(error, None) if !miss.answered => return Err(error),
-                Failure::Again(error, wanted) => patience.pause(error, wanted).await?,
+                Failure::Again(error, wanted) => retry.pause(error, wanted).await?,
                 other => return Err(fatal(other)),
             }
         }
@@ -146,7 +146,7 @@ impl ObjectSource {
     }
 
     async fn fill(&self, offset: u64, buf: &mut BufferMut) -> Result<()> {
-        let mut patience = Patience::new(self.retry);
+        let mut retry = Retry::new(self.retry);
         let end = offset + buf.len() as u64;
         let filled = Cell::new(0);
         let mut tried = 0;
@@ -165,13 +165,13 @@ impl ObjectSource {
             };
             if filled.get() > before {
                 // It goes on, if slowly.
-                patience = Patience::new(self.retry);
+                retry.restart();
                 tried = 0;
             }
             tried += 1;
             match miss.failure {
                 Failure::Again(error, _) if self.next_endpoint(at, &mut tried, &error) => {}
-                Failure::Again(error, wanted) => patience.pause(error, wanted).await?,
+                Failure::Again(error, wanted) => retry.pause(error, wanted).await?,
                 other => return Err(fatal(other)),
             }
         }
