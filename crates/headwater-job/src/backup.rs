@@ -160,4 +160,9 @@ impl Copier for Rest {
     fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>> {
         Box::pin(async move { abort.guard(self.0.source().read_beside_guests(run.range)).await?.map(drop) })
     }
+
+    fn source_back(self: Rc<Self>) -> LocalFuture<'static, ()> {
+        // What guests read of the source says nothing of the layers that it is read through here.
+        Box::pin(std::future::pending())
+    }
 }

@@ -105,4 +105,8 @@ impl Copier for BootOrder {
     fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>> {
         self.rest.clone().probe(run, abort)
     }
+
+    fn source_back(self: Rc<Self>) -> LocalFuture<'static, ()> {
+        self.rest.clone().source_back()
+    }
 }

@@ -20,6 +20,7 @@ pub mod info;
 pub mod jobs;
 pub mod man;
 pub mod map;
+pub mod reach;
 pub mod serve;
 pub mod stream;
 

@@ -87,6 +87,7 @@ async fn serve(
     let engine = Engine::new(IoMode::Auto)?;
     let objects = Rc::<Objects>::default();
     objects.set_trust(trust(&line.allow_backing));
+    objects.set_patience(line.hold);
     let cache_size = line.cache_size.unwrap_or(CACHE_SIZE);
     let open = |path: &str| CacheDir::open(&engine, path.as_ref(), cache_size);
     let cache = line.cache_dir.as_deref().map(open).transpose()?;

@@ -34,9 +34,16 @@ pub struct Opener {
     cache: Cache,
     trust: Trust,
     table_cache: u64,
-    retry: Option<Duration>,
+    times: Option<Times>,
     /// Where what is read of remote sources is kept.
     kept: Option<Rc<KeptSources>>,
+}
+
+/// How long is waited for a remote image.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    retry: Duration,
+    timeout: Duration,
 }
 
 impl Opener {
@@ -59,12 +66,13 @@ impl Opener {
         for name in &args.allow_backing {
             trust.allow_source(name);
         }
-        Ok(Self { engine, cache, trust, table_cache: args.table_cache, retry: None, kept: None })
+        Ok(Self { engine, cache, trust, table_cache: args.table_cache, times: None, kept: None })
     }
 
-    /// The same, but requests to remote sources are tried again for so many seconds.
-    pub fn with_retry(self, seconds: u32) -> Self {
-        Self { retry: Some(Duration::from_secs(seconds.into())), ..self }
+    /// The same, but requests to remote images are made again when nothing comes for the time of `timeout`, and count as failed after that of
+    /// `retry`.
+    pub fn with_retry(self, retry: Duration, timeout: Duration) -> Self {
+        Self { times: Some(Times { retry, timeout }), ..self }
     }
 
     /// The same, but what is read of remote sources is kept in the directory, which takes at most so many bytes.
@@ -154,9 +162,9 @@ impl Opener {
         let mut options = ReachOptions::new(self.engine.clone()).read_only(how.read_only);
         options.file.cache = self.cache;
         options.file.force_share = how.force_share;
-        if let Some(retry) = self.retry {
-            options.nbd.retry = retry;
-            options.http.retry = retry;
+        if let Some(Times { retry, timeout }) = self.times {
+            (options.nbd.retry, options.nbd.request_timeout) = (retry, timeout);
+            (options.http.retry, options.http.request_timeout) = (retry, timeout);
         }
         if is_uri(name) {
             let node = open_protocol(name, &options).await?;

@@ -30,8 +30,21 @@ pub struct Status {
     pub guest_reads: u64,
     /// Guest writes, zero-writes and discards in all.
     pub guest_writes: u64,
+    /// Guest requests that are held right now, because the source can't be reached.
+    pub held: u32,
+    /// Guest requests that were held, in all.
+    pub held_in_all: u64,
+    /// The longest time that one was held; of those that are held now, nothing is in it yet.
+    pub longest_hold_seconds: f64,
+    /// How often held requests were tried again.
+    pub retries: u64,
+    /// How often the source could not be reached.
+    pub outages: u64,
     /// Seconds since the start of this run.
     pub elapsed_seconds: f64,
+    /// What copying waits for, paused by itself: "source". It goes on by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
     /// Why the stream waits, when it stopped for an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,
@@ -51,11 +64,16 @@ pub(crate) fn line(status: &Status) -> String {
         if let Some(eta) = status.eta_seconds {
             text += &format!("  {} left", clock(eta.round() as u64));
         }
+    } else if let Some(what) = &status.waits_for {
+        text += &format!("  waits for the {what}");
     } else {
         text += &format!("  {}", status.state);
     }
     if let Some(why) = &status.waiting_for {
         text += &format!(" ({why})");
+    }
+    if status.held > 0 {
+        text += &format!("  {} guest requests are held", status.held);
     }
     if status.guest_source_reads > 0 {
         text += &format!("  {} guest reads from the source", status.guest_source_reads);

@@ -78,8 +78,9 @@ impl Session {
     /// # Errors
     /// If source or disk can't be opened, don't belong together, or the addresses can't be had.
     pub async fn open(args: &StreamArgs, display: &Display) -> Outcome<Self> {
+        let retry = args.reach.retry(&[args.reach.hold, args.wait]);
         let opener = Opener::new(&args.open)?
-            .with_retry(args.retry)
+            .with_retry(retry, args.reach.timeout())
             .with_cache_dir(args.cache_dir.as_deref(), args.cache_size)?;
         let overlay = overlay::open(args, &opener, display).await?;
         let streamed = streamed::remember(args, &overlay, display).await?;
@@ -89,7 +90,7 @@ impl Session {
             Some(OnOff::On) => DetectZeroes::Unmap,
             Some(OnOff::Off) | None => DetectZeroes::Off,
         };
-        let options = DiskOptions { detect_zeroes, ..DiskOptions::default() };
+        let options = DiskOptions { detect_zeroes, patience: args.reach.hold, ..DiskOptions::default() };
         let disk = Disk::new(top, Rc::new(clock.clone()), options);
         let exports = Exports::start(&args.serve, &disk, true).await?;
         for address in exports.addresses() {
@@ -101,6 +102,7 @@ impl Session {
                 speed: streamed.speed,
                 on_error: on_error(args.on_error),
                 guest_latency: args.guest_latency,
+                patience: args.wait,
                 detect_zeroes: args.detect_zeroes != Some(OnOff::Off),
                 ..StreamOptions::default()
             };
@@ -284,6 +286,11 @@ impl Watch {
             guest_source_reads: stats.backing_reads.get(),
             guest_reads: stats.reads.get(),
             guest_writes: stats.writes.get() + stats.zeroes_and_discards.get(),
+            held: stats.held.get(),
+            held_in_all: stats.held_in_all.get(),
+            longest_hold_seconds: stats.longest_hold.get().as_secs_f64(),
+            retries: stats.retries.get(),
+            outages: self.disk.outage().outages(),
             elapsed_seconds: (self.clock.now() - self.begun).as_secs_f64(),
             ..Status::default()
         };
@@ -305,6 +312,7 @@ impl Watch {
         status.rate = progress.rate;
         status.rate_limit = job.speed();
         status.eta_seconds = progress.eta.map(|eta| eta.as_secs_f64());
+        status.waits_for = job.waits_for().map(|wait| wait.what.to_string());
         status.waiting_for = job.trouble().map(|err| err.to_string());
         status
     }

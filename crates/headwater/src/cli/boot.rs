@@ -1,10 +1,12 @@
 //! `headwater boot SOURCE [DISK] [-- QEMU ARGUMENTS]`.
 
+use super::reach::{ReachArgs, parse_patience};
 use super::stream::{OnErrorArg, StreamArgs};
 use super::{FormatArg, OpenArgs};
 use crate::failure::Outcome;
 use crate::size::parse_size;
 use clap::Args;
+use headwater_block::Patience;
 use headwater_job::GuestLatencyGoal;
 use headwater_storage::cache_dir::CACHE_SIZE;
 use std::ffi::OsString;
@@ -45,9 +47,13 @@ pub struct BootArgs {
     /// SOURCE's format; without it, SOURCE's first bytes tell.
     #[arg(long, value_enum)]
     pub source_format: Option<FormatArg>,
-    /// For how many seconds a request to a remote source that is out of reach is tried again.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    pub retry: u32,
+    /// For how long copying waits, paused, when SOURCE can't be reached, before it ends: a number of seconds, or `forever`. It goes on
+    /// by itself. 0 waits for nothing.
+    #[arg(long, value_name = "SECONDS|forever", default_value = "forever", value_parser = parse_patience)]
+    pub wait: Patience,
+    /// How SOURCE is reached.
+    #[command(flatten)]
+    pub reach: ReachArgs,
     /// How files are opened.
     #[command(flatten)]
     pub open: OpenArgs,
@@ -79,7 +85,8 @@ impl BootArgs {
             cache_dir: self.cache_dir.clone(),
             cache_size: CACHE_SIZE,
             source_format: self.source_format,
-            retry: self.retry,
+            wait: self.wait,
+            reach: self.reach.clone(),
             cluster_size: 64 << 10,
             open: self.open.clone(),
         }

@@ -1,5 +1,6 @@
 //! `headwater serve IMAGE`: an export without a stream.
 
+use super::reach::ReachArgs;
 use super::{FormatArg, OpenArgs};
 use crate::address::Address;
 use crate::exports::Exports;
@@ -31,6 +32,9 @@ pub struct ServeArgs {
     /// The image's format; without it, its first bytes tell.
     #[arg(long, value_enum)]
     pub format: Option<FormatArg>,
+    /// How a remote image is reached.
+    #[command(flatten)]
+    pub reach: ReachArgs,
     /// How files are opened.
     #[command(flatten)]
     pub open: OpenArgs,
@@ -44,11 +48,13 @@ pub fn run(args: ServeArgs) -> Outcome {
     runtime::run(async move {
         let mut interrupts = Interrupts::catch()?;
         let access = if args.read_only { Access::Read } else { Access::Write };
-        let opener = Opener::new(&args.open)?;
+        let retry = args.reach.retry(&[args.reach.hold]);
+        let opener = Opener::new(&args.open)?.with_retry(retry, args.reach.timeout());
         let top = opener.open(&args.image, args.format.map(Into::into), access).await?;
         let options = DiskOptions {
             copy_on_read: args.copy_on_read,
             read_only: args.read_only,
+            patience: args.reach.hold,
             ..DiskOptions::default()
         };
         let disk = Disk::new(top, Rc::new(TokioClock::new()), options);

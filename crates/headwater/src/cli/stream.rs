@@ -1,10 +1,12 @@
 //! `headwater stream SOURCE DISK`.
 
+use super::reach::{ReachArgs, parse_patience};
 use super::{FormatArg, OnOff, OpenArgs};
 use crate::address::Address;
 use crate::failure::Outcome;
 use crate::size::parse_size;
 use clap::{Args, ValueEnum};
+use headwater_block::Patience;
 use headwater_job::GuestLatencyGoal;
 use std::path::PathBuf;
 
@@ -64,9 +66,13 @@ pub struct StreamArgs {
     /// SOURCE's format; without it, SOURCE's first bytes tell.
     #[arg(long, value_enum)]
     pub source_format: Option<FormatArg>,
-    /// For how many seconds a request to a remote source that is out of reach is tried again.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    pub retry: u32,
+    /// For how long copying waits, paused, when SOURCE can't be reached, before --on-error counts: a number of seconds, or `forever`. It
+    /// goes on by itself. 0 waits for nothing.
+    #[arg(long, value_name = "SECONDS|forever", default_value = "forever", value_parser = parse_patience)]
+    pub wait: Patience,
+    /// How SOURCE is reached.
+    #[command(flatten)]
+    pub reach: ReachArgs,
     /// The cluster size of a disk that is made: a power of two from 512 to 2M.
     #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_cluster_size)]
     pub cluster_size: u64,

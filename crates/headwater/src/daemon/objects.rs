@@ -4,13 +4,13 @@
 use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Options, Read};
 use headwater_block::filter::throttle::{Directions, Limit, ThrottleGroup, ThrottleLimits};
-use headwater_block::{Clock, TokioClock};
+use headwater_block::{Clock, Patience, TokioClock};
 use headwater_image::open_gate::Trust;
 use headwater_qmp::option::check_identifier;
 use headwater_qmp::schema::{self, Source};
 use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
 use serde_json::{Value, json};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -41,6 +41,7 @@ struct Object {
 pub(super) struct Objects {
     objects: RefCell<Vec<Object>>,
     trust: RefCell<Trust>,
+    patience: Cell<Patience>,
 }
 
 impl Objects {
@@ -51,6 +52,15 @@ impl Objects {
 
     pub(super) fn set_trust(&self, trust: Trust) {
         self.trust.replace(trust);
+    }
+
+    /// For how long clients' requests and jobs wait for a source that can't be reached.
+    pub(super) fn patience(&self) -> Patience {
+        self.patience.get()
+    }
+
+    pub(super) fn set_patience(&self, patience: Patience) {
+        self.patience.set(patience);
     }
 
     /// Makes an object.

@@ -1,8 +1,10 @@
 //! The daemon's command line: `qemu-storage-daemon`'s options in their order, and a few of our own.
 
 use super::graph::open::Options;
+use crate::cli::reach::parse_patience;
 use crate::failure::{Failure, Outcome};
 use crate::size::parse_size;
+use headwater_block::Patience;
 use headwater_qmp::QmpError;
 use headwater_qmp::option::{self, OptionKind, Parsed};
 use headwater_qmp::opts::{self, ParsedChardev, Trace};
@@ -44,6 +46,7 @@ pub(super) struct Line {
     /// In bytes; none is the default.
     pub(super) share_memory: Option<u64>,
     pub(super) sandbox: Wish,
+    pub(super) hold: Patience,
 }
 
 /// One thing that is set up, with the text that asked for it.
@@ -72,7 +75,7 @@ impl Setting {
 }
 
 /// Options that take a value.
-const WITH_VALUE: [&str; 14] = [
+const WITH_VALUE: [&str; 15] = [
     "blockdev",
     "chardev",
     "export",
@@ -87,6 +90,7 @@ const WITH_VALUE: [&str; 14] = [
     "cache-dir",
     "cache-size",
     "sandbox",
+    "hold",
 ];
 
 /// What `--help` prints.
@@ -131,6 +135,8 @@ Serves disk images and works on them, controlled by QMP; takes the options and s
   --cache-dir DIR        keep in DIR, which is made, what is read of remote backing nodes whose contents have a mark (an ETag), for other disks, other
                          daemons and another day
   --cache-size SIZE      let DIR take at most so much (32G); what was unused the longest goes first
+  --hold SECONDS|forever when a source can't be reached, hold clients' requests for so long instead of failing them, and let jobs wait; both go on
+                         by themselves. Without this option nothing is held
   --sandbox on|off       what reads images and talks to clients can't open files that nobody named, nor run programs. Without this option: on
                          if the kernel has what it takes
 ";
@@ -260,6 +266,10 @@ fn take(line: &mut Line, name: &'static str, value: String) -> Outcome<Option<St
                 "off" => Wish::Off,
                 _ => return Err(wrong("--sandbox expects 'on' or 'off'")),
             };
+            return Ok(None);
+        }
+        "hold" => {
+            line.hold = parse_patience(&value).map_err(|err| wrong(&format!("--hold: {err}")))?;
             return Ok(None);
         }
         _ => {

@@ -16,6 +16,9 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// How long storage itself tries a request again where somebody above waits.
+const SHORT_RETRY: Duration = Duration::from_secs(2);
+
 /// Opens an export of an NBD server.
 ///
 /// # Errors
@@ -150,7 +153,7 @@ pub(super) fn descriptor(text: &str) -> Result<OwnedFd, Refusal> {
 ///
 /// # Errors
 /// If it can't be reached, or an option isn't supported.
-pub(super) async fn open_http(settings: &mut Settings) -> Result<Built, Refusal> {
+pub(super) async fn open_http(objects: &Objects, settings: &mut Settings) -> Result<Built, Refusal> {
     let options = settings.options.clone();
     for unsupported in
         ["username", "password-secret", "proxy-username", "proxy-password-secret", "cookie", "cookie-secret"]
@@ -168,6 +171,10 @@ pub(super) async fn open_http(settings: &mut Settings) -> Result<Built, Refusal>
     settings.read_only = true;
     let url = options.text("url").unwrap_or_default();
     let mut http = HttpOptions::default();
+    if objects.patience().lasts(Duration::ZERO) {
+        // Those above wait.
+        http.retry = SHORT_RETRY;
+    }
     if let Some(timeout) = options.number("timeout") {
         http.request_timeout = Duration::from_secs(timeout);
     }

@@ -245,7 +245,7 @@ fn an_nbd_source_that_goes_away_and_comes_back() {
     make_raw(&raw, 16 * MIB, 1);
     let kit = Background::nbdkit(&socket, &["file", &raw]);
     let source = format!("nbd+unix:///?socket={socket}");
-    let args = ["stream", &source, &disk, "--rate", "4M", "--retry", "1", "--json"];
+    let args = ["stream", &source, &disk, "--rate", "4M", "--retry", "1", "--wait", "0", "--json"];
     let mut running = Running::start(&args);
     running.wait_for_status("progress", |status| status["copied"].as_u64() > Some(MIB));
     drop(kit);
@@ -268,7 +268,7 @@ fn clients_keep_their_disk_when_the_source_goes_away() {
     let kit = Background::nbdkit(&socket, &["file", &raw]);
     let source = format!("nbd+unix:///?socket={socket}");
     let mut running = Running::start(&[
-        "stream", &source, &disk, "--serve", &uri, "--rate", "4M", "--retry", "0", "--json",
+        "stream", &source, &disk, "--serve", &uri, "--rate", "4M", "--retry", "0", "--wait", "0", "--json",
     ]);
     running.wait_for_status("progress", |status| status["copied"].as_u64() > Some(MIB));
     nbdsh(&uri, "h.pwrite(b'mine' * 1000, 12_000_000)\nh.flush()");
@@ -382,7 +382,7 @@ fn an_http_source_that_cuts_answers_short() {
     let content = noise(2, 8 << 20);
     std::fs::write(&raw, &content).unwrap();
     let server = HttpServer::start(content, Fault::CutsShort, Duration::ZERO);
-    let args = ["stream", &server.url, &disk, "--rate", "2M", "--retry", "1", "--json"];
+    let args = ["stream", &server.url, &disk, "--rate", "2M", "--retry", "1", "--wait", "0", "--json"];
     let mut running = Running::start(&args);
     running.wait_for_status("progress", |status| status["copied"].as_u64() > Some(MIB));
     server.turn();

@@ -138,7 +138,8 @@ impl Graph {
                 options.text("driver").ok_or_else(|| generic("Parameter 'driver' is missing"))?.to_owned();
             let mut settings = settings(options, above);
             let built = graph.build(&name, &driver, &mut settings, above.level).await?;
-            let disk_options = disk_options(&settings, &built, above)?;
+            let patience = graph.objects.patience();
+            let disk_options = DiskOptions { patience, ..disk_options(&settings, &built, above)? };
             let node = Rc::new(GraphNode {
                 name,
                 driver: built.top_driver(&driver),
@@ -186,7 +187,7 @@ impl Graph {
             "file" | "host_device" => self.open_file(driver, settings),
             "null-co" | "null-aio" => self.open_null(driver, name, settings),
             "nbd" => Ok(self.share(sources::open_nbd(&self.objects, settings).await?).await),
-            "http" | "https" => Ok(self.share(sources::open_http(settings).await?).await),
+            "http" | "https" => Ok(self.share(sources::open_http(&self.objects, settings).await?).await),
             _ if let Some(service) = object_sources::service(driver) => {
                 Ok(self.share(object_sources::open(&self.objects, service, settings).await?).await)
             }
@@ -461,7 +462,7 @@ fn disk_options(settings: &Settings, built: &Built, above: Inherited) -> Result<
             || (filter && built.links.iter().all(|link| link.to.disk.options().growable)),
         ignore_discards: !unmap && !filter,
         copy_on_read: false,
-        patience: Patience::default(),
+        patience: Patience::None,
     })
 }
 

@@ -94,6 +94,7 @@ pub(in crate::daemon) async fn plan(
         only_changes,
         speed: job.speed,
         on_error: on_errors(args),
+        patience: source.disk.options().patience,
         wait_for_finalize: !job.auto_finalize,
         wait_for_dismiss: !job.auto_dismiss,
         most: perf.most,

@@ -112,6 +112,7 @@ pub(in crate::daemon) async fn start(
         let options = MirrorOptions {
             speed: job.speed,
             on_error: job.on_error.into(),
+            patience: top.disk.options().patience,
             wait_for_finalize: !job.auto_finalize,
             wait_for_dismiss: !job.auto_dismiss,
             hold_guests: Some(hold_guests),
@@ -125,6 +126,7 @@ pub(in crate::daemon) async fn start(
         let options = CommitOptions {
             speed: job.speed,
             on_error: job.on_error,
+            patience: top.disk.options().patience,
             wait_for_finalize: !job.auto_finalize,
             wait_for_dismiss: !job.auto_dismiss,
             finish: Some({

@@ -74,6 +74,7 @@ pub(in crate::daemon) async fn start(
         granularity: args.number("granularity"),
         speed: job.speed,
         on_error: on_errors(args),
+        patience: source.disk.options().patience,
         wait_for_finalize: !job.auto_finalize,
         wait_for_dismiss: !job.auto_dismiss,
         hold_guests: Some(hold_guests),

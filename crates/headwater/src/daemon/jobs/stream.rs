@@ -111,6 +111,7 @@ pub(in crate::daemon) async fn start(
         base,
         speed: job.speed,
         on_error: job.on_error,
+        patience: over.disk.options().patience,
         detect_zeroes: true,
         wait_for_finalize: !job.auto_finalize,
         wait_for_dismiss: !job.auto_dismiss,
