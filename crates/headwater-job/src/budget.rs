@@ -5,11 +5,13 @@
 //!
 //! - **What it costs** is told by comparison with *quiet* requests, beside which no copy ran. A *lull*, in which no copy starts until a few
 //!   requests were quiet, sees to it that there are some. Lulls take 3 % of the time, however long each has to be.
-//! - **The steps.** Each request moves the budget by a little: up if it was within its limits, down if not, and by so much that both balance
-//!   where as many requests are over a limit as may be: half of them for the median's, one in a hundred for that of the 99th percentile. No
-//!   quantile of requests beside copies is ever computed, and a busy guest steers faster than one that asks for little.
-//! - **Fractions.** A budget of less than one smallest copy is a copy and then a rest, as long as makes it so much on the average. It ends at a
-//!   sixteenth: whatever the guests do, copies go on.
+//! - **Two knobs.** Copies go in *bursts*, with rests in between. The *depth* is how much a burst has in flight: it decides how long a request may
+//!   wait that meets one, and follows the requests that are far over what quiet ones take. The *duty* is the part of the time that bursts take: it
+//!   decides how many requests meet one, and follows the median. Where a burst costs nearly nothing, duty becomes 1 and there are no rests.
+//! - **Steps.** Each request moves both by a little: up if it was within the limit, down if not, and by so much that it balances where as many
+//!   requests are over the limit as may be. No quantile of requests beside copies is ever computed, and a busy guest steers faster than one that
+//!   asks for little.
+//! - **Bounds.** A burst is one smallest copy at least, and bursts take a sixteenth of the time at least: whatever the guests do, copies go on.
 //! - **Silence.** The longer no guest asks for anything, the more copies may take, up to all. The first request that comes then ends that.
 
 use headwater_block::guest_latency::{Histogram, Kind, Seen};
@@ -18,23 +20,22 @@ use std::time::Duration;
 /// The smallest copy beside a guest, in bytes. Smaller ones cost a disk more than they give a guest.
 const LEAST_COPY: u64 = 64 << 10;
 
-/// What copies have beside a guest at first, in bytes.
-const START: u64 = 256 << 10;
+/// The depth and the duty at first.
+const START: (f64, f64) = (262_144.0, 0.5);
 
-/// The least part of a copy that is in flight on the average.
-const LEAST_PART: f64 = 1.0 / 16.0;
+/// The least part of the time that bursts take, and the part from which on there are no rests.
+const DUTY: (f64, f64) = (1.0 / 16.0, 0.95);
 
-/// By how much (of itself) a request that was within its limits lets the budget grow. A guest with 5000 requests a second doubles it in 35 ms.
+/// By how much (of itself) a request that was within its limit lets a knob grow. A guest with 5000 requests a second doubles it in 35 ms.
 const STEP: f64 = 1.0 / 256.0;
 
-/// A request that is over its limit for the 99th percentile weighs so many steps. In the balance with both limits, 1 in 100 is over it while
-/// 30 in 100 are over the median's.
-const TAIL_WEIGHS: f64 = 40.0;
+/// The part of requests that copies may bring over the depth's limit.
+const TAIL: f64 = 0.01;
 
-/// The same where there is no other limit: then 1 in 100 is over it.
-const TAIL_WEIGHS_ALONE: f64 = 99.0;
+/// What is assumed of quiet requests before any was seen: so many, of which one is over that limit.
+const ASSUMED: f64 = 50.0;
 
-/// The budget's logarithm changes by no more than this at once, whatever was seen.
+/// A knob's logarithm changes by no more than this at once, whatever was seen.
 const MOST_AT_ONCE: f64 = 1.4;
 
 /// After so long without a request, what copies may have doubles, and again each time this passes.
@@ -58,7 +59,7 @@ const REMEMBERED: u32 = 1000;
 /// What guests are promised while copies run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum GuestLatencyGoal {
-    /// Requests take 1.5 times what they would without copies, in the median, and twice in the 99th percentile.
+    /// Requests take 1.5 times what they would without copies, in the median, and no more than one in a hundred is brought over four times that.
     #[default]
     Relative,
     /// The 99th percentile is at most this longer than it would be without copies.
@@ -90,12 +91,22 @@ struct Lull {
     quiet: u32,
 }
 
+/// A time with copies, up to the depth.
+#[derive(Debug, Clone, Copy)]
+struct Burst {
+    since: Duration,
+    bytes: u64,
+}
+
 /// The policy; see the module.
 #[derive(Debug)]
 pub struct Budget {
     goal: GuestLatencyGoal,
-    /// Bytes in flight beside a guest.
-    beside: f64,
+    /// Bytes in flight in a burst.
+    depth: f64,
+    /// The part of the time that bursts take.
+    duty: f64,
+    burst: Option<Burst>,
     /// What quiet requests took, by [`Kind`].
     quiet: [Histogram; 3],
     /// What others took, where no quiet ones are to be had.
@@ -113,7 +124,9 @@ impl Budget {
     pub fn new(goal: GuestLatencyGoal) -> Self {
         Self {
             goal,
-            beside: START as f64,
+            depth: START.0,
+            duty: START.1,
+            burst: None,
             quiet: Default::default(),
             busy: Default::default(),
             guest_at: None,
@@ -128,42 +141,49 @@ impl Budget {
         self.goal = goal;
     }
 
-    /// How many bytes copies may have in flight beside a guest, on the average.
-    pub fn beside(&self) -> f64 {
-        self.beside
+    /// How many bytes copies may have in flight beside a guest, and for what part of the time.
+    pub fn knobs(&self) -> (u64, f64) {
+        (self.depth as u64, self.duty)
     }
 
     /// Guests' requests were seen, up to `now`, with so many copies in flight now.
     pub fn observe(&mut self, seen: &Seen, copies: usize, now: Duration) {
         if seen.came + seen.went > 0 {
             self.guest_at = Some(now);
-            let step: f64 = Kind::ALL.iter().map(|kind| self.step(*kind as usize, seen)).sum();
-            self.beside *= step.clamp(-MOST_AT_ONCE, MOST_AT_ONCE / 2.0).exp();
+            let mut steps = [0.0; 2];
+            for kind in Kind::ALL {
+                let more = self.steps(kind as usize, seen);
+                steps = [steps[0] + more[0], steps[1] + more[1]];
+            }
+            let [depth, duty] = steps.map(|step| step.clamp(-MOST_AT_ONCE, MOST_AT_ONCE / 2.0).exp());
+            self.depth = (self.depth * depth).max(LEAST_COPY as f64);
+            self.duty = (self.duty * duty).clamp(DUTY.0, 1.0);
         }
+        self.burst_ends(copies, now);
         self.lull(seen.quiet.iter().map(Histogram::len).sum(), copies, now);
     }
 
-    /// The change of the budget's logarithm by requests of one kind.
-    fn step(&mut self, kind: usize, seen: &Seen) -> f64 {
+    /// The change of the logarithms of depth and duty by requests of one kind.
+    fn steps(&mut self, kind: usize, seen: &Seen) -> [f64; 2] {
         let quiet = &mut self.quiet[kind];
         quiet.add_all(&seen.quiet[kind]);
         if quiet.len() > REMEMBERED {
             quiet.fade();
         }
-        let busy = &seen.busy[kind];
-        if busy.is_empty() {
-            return 0.0;
+        let Some((median, tail)) = self.limits(kind, &seen.busy[kind]) else { return [0.0; 2] };
+        let over = |limit| f64::from(seen.busy[kind].over(limit));
+        // Where copies rest, many requests meet none, and those count as well; but not those of a lull, which meet none in any case.
+        let mut count = f64::from(seen.busy[kind].len());
+        let (mut over_median, mut over_tail) = (median.map_or(0.0, over), over(tail));
+        if self.lull.is_none() {
+            count += f64::from(seen.quiet[kind].len());
+            over_median += median.map_or(0.0, |median| f64::from(seen.quiet[kind].over(median)));
+            over_tail += f64::from(seen.quiet[kind].over(tail));
         }
-        let limits = self.limits(kind, busy);
-        let count = f64::from(busy.len());
-        match limits {
-            None => 0.0,
-            Some((None, tail)) => (count - (1.0 + TAIL_WEIGHS_ALONE) * f64::from(busy.over(tail))) * STEP,
-            Some((Some(median), tail)) => {
-                let over = f64::from(busy.over(median));
-                (count - 2.0 * over - TAIL_WEIGHS * f64::from(busy.over(tail))) * STEP
-            }
-        }
+        // Some are over it without us.
+        let quiet = &self.quiet[kind];
+        let may_be = TAIL + (f64::from(quiet.over(tail)) + 1.0) / (f64::from(quiet.len()) + ASSUMED);
+        [count - over_tail / may_be, count - 2.0 * over_median].map(|steps| steps * STEP)
     }
 
     /// What half of the requests of a kind may exceed, if that counts, and what one in a hundred may. None if nothing is known to compare
@@ -177,20 +197,17 @@ impl Budget {
             // Requests that take longer than a lull: the quickest are as near to quiet as can be seen.
             let busy_so_far = &mut self.busy[kind];
             busy_so_far.add_all(busy);
-            if busy_so_far.len() < 2 * ENOUGH.0 {
-                return None;
-            }
             if busy_so_far.len() > REMEMBERED {
                 busy_so_far.fade();
             }
-            (busy_so_far.quantile(0.1)?, None)
+            let enough = busy_so_far.len() >= 2 * ENOUGH.0;
+            (busy_so_far.quantile(0.1).filter(|_| enough)?, None)
         };
-        // Until a 99th percentile is known. And a device that is steadier than this needn't be held to that: one small copy ahead would be too much.
-        let tail = tail.unwrap_or_default().max(median * 2);
         Some(match self.goal {
-            // A bucket less than half as much again, because limits count with the whole of their bucket.
-            GuestLatencyGoal::Relative => (Some(median * 11 / 8), tail * 2),
-            GuestLatencyGoal::Added(most) => (None, tail.saturating_add(most)),
+            // Two buckets less than half as much again: both the median and the limit count with the whole of theirs. A burst may cost three times what a request
+            // takes: then requests take less than twice as long on the average, and most devices have one in a hundred that takes that long anyway.
+            GuestLatencyGoal::Relative => (Some(median * 5 / 4), median * 4),
+            GuestLatencyGoal::Added(most) => (None, tail.unwrap_or(median * 2).saturating_add(most)),
         })
     }
 
@@ -214,40 +231,55 @@ impl Budget {
         }
     }
 
-    /// A copy that took so long ended at `now`. `copies` are still in flight.
-    pub fn copied(&mut self, took: Duration, now: Duration) {
-        let part = self.part();
-        if part < 1.0 {
-            self.rest = now + took.min(LULL_MOST.0).mul_f64(1.0 / part - 1.0);
-        }
+    /// A copy of `bytes` begins.
+    pub fn begun(&mut self, bytes: u64, now: Duration) {
+        let burst = self.burst.get_or_insert(Burst { since: now, bytes: 0 });
+        burst.bytes += bytes;
     }
 
-    /// The part of the smallest copy that the budget is, at most 1.
-    fn part(&self) -> f64 {
-        (self.beside / LEAST_COPY as f64).min(1.0)
+    /// Ends a burst when it had its bytes, and nothing is in flight any more.
+    fn burst_ends(&mut self, copies: usize, now: Duration) {
+        if let Some(Burst { since, bytes }) = self.burst
+            && copies == 0
+        {
+            self.burst = None;
+            // One that had less had nothing more to copy.
+            if bytes as f64 > self.depth / 2.0 && self.duty < DUTY.1 {
+                let took = now.saturating_sub(since).min(LULL_MOST.0);
+                self.rest = now + took.mul_f64(1.0 / self.duty - 1.0);
+            }
+        }
     }
 
     /// What copies may do at `now`, where the window would have `target` bytes in flight in copies of `copy` bytes.
     pub fn allowance(&mut self, target: u64, copy: u64, now: Duration) -> Allowance {
-        let (least, most) = (LEAST_COPY as f64 * LEAST_PART, target.max(LEAST_COPY) as f64);
-        self.beside = self.beside.clamp(least, most);
+        self.depth = self.depth.min(target.max(LEAST_COPY) as f64);
         let Some(guest_at) = self.guest_at else { return Allowance::All };
         if let Some(lull) = &self.lull {
             return Allowance::Rest(lull.ends());
         }
         let silence = now.saturating_sub(guest_at).as_secs_f64() / SILENCE.as_secs_f64();
-        let eased = if silence < 1.0 { self.beside } else { self.beside * silence.min(64.0).exp2() };
-        if eased >= target as f64 {
+        let mut depth = self.depth;
+        if silence >= 1.0 {
+            depth *= silence.min(64.0).exp2();
+        } else if self.duty < DUTY.1 {
+            if now < self.rest {
+                return Allowance::Rest(self.rest);
+            }
+        }
+        if depth >= target as f64 && self.duty >= DUTY.1 {
             return Allowance::All;
         }
-        if eased < LEAST_COPY as f64 && now < self.rest {
-            return Allowance::Rest(self.rest);
-        }
-        // Two at least, where that is possible: one reads while the other writes.
-        let half = (eased / 2.0) as u64;
-        let size = if half.is_power_of_two() { half } else { half.next_power_of_two() / 2 };
+        // One large copy before several: it moves more than two of half its size, and a guest's read waits less for it.
+        let size = depth as u64;
+        let size = if size.is_power_of_two() { size } else { size.next_power_of_two() / 2 };
         let copy = size.max(LEAST_COPY).min(copy);
-        Allowance::Some { target: (eased as u64).max(copy), copy }
+        let rests = silence < 1.0 && self.duty < DUTY.1;
+        if rests && self.burst.is_some_and(|burst| (burst.bytes + copy) as f64 > depth) {
+            // It had all its bytes, and ends with its last copy.
+            return Allowance::Rest(now + SILENCE);
+        }
+        Allowance::Some { target: (depth as u64).min(target).max(copy), copy }
     }
 }
 

@@ -392,7 +392,7 @@ impl Run<'_> {
         let copier = self.engine.copier.clone();
         let began = copier.clock().now();
         let copy = copier.copy(what.clone(), self.abort.clone());
-        let copying = self.engine.guests.copying();
+        let copying = self.engine.guests.copying(weight, began);
         self.copies.push(Box::pin(async move {
             let result = copy.await;
             drop(copying);
@@ -442,7 +442,6 @@ impl Run<'_> {
                 if !what.zero {
                     progress.done += bytes;
                     let now = self.engine.copier.clock().now();
-                    self.engine.guests.copied(now.saturating_sub(began), now);
                     self.engine.window.completed(bytes, now.saturating_sub(began), now);
                 }
                 None

@@ -43,14 +43,10 @@ impl GuestsFirst {
         allowance
     }
 
-    /// A copy begins, and is in flight until the answer is dropped.
-    pub(crate) fn copying(&self) -> Option<Copying> {
+    /// A copy of `bytes` begins, and is in flight until the answer is dropped.
+    pub(crate) fn copying(&mut self, bytes: u64, now: Duration) -> Option<Copying> {
+        self.budget.begun(bytes, now);
         self.watching.as_ref().map(|watching| watching.meter().copying())
-    }
-
-    /// A copy that took so long is over.
-    pub(crate) fn copied(&mut self, took: Duration, now: Duration) {
-        self.budget.copied(took, now);
     }
 
     /// Ready when a rest is over, or when a guest's request ended meanwhile: then it is time to ask again.
