@@ -262,24 +262,23 @@ impl Budget {
         let mut depth = self.depth;
         if silence >= 1.0 {
             depth *= silence.min(64.0).exp2();
-        } else if self.duty < DUTY.1 {
-            if now < self.rest {
-                return Allowance::Rest(self.rest);
-            }
+        } else if self.duty < DUTY.1 && now < self.rest {
+            return Allowance::Rest(self.rest);
         }
-        if depth >= target as f64 && self.duty >= DUTY.1 {
+        let rests = silence < 1.0 && self.duty < DUTY.1;
+        if depth >= target as f64 && !rests {
             return Allowance::All;
         }
         // One large copy before several: it moves more than two of half its size, and a guest's read waits less for it.
+        let depth = depth.min(target.max(LEAST_COPY) as f64);
         let size = depth as u64;
         let size = if size.is_power_of_two() { size } else { size.next_power_of_two() / 2 };
         let copy = size.max(LEAST_COPY).min(copy);
-        let rests = silence < 1.0 && self.duty < DUTY.1;
         if rests && self.burst.is_some_and(|burst| (burst.bytes + copy) as f64 > depth) {
             // It had all its bytes, and ends with its last copy.
             return Allowance::Rest(now + SILENCE);
         }
-        Allowance::Some { target: (depth as u64).min(target).max(copy), copy }
+        Allowance::Some { target: (depth as u64).max(copy), copy }
     }
 }
 
