@@ -102,6 +102,10 @@ impl Copier for BootOrder {
         Box::pin(async move { self.disk.copy_up(run.range, &options).await })
     }
 
+    fn keep_reads(&self, keep: bool) {
+        self.rest.keep_reads(keep);
+    }
+
     fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>> {
         self.rest.clone().probe(run, abort)
     }

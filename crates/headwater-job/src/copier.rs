@@ -44,6 +44,9 @@ pub(crate) trait Copier {
     /// Completes when somebody else's read of the source has succeeded since one failed. May be dropped.
     fn source_back(self: Rc<Self>) -> LocalFuture<'static, ()>;
 
+    /// Whether what guests fetch is kept while the job works. A job that waits for room doesn't want it.
+    fn keep_reads(&self, _keep: bool) {}
+
     /// Reads what a copy of a run would, and changes nothing: tells whether the source can be reached. Gives up when `abort` is thrown. Is
     /// polled to its end.
     fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>>;

@@ -10,6 +10,7 @@
 //! - **Held guests**: a job that holds all guests back to copy the rest gives the engine what holds them. Then no speed limit counts; and a pause
 //!   lets them go first.
 //! - **A source that can't be reached** makes the job pause itself until it can ([`crate::outage`]), if it has the patience.
+//! - **A disk that fills up** makes it do the same before it is full ([`crate::space`]).
 //! - **Other failures** are kept apart and tried once more when everything else is done, if the policy says to go on.
 //!
 //! The engine's future must be polled to its end, like everything that changes a disk.
@@ -20,6 +21,7 @@ use crate::copier::Copier;
 use crate::guests_first::GuestsFirst;
 use crate::progress::{Progress, RateMeter, eta};
 use crate::scan::{Scanned, Scanner};
+use crate::space::{Room, Space, needed};
 use crate::window::{Bounds, Window};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -35,6 +37,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 mod failures;
+mod shortage;
 
 use failures::Failures;
 pub(crate) use failures::{At, Trouble};
@@ -88,6 +91,8 @@ pub(crate) struct Engine {
     control: Rc<Control>,
     /// For how long a source that can't be reached is waited for.
     patience: Patience,
+    /// Whether there is room for copies.
+    room: Option<Room>,
     unit: u64,
     window: Window,
     guests: GuestsFirst,
@@ -106,6 +111,7 @@ impl Engine {
             copier,
             control: control.clone(),
             patience: Patience::None,
+            room: None,
             window: Window::new(bounds),
             meter: RateMeter::default(),
             progress: Progress::default(),
@@ -116,6 +122,11 @@ impl Engine {
     /// The same, but a source that can't be reached is waited for.
     pub(crate) fn with_patience(self, patience: Patience) -> Self {
         Self { patience, ..self }
+    }
+
+    /// The same, but copies leave some space free.
+    pub(crate) fn with_space(self, space: Option<Space>) -> Self {
+        Self { room: space.map(Room::new), ..self }
     }
 
     /// Copies what `copier` says in the passes from now on.
@@ -158,6 +169,7 @@ impl Engine {
             abort: Abort::new(),
             failures: Failures::default(),
             trouble: None,
+            shortage: None,
             tried_again: false,
             leave: None,
             granted: None,
@@ -189,6 +201,8 @@ struct Run<'a> {
     failures: Failures,
     /// What failed because the source can't be reached.
     trouble: Option<Trouble>,
+    /// There is no room for the next copy.
+    shortage: Option<Error>,
     tried_again: bool,
     /// Waits for the rate limiter's leave to copy so many bytes, at the rate that it was asked at.
     leave: Option<(u64, u64, LocalFuture<'static, ()>)>,
@@ -232,6 +246,10 @@ impl Run<'_> {
             }
             self.fill();
             self.show();
+            if self.copies.is_empty() && self.shortage.is_some() {
+                self.wait_for_room().await;
+                continue;
+            }
             if self.copies.is_empty() && self.found.is_empty() && self.scanner.is_over() {
                 if self.tried_again || self.failures.first.is_none() {
                     return Ok(Pass { found_any: self.found_any, failed: self.failures.first });
@@ -313,6 +331,10 @@ impl Run<'_> {
                 if target < self.engine.window.target() {
                     self.engine.window.held_back();
                 }
+                return;
+            }
+            if !what.zero && self.lacks_room(len(&what.range)) {
+                self.engine.window.held_back();
                 return;
             }
             if !what.zero && !self.has_leave(len(&what.range)) {
@@ -486,6 +508,8 @@ impl Run<'_> {
         progress.total = progress.done + self.found_data + self.in_flight_data + waits + failed + guess;
         progress.total_is_exact = rest == 0 && self.failures.looks.is_empty();
         progress.failed = self.failures.bytes();
+        progress.needs = needed(progress.total.saturating_sub(progress.done), engine.unit);
+        progress.free = engine.room.as_ref().and_then(Room::free);
         progress.rate = engine.meter.observe(engine.copier.clock().now(), progress.done);
         progress.eta = eta(progress.total, progress.done, progress.rate);
         engine.control.set_progress(*progress);

@@ -10,6 +10,7 @@
 //! - [`boot_trace`]: what guests read first. `boot_order`: a stream's first pass, in that order.
 //! - `lifecycle`: how all jobs begin and end. `on_error`: what they do about errors. `path`: what the layers on the way say about it.
 //! - `waiting`: a job that pauses itself, and goes on by itself; `outage`: when the source can't be reached.
+//! - [`space`]: room for what is copied.
 //! - `task`: a job that is any work, done as a whole.
 //! - [`state`]: the states of a job and what is legal in each; `control`: what a job shares with those who command it through a
 //!   [`JobHandle`]; `progress`: how far it is.
@@ -33,6 +34,7 @@ mod outage;
 mod path;
 mod progress;
 mod scan;
+pub mod space;
 pub mod state;
 pub mod stream;
 mod task;
@@ -51,6 +53,7 @@ pub use lifecycle::Finish;
 pub use mirror::{HoldGuests, MirrorOptions, SyncMode, commit_active, mirror};
 pub use on_error::{OnError, OnErrors};
 pub use progress::Progress;
+pub use space::Space;
 pub use state::{Illegal, Status, Verb};
 pub use stream::{Base, Link, StreamOptions, stream};
 pub use task::task;

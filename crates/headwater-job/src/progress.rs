@@ -20,6 +20,10 @@ pub struct Progress {
     pub skipped: u64,
     /// Parts that failed and will be tried again.
     pub failed: u64,
+    /// How many bytes of storage the rest takes, an estimate as long as `total` is.
+    pub needs: u64,
+    /// How many bytes are free for them and for guests, as last asked; none if that isn't known.
+    pub free: Option<u64>,
     /// Bytes per second of `done`, over the last seconds.
     pub rate: u64,
     /// How long it takes until the end at that rate; none if that can't be said.

@@ -27,13 +27,16 @@ use crate::handle::JobHandle;
 use crate::lifecycle::{self, Finish};
 use crate::on_error::OnError;
 use crate::path::Path;
+use crate::space::Space;
 use crate::window::Bounds;
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Copied, CopyUpOptions, Failed, Supply};
+use headwater_block::disk::CopyOnRead;
 use headwater_block::node::BackingLink;
 use headwater_block::{
     Abort, Clock, Disk, Error, ErrorKind, GuestLatency, LocalFuture, Node, Patience, Result,
 };
+use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -77,6 +80,8 @@ pub struct StreamOptions {
     pub wait_for_finalize: bool,
     /// Stays after its end until it is dismissed.
     pub wait_for_dismiss: bool,
+    /// Where it writes to, and how much it leaves free; none: it doesn't look.
+    pub space: Option<Space>,
     /// What is copied first, and in which order.
     pub boot_trace: Option<BootTrace>,
     /// How much may be in flight, instead of what fits the source.
@@ -99,14 +104,19 @@ pub fn stream(disk: Rc<Disk>, options: StreamOptions) -> (JobHandle, impl Future
 
 async fn work(disk: Rc<Disk>, options: StreamOptions, control: &Rc<Control>) -> Result<(), Stopped> {
     let base = options.base.as_ref().map(|base| base.node.clone());
-    // What guests fetch need not be fetched again. What the job switched on ends with it.
-    let _copy_on_read = disk.enable_copy_on_read(base.clone());
     let bounds = check(&disk, base.as_ref()).map_err(Stopped::Failed)?;
     let detect_zeroes = options.detect_zeroes;
-    let from_below: Rc<dyn Copier> =
-        Rc::new(FromBelow { disk: disk.clone(), base: base.clone(), detect_zeroes });
+    let from_below: Rc<dyn Copier> = Rc::new(FromBelow {
+        disk: disk.clone(),
+        base: base.clone(),
+        detect_zeroes,
+        keeps: RefCell::default(),
+    });
+    // What guests fetch need not be fetched again. What the job switched on ends with it.
+    from_below.keep_reads(true);
     let mut engine = Engine::new(from_below.clone(), control, options.bounds.unwrap_or(bounds))
-        .with_patience(options.patience);
+        .with_patience(options.patience)
+        .with_space(options.space);
     if let Some(trace) = &options.boot_trace {
         let order = BootOrder::new(trace, from_below.clone(), disk.clone(), base.clone(), detect_zeroes);
         engine.change_copier(Rc::new(order));
@@ -145,6 +155,8 @@ struct FromBelow {
     disk: Rc<Disk>,
     base: Option<Rc<dyn Node>>,
     detect_zeroes: bool,
+    /// Keeps what guests fetch.
+    keeps: RefCell<Option<CopyOnRead>>,
 }
 
 impl Copier for FromBelow {
@@ -194,6 +206,10 @@ impl Copier for FromBelow {
 
     fn source_back(self: Rc<Self>) -> LocalFuture<'static, ()> {
         Box::pin(async move { self.disk.outage().over().await })
+    }
+
+    fn keep_reads(&self, keep: bool) {
+        self.keeps.replace(keep.then(|| self.disk.enable_copy_on_read(self.base.clone())));
     }
 
     fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>> {

@@ -20,12 +20,15 @@ use std::time::Duration;
 pub enum Waiting {
     /// The source: it can't be reached.
     Source,
+    /// Room: copies would leave less free than they should.
+    Space,
 }
 
 impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Waiting::Source => "source",
+            Waiting::Space => "space",
         })
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Shape, World, base, busy, commander, helper, small_options};
+use common::{Shape, World, base, busy, commander, helper, random_trace, small_options};
 use headwater_block::{ErrorKind, Node};
 use headwater_job::{Event, OnError, Outcome, Status, StreamOptions, stream};
 use headwater_sim::{Defect, Fault, Op, Sim, for_seeds};
@@ -55,6 +55,7 @@ fn one_run(seed: u64, plan: &Plan, tally: &mut Tally) {
         on_error: *rng.pick(&[OnError::Report, OnError::Ignore, OnError::Stop, OnError::Enospc]),
         detect_zeroes: rng.one_in(2),
         wait_for_finalize: plan.commands && rng.one_in(4),
+        boot_trace: rng.one_in(2).then(|| random_trace(&sim, world.disk.size())),
         ..small_options()
     };
     if plan.defect == Defect::MapsFirst {

@@ -1,6 +1,7 @@
 //! headwater's storage: the lowest nodes of a disk, where its bytes are. Knows no image format.
 //!
 //! - [`mod@file`]: files and block devices, through io_uring or threads.
+//! - [`file_system`]: how much room there is where a file lies.
 //! - [`nbd`]: exports of NBD servers.
 //! - [`http`]: files behind HTTP servers that answer Range requests.
 //! - [`cache_dir`]: a directory for what was read of remote sources.
@@ -10,6 +11,7 @@
 
 pub mod cache_dir;
 pub mod file;
+pub mod file_system;
 pub mod http;
 pub mod nbd;
 pub mod object;

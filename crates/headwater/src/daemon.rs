@@ -93,6 +93,7 @@ async fn serve(
     let cache = line.cache_dir.as_deref().map(open).transpose()?;
     let shared = SharePool::new(line.share_memory.unwrap_or(SHARE_MEMORY));
     let graph = Graph::new(engine, objects, Sources { shared, cache });
+    graph.low_water.set(line.low_water);
     let commands = Commands::new(graph, events, durable);
     let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
         .map(signal)

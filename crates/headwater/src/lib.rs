@@ -13,6 +13,7 @@
 
 pub mod address;
 pub mod boot;
+pub mod boot_trace;
 pub mod cli;
 pub mod control;
 pub mod daemon;
@@ -28,6 +29,7 @@ pub mod output;
 pub mod overlay;
 pub mod picture;
 pub mod progress;
+pub mod room;
 pub mod runtime;
 pub mod session;
 pub mod shell;

@@ -16,6 +16,12 @@ pub struct Status {
     pub total_is_exact: bool,
     /// Bytes that are still to be copied, of `total`.
     pub remaining: u64,
+    /// Bytes of storage that the rest takes, in the disk's file system; an estimate as long as `total` is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub space_needed: Option<u64>,
+    /// Bytes that are free there, as last asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub space_free: Option<u64>,
     /// Bytes that became zeroes, which take no space.
     pub zeroes: u64,
     /// Bytes copied a second, of late.

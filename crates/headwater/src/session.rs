@@ -1,5 +1,6 @@
 //! A disk that is being streamed into: the overlay with its chain, the addresses where it is served, and the job.
 
+use crate::boot_trace::{self, Recording};
 use crate::cli::OnOff;
 use crate::cli::stream::{OnErrorArg, StreamArgs};
 use crate::display::Display;
@@ -11,6 +12,7 @@ use crate::kept_sources::KeptSources;
 use crate::opener::Opener;
 use crate::overlay::{self, Overlay};
 use crate::progress::Status;
+use crate::room::{self, Forecast};
 use crate::runtime::Interrupts;
 use crate::shell;
 use headwater_block::{Clock, DetectZeroes, Disk, DiskOptions, Error, TokioClock};
@@ -62,6 +64,8 @@ pub struct Session {
     /// What another run will know of it.
     kept: Option<Rc<Kept>>,
     kept_sources: Option<Rc<KeptSources>>,
+    recording: Option<Recording>,
+    forecast: Forecast,
     clock: TokioClock,
     begun: Duration,
     /// What to do when the job has paused by itself.
@@ -79,6 +83,7 @@ impl Session {
     /// If source or disk can't be opened, don't belong together, or the addresses can't be had.
     pub async fn open(args: &StreamArgs, display: &Display) -> Outcome<Self> {
         let retry = args.reach.retry(&[args.reach.hold, args.wait]);
+        let boot_trace = args.boot_trace.as_deref().map(boot_trace::load).transpose()?;
         let opener = Opener::new(&args.open)?
             .with_retry(retry, args.reach.timeout())
             .with_cache_dir(args.cache_dir.as_deref(), args.cache_size)?;
@@ -92,14 +97,20 @@ impl Session {
         };
         let options = DiskOptions { detect_zeroes, patience: args.reach.hold, ..DiskOptions::default() };
         let disk = Disk::new(top, Rc::new(clock.clone()), options);
+        let record = args.record_boot_trace.as_deref();
+        let recording = record.map(|path| Recording::start(path, &disk)).transpose()?;
         let exports = Exports::start(&args.serve, &disk, true).await?;
         for address in exports.addresses() {
             display.say(&format!("serving {} at {address}", disk.name()));
         }
+        let space = room::space_for(&args.disk, args.low_water, !args.serve.is_empty())?;
+        let forecast = Forecast::new(space.clone());
         let job = (!complete).then(|| {
             let options = StreamOptions {
                 base,
                 speed: streamed.speed,
+                boot_trace,
+                space,
                 on_error: on_error(args.on_error),
                 guest_latency: args.guest_latency,
                 patience: args.wait,
@@ -133,6 +144,8 @@ impl Session {
             job,
             kept: streamed.kept,
             kept_sources: opener.kept_sources(),
+            recording,
+            forecast,
             clock,
             begun,
             go_on,
@@ -186,6 +199,8 @@ impl Session {
                 }
                 outcome = &mut work => break outcome,
                 _ = ticker.tick() => {
+                    let elapsed = self.clock.now().saturating_sub(self.begun);
+                    self.forecast.tell(&job.handle.progress(), elapsed, display);
                     tell_errors(&job.handle, display, &self.go_on, &mut told);
                     display.show(watch.status());
                 }
@@ -220,7 +235,12 @@ impl Session {
         if let Some(kept) = &self.kept_sources {
             kept.settle().await;
         }
-        Ok(closed?)
+        let recorded = match self.recording {
+            Some(recording) => recording.finish().await,
+            None => Ok(()),
+        };
+        closed?;
+        recorded
     }
 }
 
@@ -308,6 +328,8 @@ impl Watch {
         status.total = progress.total;
         status.total_is_exact = progress.total_is_exact;
         status.remaining = progress.total.saturating_sub(progress.done);
+        status.space_needed = Some(progress.needs);
+        status.space_free = progress.free;
         status.zeroes = progress.zeroes;
         status.rate = progress.rate;
         status.rate_limit = job.speed();

@@ -143,6 +143,10 @@ fn a_guests_requests_stay_near_what_they_take_alone() {
         world.run(SECOND, None);
         world.run(SECOND * 3, THINK);
         let [median, tail] = [0.5, 0.99].map(|part| world.quantile(part, SECOND * 2));
-        println!("{micros} {bandwidth}: {median:?} {tail:?} beside {:?} copied {}", world.budget.knobs(), world.copied as f64 / MIB);
+        println!(
+            "{micros} {bandwidth}: {median:?} {tail:?} beside {:?} copied {}",
+            world.budget.knobs(),
+            world.copied as f64 / MIB
+        );
     }
 }

@@ -9,8 +9,8 @@ use headwater_block::{
     Abort, Buffer, Client, DetectZeroes, Disk, DiskOptions, Edge, Node, WriteFlags, ZeroFlags,
 };
 use headwater_job::JobHandle;
-use headwater_job::window::Bounds;
 use headwater_job::{Base, Link, StreamOptions};
+use headwater_job::{BootTrace, JobHandle};
 use headwater_sim::{Fill, Model, Pages, Sim, SimFile, SimFilter, SimOverlay};
 use std::ops::{Deref, Range};
 use std::rc::Rc;
@@ -246,6 +246,17 @@ pub fn small_options() -> StreamOptions {
 
 pub fn base(node: &Rc<dyn Node>) -> Base {
     Base { node: node.clone(), link: Link { name: node.name().to_string(), format: "sim".to_string() } }
+}
+
+/// A boot trace from anybody.
+pub fn random_trace(sim: &Sim, size: u64) -> BootTrace {
+    let rng = sim.rng();
+    let mut text = "headwater boot trace 1\n".to_owned();
+    for at in 0..rng.range(0..20) {
+        // Some reach past the end, some overlap.
+        text.push_str(&format!("{at} {} {}\n", rng.range(0..size * 5 / 4), rng.range(0..size / 4)));
+    }
+    BootTrace::parse(&text).expect("a trace")
 }
 
 /// A guest that does `ops` random things.

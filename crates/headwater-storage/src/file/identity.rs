@@ -2,6 +2,7 @@
 
 use super::node::FileNode;
 use super::open::Kind;
+use crate::file_system::FileSystem;
 use headwater_block::{Error, ErrorKind, Identity, Result};
 use rustix::fs::{AtFlags, StatxFlags, fstat, fsync, statx};
 
@@ -35,6 +36,19 @@ impl FileNode {
         fsync(&self.file.fd).map_err(|err| {
             Error::from_io(err.into(), format_args!("make the times of {} durable", self.name))
         })
+    }
+
+    /// Where it lies, for asking how much room is left there; none for a block device.
+    ///
+    /// # Errors
+    /// If there are no descriptors left.
+    pub fn file_system(&self) -> Result<Option<FileSystem>> {
+        if self.kind == Kind::BlockDevice {
+            return Ok(None);
+        }
+        let fd = rustix::io::fcntl_dupfd_cloexec(&self.file.fd, 0)
+            .map_err(|err| Error::from_io(err.into(), format_args!("ask where {} lies", self.name)))?;
+        Ok(Some(FileSystem::of_open(fd, self.name.clone())))
     }
 
     /// The contents of a regular file are known by the time of their last change, the file itself by its inode and the time of its birth; not

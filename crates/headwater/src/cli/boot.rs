@@ -41,6 +41,16 @@ pub struct BootArgs {
     /// Take commands at this Unix socket; see `headwater ctl`.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+    /// Leave so much of the disk's file system free: copying waits before it is less, and goes on when there is room again. Without it: a 64th, at
+    /// most 1G.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub low_water: Option<u64>,
+    /// Copy first what this boot trace names, in its order: what another machine read first from the same image.
+    #[arg(long, value_name = "FILE")]
+    pub boot_trace: Option<PathBuf>,
+    /// Record in which order the machine reads its disk for the first time, for --boot-trace.
+    #[arg(long, value_name = "FILE")]
+    pub record_boot_trace: Option<PathBuf>,
     /// Keep what is read of a remote SOURCE in this directory, for other machines; see `headwater stream`.
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
@@ -82,6 +92,9 @@ impl BootArgs {
             json: false,
             control: self.control.clone(),
             state_dir: None,
+            low_water: self.low_water,
+            boot_trace: self.boot_trace.clone(),
+            record_boot_trace: self.record_boot_trace.clone(),
             cache_dir: self.cache_dir.clone(),
             cache_size: CACHE_SIZE,
             source_format: self.source_format,

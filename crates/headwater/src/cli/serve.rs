@@ -3,12 +3,14 @@
 use super::reach::ReachArgs;
 use super::{FormatArg, OpenArgs};
 use crate::address::Address;
+use crate::boot_trace::Recording;
 use crate::exports::Exports;
 use crate::failure::Outcome;
 use crate::opener::{Access, Opener};
 use crate::runtime::{self, Interrupts};
 use clap::Args;
 use headwater_block::{Disk, DiskOptions, TokioClock};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 /// Arguments of `serve`.
@@ -29,6 +31,9 @@ pub struct ServeArgs {
     /// Keep what clients read from the backing.
     #[arg(long, conflicts_with = "read_only")]
     pub copy_on_read: bool,
+    /// Record in which order clients read the disk for the first time, for `headwater stream --boot-trace`.
+    #[arg(long, value_name = "FILE")]
+    pub record_boot_trace: Option<PathBuf>,
     /// The image's format; without it, its first bytes tell.
     #[arg(long, value_enum)]
     pub format: Option<FormatArg>,
@@ -58,12 +63,19 @@ pub fn run(args: ServeArgs) -> Outcome {
             ..DiskOptions::default()
         };
         let disk = Disk::new(top, Rc::new(TokioClock::new()), options);
+        let recording =
+            args.record_boot_trace.as_deref().map(|path| Recording::start(path, &disk)).transpose()?;
         let exports = Exports::start(&args.serve, &disk, !args.read_only).await?;
         for address in exports.addresses() {
             eprintln!("serving {} at {address}", disk.name());
         }
         interrupts.next().await;
         exports.stop().await;
-        Ok(disk.close().await?)
+        let recorded = match recording {
+            Some(recording) => recording.finish().await,
+            None => Ok(()),
+        };
+        disk.close().await?;
+        recorded
     })
 }

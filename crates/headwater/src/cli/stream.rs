@@ -56,6 +56,16 @@ pub struct StreamArgs {
     /// paused. By default that is kept beside DISK, as .DISK.headwater, until everything has been copied.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Leave so much of DISK's file system free: copying waits before it is less, and goes on when there is room again. Without it: a 64th, at most
+    /// 1G, if the disk is served, and nothing otherwise. 0 is nothing.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub low_water: Option<u64>,
+    /// Copy first what this boot trace names, in its order: what another guest read first from the same image.
+    #[arg(long, value_name = "FILE")]
+    pub boot_trace: Option<PathBuf>,
+    /// Record in which order clients read the disk for the first time, for --boot-trace.
+    #[arg(long, value_name = "FILE")]
+    pub record_boot_trace: Option<PathBuf>,
     /// Keep what is read of a remote SOURCE in this directory, which is made, for other disks from the same SOURCE: then or later, by this
     /// process or others. Only of sources whose contents have a mark (an ETag), so that one that changed is read anew.
     #[arg(long, value_name = "DIR")]

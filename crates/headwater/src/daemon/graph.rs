@@ -229,6 +229,8 @@ pub(super) struct Graph {
     pub(super) clock: Rc<dyn Clock>,
     pub(super) objects: Rc<Objects>,
     sources: Sources,
+    /// How many bytes streams leave free where they write; with 0 they don't look.
+    pub(super) low_water: Cell<u64>,
     /// In the order in which they were made.
     nodes: RefCell<Vec<Rc<GraphNode>>>,
     roots: RefCell<Vec<Weak<Root>>>,
@@ -242,6 +244,7 @@ impl Graph {
             clock: Rc::new(TokioClock::new()),
             objects,
             sources,
+            low_water: Cell::new(0),
             nodes: RefCell::default(),
             roots: RefCell::default(),
             next_name: Cell::new(0),

@@ -43,6 +43,8 @@ pub(super) struct Line {
     pub(super) cache_dir: Option<String>,
     /// In bytes; none is the default.
     pub(super) cache_size: Option<u64>,
+    /// In bytes; 0 is nothing.
+    pub(super) low_water: u64,
     /// In bytes; none is the default.
     pub(super) share_memory: Option<u64>,
     pub(super) sandbox: Wish,
@@ -75,7 +77,7 @@ impl Setting {
 }
 
 /// Options that take a value.
-const WITH_VALUE: [&str; 15] = [
+const WITH_VALUE: [&str; 16] = [
     "blockdev",
     "chardev",
     "export",
@@ -87,6 +89,7 @@ const WITH_VALUE: [&str; 15] = [
     "allow-backing",
     "state-dir",
     "share-memory",
+    "low-water",
     "cache-dir",
     "cache-size",
     "sandbox",
@@ -137,6 +140,7 @@ Serves disk images and works on them, controlled by QMP; takes the options and s
   --cache-size SIZE      let DIR take at most so much (32G); what was unused the longest goes first
   --hold SECONDS|forever when a source can't be reached, hold clients' requests for so long instead of failing them, and let jobs wait; both go on
                          by themselves. Without this option nothing is held
+  --low-water SIZE       let streams leave so much free where they write: they wait before it is less, and go on when there is room
   --sandbox on|off       what reads images and talks to clients can't open files that nobody named, nor run programs. Without this option: on
                          if the kernel has what it takes
 ";
@@ -254,6 +258,10 @@ fn take(line: &mut Line, name: &'static str, value: String) -> Outcome<Option<St
         }
         "cache-size" => {
             line.cache_size = Some(parse_size(&value).map_err(|why| wrong(&why))?);
+            return Ok(None);
+        }
+        "low-water" => {
+            line.low_water = parse_size(&value).map_err(|why| wrong(&why))?;
             return Ok(None);
         }
         "share-memory" => {

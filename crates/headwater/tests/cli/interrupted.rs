@@ -178,6 +178,8 @@ fn a_disk_without_space_keeps_what_it_has_and_goes_on_later() {
         &disk,
         "--on-error",
         "enospc",
+        "--low-water",
+        "0",
         "--serve",
         &scratch.uri("disk"),
         "--json",

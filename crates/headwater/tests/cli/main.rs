@@ -9,6 +9,7 @@ mod durable;
 mod interrupted;
 mod kills;
 mod malformed;
+mod room;
 mod sandbox;
 mod shared;
 mod stream;

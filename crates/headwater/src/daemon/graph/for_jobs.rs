@@ -6,6 +6,7 @@ use super::{Graph, GraphNode, Link, Role, Root, Settings};
 use crate::daemon::events::Events;
 use crate::daemon::failure::{Refusal, generic};
 use headwater_block::drain::Drained;
+use headwater_job::Space;
 use serde_json::json;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -22,6 +23,33 @@ impl Graph {
         match &node.inside.borrow().file {
             Some(file) => file.write_watch().set(threshold, tell),
             None => node.disk.write_watch().set(threshold, tell),
+        }
+    }
+
+    /// The room for what a job writes to the image `node`, if jobs are to leave some.
+    pub(in crate::daemon) fn space_of(&self, node: &Rc<GraphNode>) -> Option<Space> {
+        let low_water = self.low_water.get();
+        if low_water == 0 {
+            return None;
+        }
+        let mut holder = node.clone();
+        // The data are in a file of their own, or in the image's.
+        while let Some(below) =
+            [Role::DataFile, Role::File, Role::Filtered].into_iter().find_map(|role| holder.child(role))
+        {
+            holder = below;
+        }
+        let file = holder.inside.borrow().file.clone()?;
+        match file.file_system() {
+            Ok(system) => {
+                let system = system?;
+                let free = Rc::new(move || system.free());
+                Some(Space { free, low_water, name: holder.filename.clone() })
+            }
+            Err(err) => {
+                tracing::warn!("{err}; the stream doesn't look how much is left");
+                None
+            }
         }
     }
 

@@ -116,6 +116,7 @@ pub(in crate::daemon) async fn start(
         wait_for_finalize: !job.auto_finalize,
         wait_for_dismiss: !job.auto_dismiss,
         finish: Some(finish),
+        space: graph.space_of(&over),
         ..StreamOptions::default()
     };
     let (handle, work) = headwater_job::stream(over.disk.clone(), options);
