@@ -3,6 +3,7 @@
 
 use crate::boot_trace::BootTrace;
 use crate::copier::Copier;
+use crate::readahead::Readahead;
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Copied, CopyUpOptions, Failed};
 use headwater_block::{Abort, Clock, Disk, ExtentKind, GuestLatency, LocalFuture, Node, Result};
@@ -100,6 +101,10 @@ impl Copier for BootOrder {
             known: None,
         };
         Box::pin(async move { self.disk.copy_up(run.range, &options).await })
+    }
+
+    fn readahead(&self) -> Option<Rc<Readahead>> {
+        self.rest.readahead()
     }
 
     fn keep_reads(&self, keep: bool) {

@@ -1,5 +1,6 @@
 //! What a job copies: the part of a copying job that isn't the same for all of them. The copy engine does the rest.
 
+use crate::readahead::Readahead;
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Copied, Failed};
 use headwater_block::{Abort, Clock, GuestLatency, LocalFuture, Result};
@@ -43,6 +44,11 @@ pub(crate) trait Copier {
 
     /// Completes when somebody else's read of the source has succeeded since one failed. May be dropped.
     fn source_back(self: Rc<Self>) -> LocalFuture<'static, ()>;
+
+    /// What is copied ahead of guests.
+    fn readahead(&self) -> Option<Rc<Readahead>> {
+        None
+    }
 
     /// Whether what guests fetch is kept while the job works. A job that waits for room doesn't want it.
     fn keep_reads(&self, _keep: bool) {}

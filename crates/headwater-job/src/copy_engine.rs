@@ -36,9 +36,11 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+mod ahead;
 mod failures;
 mod shortage;
 
+use ahead::Ahead;
 use failures::Failures;
 pub(crate) use failures::{At, Trouble};
 
@@ -169,6 +171,7 @@ impl Engine {
             abort: Abort::new(),
             failures: Failures::default(),
             trouble: None,
+            ahead: Ahead::default(),
             shortage: None,
             tried_again: false,
             leave: None,
@@ -201,6 +204,7 @@ struct Run<'a> {
     failures: Failures,
     /// What failed because the source can't be reached.
     trouble: Option<Trouble>,
+    ahead: Ahead,
     /// There is no room for the next copy.
     shortage: Option<Error>,
     tried_again: bool,
@@ -244,6 +248,7 @@ impl Run<'_> {
             if self.found.len() < MOST_FOUND {
                 self.look_ahead();
             }
+            self.fill_ahead();
             self.fill();
             self.show();
             if self.copies.is_empty() && self.shortage.is_some() {
@@ -252,6 +257,8 @@ impl Run<'_> {
             }
             if self.copies.is_empty() && self.found.is_empty() && self.scanner.is_over() {
                 if self.tried_again || self.failures.first.is_none() {
+                    self.abort.abort();
+                    self.end_ahead().await;
                     return Ok(Pass { found_any: self.found_any, failed: self.failures.first });
                 }
                 self.try_again();
@@ -293,6 +300,9 @@ impl Run<'_> {
     async fn next(&mut self) -> Happened {
         poll_fn(|cx| {
             if self.engine.control.poll_changed(cx, &mut self.seen).is_ready() {
+                return Poll::Ready(Happened::Command);
+            }
+            if self.poll_ahead(cx).is_ready() {
                 return Poll::Ready(Happened::Command);
             }
             if let Poll::Ready(scanned) = self.scanner.poll(cx) {
@@ -486,6 +496,7 @@ impl Run<'_> {
         while let Some(done) = self.copies.next().await {
             self.take_done(done);
         }
+        self.end_ahead().await;
         self.abort = Abort::new();
         self.show();
     }

@@ -10,6 +10,7 @@
 //! - [`boot_trace`]: what guests read first. `boot_order`: a stream's first pass, in that order.
 //! - `lifecycle`: how all jobs begin and end. `on_error`: what they do about errors. `path`: what the layers on the way say about it.
 //! - `waiting`: a job that pauses itself, and goes on by itself; `outage`: when the source can't be reached.
+//! - `readahead`: what guests want next.
 //! - [`space`]: room for what is copied.
 //! - `task`: a job that is any work, done as a whole.
 //! - [`state`]: the states of a job and what is legal in each; `control`: what a job shares with those who command it through a
@@ -33,6 +34,7 @@ mod on_error;
 mod outage;
 mod path;
 mod progress;
+mod readahead;
 mod scan;
 pub mod space;
 pub mod state;

@@ -53,6 +53,11 @@ impl Path {
         }
     }
 
+    /// True if a part of it is remote.
+    pub(crate) fn is_remote(self) -> bool {
+        self.remote
+    }
+
     /// How much should be in flight on this way.
     pub(crate) fn bounds(self) -> Bounds {
         let bounds = if self.remote { Bounds::REMOTE } else { Bounds::LOCAL };

@@ -78,3 +78,46 @@ fn a_trace_of_another_disk_does_no_harm() {
     let (_, _, read) = first_boot(3, Some(BootTrace::parse(text).unwrap()));
     assert_eq!(read, SIZE);
 }
+
+/// Waits of a guest that reads on and on in the second half of a disk whose first half is streamed at the time.
+fn waits_in_a_run(readahead: u64, step: u64) -> u64 {
+    let sim = Sim::new(7);
+    let world = World::full(&sim, &Shape { unit: 4096, alignment: 4096, ..Shape::plain(SIZE) });
+    let pace = Pace { least: Duration::from_millis(10), most: Duration::from_millis(12), bandwidth: 0 };
+    world.source.set_pace(pace);
+    world.source.set_exact_status();
+    let options = StreamOptions { readahead: Some(readahead), speed: 256 << 10, ..StreamOptions::default() };
+    let (job, work) = stream(world.disk.clone(), options);
+    let guest = world.guest.clone();
+    sim.run({
+        let sim = sim.clone();
+        async move {
+            let read = sim.spawn("guest", {
+                let sim = sim.clone();
+                async move {
+                    for n in 0..100u64 {
+                        let at = SIZE / 2 + n * step % (SIZE / 2);
+                        guest.read(at..at + 4096).await.unwrap();
+                        sim.sleep(Duration::from_millis(25)).await;
+                    }
+                }
+            });
+            sim.spawn("fast at last", async move {
+                read.await;
+                job.set_speed(0).unwrap();
+            });
+            work.await
+        }
+    });
+    world.disk.stats().backing_reads.get()
+}
+
+#[test]
+fn a_guest_that_reads_on_and_on_waits_a_few_times() {
+    let (without, with) = (waits_in_a_run(0, 4096), waits_in_a_run(1 << 20, 4096));
+    assert!(without >= 90 && with <= 10, "{without} reads waited without reading ahead, {with} with it");
+    // Random reads cost the source nothing beside what they ask for.
+    let (without, with) =
+        (waits_in_a_run(0, 1_234_567 / 4096 * 4096), waits_in_a_run(1 << 20, 1_234_567 / 4096 * 4096));
+    assert_eq!(without, with);
+}

@@ -55,6 +55,7 @@ fn one_run(seed: u64, plan: &Plan, tally: &mut Tally) {
         on_error: *rng.pick(&[OnError::Report, OnError::Ignore, OnError::Stop, OnError::Enospc]),
         detect_zeroes: rng.one_in(2),
         wait_for_finalize: plan.commands && rng.one_in(4),
+        readahead: rng.one_in(2).then(|| rng.range(1..64 << 10)),
         boot_trace: rng.one_in(2).then(|| random_trace(&sim, world.disk.size())),
         ..small_options()
     };

@@ -116,6 +116,7 @@ fn copies_leave_what_they_should_whatever_happens() {
             bounds: Some(SMALL),
             base: rng.one_in(4).then(|| base(rng.pick(&world.layers()))),
             detect_zeroes: rng.one_in(2),
+            readahead: rng.one_in(2).then(|| rng.range(1..64 << 10)),
             boot_trace: rng.one_in(2).then(|| random_trace(&sim, world.disk.size())),
             space: Some(space(&world, &size, low_water)),
             ..StreamOptions::default()

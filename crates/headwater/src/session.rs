@@ -206,6 +206,7 @@ impl Session {
                 }
             }
         };
+        tell_errors(&job.handle, display, &self.go_on, &mut told);
         let ending = match outcome {
             headwater_job::Outcome::Completed => Ending::Completed,
             headwater_job::Outcome::Cancelled if interrupted => Ending::Interrupted,
