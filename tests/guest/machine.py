@@ -88,8 +88,8 @@ def _archive(files):
     return bytes(out)
 
 
-def boot_files():
-    """Kernel and initial memory disk."""
+def boot_files(init=None):
+    """Kernel and initial memory disk; `init` is what runs there, if it isn't the tests' own."""
     TOOLS.mkdir(parents=True, exist_ok=True)
     with open(TOOLS / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -104,8 +104,8 @@ def boot_files():
         for path in order:
             files[f"modules/{path.name}"] = (0o100644, path.read_bytes())
         files["modules/order"] = (0o100644, "".join(f"{path.name}\n" for path in order).encode())
-        files["init"] = (0o100755, (pathlib.Path(__file__).parent / "init").read_bytes())
-        memory_disk = TOOLS / "initramfs"
+        files["init"] = (0o100755, init or (pathlib.Path(__file__).parent / "init").read_bytes())
+        memory_disk = TOOLS / ("other-initramfs" if init else "initramfs")
         memory_disk.write_bytes(_archive(files))
         kernel = next(root.glob("boot/vmlinuz-*"))
     return kernel, memory_disk

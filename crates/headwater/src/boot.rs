@@ -1,13 +1,12 @@
 //! A virtual machine that starts on a disk which is still elsewhere: what `headwater boot` does.
 //!
-//! The disk is served to one machine through shared memory (vhost-user-blk), while its data stream in. The two end in any order: a machine that
+//! The disk is served to one machine, through shared memory (vhost-user-blk) where the processor runs the guest, while its data stream in. The two end in any order: a machine that
 //! is still at work when everything has been copied keeps its disk, and a stream that isn't done when the machine ends is interrupted,
 //! to go on the next time.
 
 mod machine;
 
 use self::machine::Machine;
-use crate::address::{Address, VhostAddress};
 use crate::cli::boot::BootArgs;
 use crate::cli::stream::StreamArgs;
 use crate::display::Display;
@@ -16,7 +15,6 @@ use crate::runtime::{self, Interrupts};
 use crate::session::{Ending, Session};
 use crate::shell;
 use crate::stream::control;
-use headwater_export::vhost::BlkOptions;
 use rustix::process::{Pid, Signal};
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
@@ -37,14 +35,14 @@ pub fn run(args: BootArgs) -> Outcome {
     let socket = directory.path().join("disk.sock");
     let machine = Machine {
         program,
+        kvm: machine::has_kvm(),
         memory: args.memory,
         cpus: args.cpus,
-        socket: socket.clone(),
+        socket,
         more: args.machine.clone(),
     };
     let mut stream = args.stream(disk);
-    let options = BlkOptions { queues: args.cpus, ..BlkOptions::default() };
-    stream.serve.push(Address::VhostUserBlk(VhostAddress { path: socket, options }));
+    stream.serve.push(machine.address());
     let again = shell::line(std::env::args());
     runtime::run(boot(&stream, machine, &again))
 }

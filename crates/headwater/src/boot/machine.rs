@@ -1,9 +1,15 @@
 //! The machine: which QEMU, and what it is told.
 
+use crate::address::{Address, VhostAddress};
 use crate::failure::{Failure, Outcome};
+use headwater_export::vhost::BlkOptions;
+use headwater_nbd::{NbdAddress, NbdUri};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+
+/// What the disk is called over NBD.
+const EXPORT: &str = "disk";
 
 /// Where distributions put the program if not among the others.
 const ELSEWHERE: &str = "/usr/libexec/qemu-kvm";
@@ -11,9 +17,12 @@ const ELSEWHERE: &str = "/usr/libexec/qemu-kvm";
 /// Options with which a user says where the console or the screen is to be.
 const SCREENS: [&str; 7] = ["-nographic", "-display", "-serial", "-monitor", "-vnc", "-spice", "-curses"];
 
-/// A machine whose disk is behind a vhost-user-blk socket.
+/// A machine whose disk is behind a socket of ours.
 pub(super) struct Machine {
     pub(super) program: PathBuf,
+    /// The processor runs the guest. Its disk is then behind vhost-user-blk, otherwise behind NBD: QEMU translates a guest's code itself where it must,
+    /// and doesn't notice that code is written over by another process. Boot loaders do that to themselves.
+    pub(super) kvm: bool,
     /// In bytes.
     pub(super) memory: u64,
     pub(super) cpus: u16,
@@ -28,35 +37,57 @@ impl Machine {
     /// # Errors
     /// If the program can't be run.
     pub(super) fn start(&self) -> Outcome<Child> {
-        let started = Command::new(&self.program).args(self.arguments(has_kvm())).spawn();
+        let started = Command::new(&self.program).args(self.arguments()).spawn();
         started.map_err(|err| Failure::new(format!("cannot run {}: {err}", self.program.display())))
     }
 
-    fn arguments(&self, kvm: bool) -> Vec<OsString> {
+    /// Where the disk must be served.
+    pub(super) fn address(&self) -> Address {
+        let path = self.socket.clone();
+        if self.kvm {
+            let options = BlkOptions { queues: self.cpus, ..BlkOptions::default() };
+            return Address::VhostUserBlk(VhostAddress { path, options });
+        }
+        Address::Nbd(NbdUri { address: NbdAddress::Unix { path }, export: EXPORT.into(), tls: None })
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
         let (memory, cpus) = (self.memory, self.cpus);
-        let accel = if kvm { "kvm" } else { "tcg" };
+        let accel = if self.kvm { "kvm" } else { "tcg" };
         let board = if cfg!(target_arch = "x86_64") { "q35" } else { "virt" };
         // Commas in option values are doubled.
-        let mut chardev = OsString::from("socket,id=headwater,reconnect=1,path=");
-        chardev.push(self.socket.to_string_lossy().replace(',', ",,"));
+        let socket = self.socket.to_string_lossy().replace(',', ",,");
         let mut words: Vec<OsString> = [
             "-machine".into(),
             format!("{board},accel={accel},memory-backend=headwater-memory"),
             "-cpu".into(),
-            (if kvm { "host" } else { "max" }).into(),
+            (if self.kvm { "host" } else { "max" }).into(),
             "-smp".into(),
             cpus.to_string(),
             "-m".into(),
             format!("{memory}B"),
             "-object".into(),
             format!("memory-backend-memfd,id=headwater-memory,size={memory}B,share=on"),
-            "-chardev".into(),
         ]
         .map(OsString::from)
         .to_vec();
-        words.push(chardev);
-        words.push("-device".into());
-        words.push(format!("vhost-user-blk-pci,chardev=headwater,num-queues={cpus},bootindex=1").into());
+        let disk = if self.kvm {
+            [
+                "-chardev".into(),
+                format!("socket,id=headwater,reconnect=1,path={socket}"),
+                "-device".into(),
+                format!("vhost-user-blk-pci,chardev=headwater,num-queues={cpus},bootindex=1"),
+            ]
+        } else {
+            let server = format!("server.type=unix,server.path={socket},export={EXPORT}");
+            [
+                "-blockdev".into(),
+                format!("driver=nbd,node-name=headwater,{server},discard=unmap,reconnect-delay=10"),
+                "-device".into(),
+                format!("virtio-blk-pci,drive=headwater,num-queues={cpus},bootindex=1"),
+            ]
+        };
+        words.extend(disk.map(OsString::from));
         let chosen = |word: &OsString| SCREENS.iter().any(|screen| word == OsStr::new(screen));
         if !self.more.iter().any(chosen) {
             words.push("-nographic".into());
@@ -86,7 +117,7 @@ pub(super) fn find(named: Option<&Path>) -> Outcome<PathBuf> {
 }
 
 /// Whether the processor runs guests itself. The device alone says too little: it is also there where another hypervisor makes it slower than no help.
-fn has_kvm() -> bool {
+pub(super) fn has_kvm() -> bool {
     let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
     let loaded = ["kvm_intel", "kvm_amd"].iter().any(|module| Path::new("/sys/module").join(module).exists());
     device.is_ok() && (loaded || cfg!(not(target_arch = "x86_64")))
@@ -96,22 +127,23 @@ fn has_kvm() -> bool {
 mod tests {
     use super::*;
 
-    fn machine(more: &[&str]) -> Vec<String> {
+    fn machine(kvm: bool, more: &[&str]) -> Vec<String> {
         let machine = Machine {
             program: "qemu".into(),
+            kvm,
             memory: 1 << 30,
             cpus: 3,
             socket: "/tmp/a,b/disk.sock".into(),
             more: more.iter().map(OsString::from).collect(),
         };
-        machine.arguments(false).into_iter().map(|word| word.into_string().unwrap()).collect()
+        machine.arguments().into_iter().map(|word| word.into_string().unwrap()).collect()
     }
 
     #[test]
     fn the_console_is_the_terminal_unless_the_user_says_otherwise() {
-        assert!(machine(&[]).contains(&"-nographic".to_owned()));
-        assert!(machine(&["-kernel", "vmlinuz"]).contains(&"-nographic".to_owned()));
-        let chosen = machine(&["-display", "gtk"]);
+        assert!(machine(false, &[]).contains(&"-nographic".to_owned()));
+        assert!(machine(false, &["-kernel", "vmlinuz"]).contains(&"-nographic".to_owned()));
+        let chosen = machine(false, &["-display", "gtk"]);
         assert!(
             !chosen.contains(&"-nographic".to_owned())
                 && chosen.ends_with(&["-display".into(), "gtk".into()])
@@ -120,8 +152,16 @@ mod tests {
 
     #[test]
     fn commas_in_the_sockets_path_are_no_ends() {
-        assert!(
-            machine(&[]).contains(&"socket,id=headwater,reconnect=1,path=/tmp/a,,b/disk.sock".to_owned())
-        );
+        for kvm in [false, true] {
+            assert!(machine(kvm, &[]).iter().any(|word| word.contains("path=/tmp/a,,b/disk.sock")));
+        }
+    }
+
+    #[test]
+    fn without_kvm_nobody_writes_into_the_guests_memory() {
+        let words = |kvm| machine(kvm, &[]).join(" ");
+        assert!(words(true).contains("vhost-user-blk-pci") && words(true).contains("accel=kvm"));
+        assert!(!words(false).contains("vhost") && words(false).contains("accel=tcg"));
+        assert!(words(false).contains("virtio-blk-pci,drive=headwater,num-queues=3,bootindex=1"));
     }
 }
