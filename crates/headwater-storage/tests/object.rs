@@ -42,9 +42,13 @@ fn keys() -> Keys {
 }
 
 async fn open(servers: &[&HttpServer]) -> Result<Rc<HttpNode>, Error> {
+    open_with(servers, options().retry).await
+}
+
+async fn open_with(servers: &[&HttpServer], retry: Duration) -> Result<Rc<HttpNode>, Error> {
     let endpoints: Vec<_> = servers.iter().map(|server| server.url("")).collect();
     let uri = format!("s3://bucket/a/k?region=here&endpoint={}", endpoints.join(","));
-    object::open(&uri.parse().unwrap(), &keys(), options()).await
+    object::open(&uri.parse().unwrap(), &keys(), HttpOptions { retry, ..options() }).await
 }
 
 #[test]
@@ -61,7 +65,7 @@ fn each_service_is_asked_in_its_own_words() {
         for (uri, keys, path, authorization) in [
             ("s3://bucket/a/k?region=here", keys(), "/bucket/a/k", "AWS4-HMAC-SHA256 Credential=ID/"),
             ("s3://bucket/a/k?anonymous", Keys::Environment, "/bucket/a/k", ""),
-            ("gs://bucket/a/k?anonymous", Keys::Environment, "/bucket/a/k", ""),
+            ("gs://bucket/a/k?anonymous", Keys::Environment, "/bucket/a%2Fk", ""),
             ("az://box/a/k?account=me", Keys::AzureKey(SECRET.into()), "/box/a/k", "SharedKey me:"),
             ("az://box/a/k?account=me", Keys::AzureSas("sv=1&sig=x".into()), "/box/a/k?sv=1&sig=x", ""),
         ] {
@@ -120,12 +124,11 @@ fn what_an_endpoint_fails_another_does_at_once() {
         })
         .await;
         let second = HttpServer::start(good).await;
-        let node = open(&[&first, &second]).await.unwrap();
+        // Without patience, so that a pause would be an error.
+        let node = open_with(&[&first, &second], Duration::ZERO).await.unwrap();
         assert_eq!((first.requests.get(), second.requests.get()), (1, 0));
         broken.set(true);
-        let begun = Instant::now();
         assert_eq!(read(&*node, 0, SIZE as usize).await.unwrap(), pattern(0, SIZE as usize));
-        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
         // What came before the break isn't fetched again.
         let fetched: u64 = second.ranges.borrow().iter().map(|range| range.end - range.start).sum();
         assert!(fetched < SIZE, "{fetched}");
