@@ -98,7 +98,7 @@ fn begin(sim: &Sim, kind: Kind, faults: bool, commands: bool) -> Run {
         sync,
         granularity: Some(*rng.pick(&[512, 1024, 4096])),
         speed,
-        on_error,
+        on_error: on_error.into(),
         wait_for_finalize,
         bounds: Some(SMALL),
         hold_guests: Some(layers.hold_guests()),

@@ -80,6 +80,7 @@ async fn use_it(url: &str, reads: Vec<(u32, u16)>, server: &Server) {
         connect_timeout: second,
         request_timeout: second / 4,
         retry: Duration::ZERO,
+        open_retry: Duration::ZERO,
     };
     let node = match HttpNode::open(url, options).await {
         Ok(node) => node,
