@@ -6,6 +6,7 @@ mod commands;
 mod common;
 mod daemon;
 mod durable;
+mod faults;
 mod interrupted;
 mod kills;
 mod malformed;
