@@ -29,11 +29,15 @@ const DUTY: (f64, f64) = (1.0 / 16.0, 0.95);
 /// By how much (of itself) a request that was within its limit lets a knob grow. A guest with 5000 requests a second doubles it in 35 ms.
 const STEP: f64 = 1.0 / 256.0;
 
+/// The part of requests that may be over the duty's limit. Half of them would be the median itself, which then jumps between what a request takes
+/// that meets a burst and one that meets none.
+const OVER_MEDIAN: f64 = 0.4;
+
 /// The part of requests that copies may bring over the depth's limit.
 const TAIL: f64 = 0.01;
 
-/// What is assumed of quiet requests before any was seen: so many, of which one is over that limit.
-const ASSUMED: f64 = 50.0;
+/// What is assumed of quiet requests before any was seen: so many, of which half a one is over that limit.
+const ASSUMED: f64 = 100.0;
 
 /// A knob's logarithm changes by no more than this at once, whatever was seen.
 const MOST_AT_ONCE: f64 = 1.4;
@@ -182,8 +186,8 @@ impl Budget {
         }
         // Some are over it without us.
         let quiet = &self.quiet[kind];
-        let may_be = TAIL + (f64::from(quiet.over(tail)) + 1.0) / (f64::from(quiet.len()) + ASSUMED);
-        [count - over_tail / may_be, count - 2.0 * over_median].map(|steps| steps * STEP)
+        let may_be = TAIL + (f64::from(quiet.over(tail)) + 0.5) / (f64::from(quiet.len()) + ASSUMED);
+        [count - over_tail / may_be, count - over_median / OVER_MEDIAN].map(|steps| steps * STEP)
     }
 
     /// What half of the requests of a kind may exceed, if that counts, and what one in a hundred may. None if nothing is known to compare
