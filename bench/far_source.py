@@ -46,10 +46,10 @@ def nbdkit(folder, *words):
     return serving(["nbdkit", "--foreground", "--unix", path, "--readonly", *words], ready)
 
 
-def http(path, latency):
-    """The HTTP server of this folder; gives its URL."""
+def http(path, latency, rate=0):
+    """The HTTP server of this folder, with a line of so many bytes a second; gives its URL."""
     server = os.path.join(os.path.dirname(os.path.abspath(__file__)), "http_server.py")
-    return serving([sys.executable, server, path, str(latency)], lambda child: child.stdout.readline().decode().strip())
+    return serving([sys.executable, server, path, str(latency), str(rate)], lambda child: child.stdout.readline().decode().strip())
 
 
 def programs(setup, source, socket, url):

@@ -1,6 +1,6 @@
-"""An HTTP/1.1 server of one file with Range requests, an ETag, keep-alive and a fixed latency for each request.
+"""An HTTP/1.1 server of one file with Range requests, an ETag, keep-alive, a fixed latency for each request, and a line that all connections share.
 
-usage: http_server.py FILE LATENCY_MS     prints the URL on its first line, then serves until it is killed
+usage: http_server.py FILE LATENCY_MS [BYTES_PER_SECOND]     prints the URL on its first line, then serves until it is killed
 """
 
 import asyncio
@@ -10,6 +10,22 @@ import socket
 import sys
 
 RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
+
+# Bytes that pass the line at once.
+PIECE = 64 << 10
+
+
+class Line:
+    """Passes so many bytes a second, in the order in which they come; 0 is without limit."""
+
+    def __init__(self, rate):
+        self.rate = rate
+        self.free_at = 0.0
+
+    def passes(self, count, now):
+        """When the last of these bytes has passed, if they come at `now`."""
+        self.free_at = max(self.free_at, now) + count / self.rate
+        return self.free_at
 
 
 def answer(method, headers, size):
@@ -34,7 +50,7 @@ def answer(method, headers, size):
     return head, first, last + 1 if method == "GET" else first
 
 
-async def serve_one(reader, writer, path, latency):
+async def serve_one(reader, writer, path, latency, line):
     """One connection: requests one after the other, each answered after the latency."""
     loop = asyncio.get_running_loop()
     writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -50,8 +66,12 @@ async def serve_one(reader, writer, path, latency):
                 head, first, end = answer(request.split(" ")[0], headers, size)
                 writer.write(head.encode("latin-1"))
                 await writer.drain()
-                if end > first:
-                    await loop.sendfile(writer.transport, file, first, end - first)
+                step = PIECE if line.rate else max(end - first, 1)
+                for at in range(first, end, step):
+                    count = min(step, end - at)
+                    if line.rate:
+                        await asyncio.sleep(line.passes(count, loop.time()) - loop.time())
+                    await loop.sendfile(writer.transport, file, at, count)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -60,7 +80,8 @@ async def serve_one(reader, writer, path, latency):
 
 async def main():
     path, latency = sys.argv[1], float(sys.argv[2]) / 1000
-    server = await asyncio.start_server(lambda r, w: serve_one(r, w, path, latency), "127.0.0.1", 0)
+    line = Line(int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+    server = await asyncio.start_server(lambda r, w: serve_one(r, w, path, latency, line), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     print(f"http://127.0.0.1:{port}/{os.path.basename(path)}", flush=True)
     await server.serve_forever()

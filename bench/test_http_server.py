@@ -27,5 +27,12 @@ class Answers(unittest.TestCase):
         self.assertEqual(first, end)
 
 
+class Lines(unittest.TestCase):
+    def test_all_connections_share_the_line_and_a_pause_saves_nothing_up(self):
+        line = http_server.Line(1000)
+        self.assertEqual([line.passes(500, 1.0), line.passes(500, 1.0)], [1.5, 2.0])
+        self.assertEqual(line.passes(1000, 100.0), 101.0)
+
+
 if __name__ == "__main__":
     unittest.main()
