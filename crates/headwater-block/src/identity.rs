@@ -8,3 +8,28 @@ pub struct Identity {
     /// Stay as they are while the contents change: if they are the same, it is the same file.
     pub object: Vec<(&'static str, String)>,
 }
+
+impl Identity {
+    /// True if something marks the contents so well that bytes which were read another time, or through another node, may be taken for these: a weak ETag
+    /// (`W/`) says only that people would not see a difference.
+    pub fn marks_bytes(&self) -> bool {
+        self.contents.iter().any(|(_, value)| !value.starts_with("W/"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weak_marks_are_none() {
+        let of = |contents: &[(&'static str, &str)]| Identity {
+            contents: contents.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
+            ..Identity::default()
+        };
+        assert!(of(&[("ETag", "\"a\"")]).marks_bytes());
+        assert!(of(&[("ETag", "W/\"a\""), ("Last-Modified", "x")]).marks_bytes());
+        assert!(!of(&[("ETag", "W/\"a\"")]).marks_bytes());
+        assert!(!of(&[]).marks_bytes());
+    }
+}

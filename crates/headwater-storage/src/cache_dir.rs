@@ -46,6 +46,15 @@ pub struct CacheDir {
     open: RefCell<Vec<Weak<CacheFile>>>,
 }
 
+/// A file of the directory.
+struct Listed {
+    /// When it was used last, in seconds and nanoseconds.
+    used: (i64, u64),
+    /// What it takes.
+    bytes: u64,
+    name: CString,
+}
+
 impl CacheDir {
     /// Opens the directory at `path`, which is made for its owner alone if only it is lacking. Its files take at most `limit` bytes together, unless
     /// those that are in use take more.
@@ -92,7 +101,7 @@ impl CacheDir {
         size: u64,
         identity: &Identity,
     ) -> Result<Option<Rc<CacheFile>>> {
-        if identity.contents.is_empty() {
+        if !identity.marks_bytes() {
             return Ok(None);
         }
         let marks: Vec<String> =
@@ -150,21 +159,21 @@ impl CacheDir {
             return Ok(false);
         }
         let mut files = self.files()?;
-        let mut used: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
-        files.sort_by_key(|(time, ..)| *time);
-        for (_, size, name) in files {
-            if used.saturating_add(bytes) <= self.limit {
+        let mut taken: u64 = files.iter().map(|file| file.bytes).sum();
+        files.sort_by_key(|file| file.used);
+        for file in files {
+            if taken.saturating_add(bytes) <= self.limit {
                 break;
             }
-            if self.remove_unused(&name) {
-                used = used.saturating_sub(size);
+            if self.remove_unused(&file.name) {
+                taken = taken.saturating_sub(file.bytes);
             }
         }
-        Ok(used.saturating_add(bytes) <= self.limit)
+        Ok(taken.saturating_add(bytes) <= self.limit)
     }
 
-    /// All files: when each was used, the bytes that it takes, its name.
-    fn files(&self) -> std::result::Result<Vec<((i64, u64), u64, CString)>, Errno> {
+    /// All files.
+    fn files(&self) -> std::result::Result<Vec<Listed>, Errno> {
         let mut files = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.fd)? {
             let entry = entry?;
@@ -173,9 +182,11 @@ impl CacheDir {
             }
             // One that was removed just now takes nothing.
             if let Ok(stat) = rustix::fs::statat(&self.fd, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
-                let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-                let time = (stat.st_mtime, stat.st_mtime_nsec);
-                files.push((time, bytes, entry.file_name().to_owned()));
+                files.push(Listed {
+                    used: (stat.st_mtime, stat.st_mtime_nsec),
+                    bytes: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
+                    name: entry.file_name().to_owned(),
+                });
             }
         }
         Ok(files)

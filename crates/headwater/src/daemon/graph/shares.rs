@@ -93,10 +93,8 @@ async fn kept(cache: &Rc<CacheDir>, built: &Built) -> Option<Rc<dyn BlockStore>>
 
 /// By what other nodes with the same bytes are recognised.
 fn key(built: &Built) -> Option<String> {
-    let marks = built.top.identity().ok()?.contents;
-    if marks.is_empty() {
-        return None;
-    }
-    let marks: Vec<String> = marks.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    let identity = built.top.identity().ok().filter(|identity| identity.marks_bytes())?;
+    let marks: Vec<String> =
+        identity.contents.iter().map(|(name, value)| format!("{name}: {value}")).collect();
     Some(format!("{}\n{}\n{}", built.filename, built.top.size(), marks.join("\n")))
 }
