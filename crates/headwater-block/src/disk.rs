@@ -18,6 +18,7 @@ use crate::dirty_map::DirtyMap;
 use crate::drain::{Drained, Gate, Hurry, Pass};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind};
+use crate::follow::Follower;
 use crate::guest_latency::{GuestLatency, Kind, Start};
 use crate::hold::Outage;
 use crate::node::{BackingLink, Limits, Node, ZeroFlags};
@@ -120,6 +121,8 @@ pub struct Disk {
     next_id: Cell<u64>,
     /// Who follows the changes.
     trackers: RefCell<Vec<Weak<DirtyMap>>>,
+    /// Who wants changes to go through.
+    followers: RefCell<Vec<Weak<Follower>>>,
     /// What must be saved before it is changed.
     points: RefCell<Vec<Weak<PointInTime>>>,
     read_watches: RefCell<Vec<Weak<dyn ReadWatch>>>,
@@ -144,6 +147,7 @@ impl Disk {
             copy_on_read: RefCell::default(),
             next_id: Cell::new(0),
             trackers: RefCell::default(),
+            followers: RefCell::default(),
             points: RefCell::default(),
             read_watches: RefCell::default(),
             poisoned: Cell::new(false),

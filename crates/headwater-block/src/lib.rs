@@ -6,6 +6,7 @@
 //! - [`copy_up`]: the only way in which data moves from a backing node into the overlay.
 //! - [`copy_before_write`]: what a disk held at one moment goes to another disk before it is changed.
 //! - [`dirty_map`]: what has changed, for jobs that copy a disk in use.
+//! - [`follow`]: copying a disk in use, behind its guests or through their changes.
 //! - [`range_lock`]: the one serialisation primitive, and [`drain`], which holds all requests back.
 //! - [`edge`]: how exports and filters hold a disk, such that it can be exchanged.
 //! - [`hold`]: clients, whose requests wait while a source can't be reached.
@@ -35,6 +36,7 @@ pub mod edge;
 pub mod error;
 pub mod extent;
 pub mod filter;
+pub mod follow;
 pub mod guest_latency;
 pub mod hold;
 pub mod identity;
@@ -58,6 +60,7 @@ pub use disk::{DetectZeroes, Disk, DiskOptions};
 pub use edge::Edge;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, Resolved};
+pub use follow::Follower;
 pub use guest_latency::GuestLatency;
 pub use hold::Client;
 pub use identity::Identity;

@@ -9,7 +9,8 @@
 //!    was told to leave the target as a copy (a soft cancel), nothing more is done.
 //!
 //! # How long guests wait
-//! While it follows: for the read of one copy, if they change the same bytes. While it settles: for the copying of what one window holds
+//! While it follows: for the read of one copy, if they change the same bytes. (With [`MirrorOptions::write_through`], for the target, too, whenever they change
+//! something.) While it settles: for the copying of what one window holds
 //! and a flush, because it sweeps until no more is left before it holds them. (One that can't keep up with the guests holds them for longer, after
 //! some sweeps: it was told to end.) An error that pauses the job lets them go first, and so does a pause; it settles anew when it is resumed.
 //! Nor are they held while it waits to be finalised.
@@ -27,6 +28,7 @@ use crate::window::Bounds;
 use futures_util::future::{Either, select};
 use headwater_block::{Clock, DirtyMap, Disk, Error, ErrorKind, LocalFuture, Patience, Result};
 use std::any::Any;
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -61,6 +63,9 @@ pub struct MirrorOptions {
     pub sync: SyncMode,
     /// In parts of how many bytes changes are followed, instead of what fits the target.
     pub granularity: Option<u64>,
+    /// Set, guests' changes are carried out on the target as well before they are over; it may be set at any time, and not be taken back. For
+    /// a mirror only, to a target that doesn't read from the source: such a one would wait for the guest that waits for it.
+    pub write_through: Rc<Cell<bool>>,
     /// Bytes per second; 0 is without limit. Doesn't count while guests are held back.
     pub speed: u64,
     /// What to do about errors.
@@ -131,19 +136,21 @@ async fn work(
 ) -> Result<(), Stopped> {
     let granularity =
         options.granularity.unwrap_or_else(|| u64::from(target.limits().allocation_unit).clamp(4096, 65536));
-    let map = source.track_changes(granularity).await;
-    let (bounds, above) = match kind {
-        Target::LayerBelow => (commit::prepare(&source.top(), &target).await, Some(target.top())),
-        Target::Other => {
-            let above = (options.sync == SyncMode::Top).then(|| source.top().backing()).flatten();
-            (check(&source, &target), above)
-        }
+    let above = match kind {
+        Target::LayerBelow => Some(target.top()),
+        Target::Other => (options.sync == SyncMode::Top).then(|| source.top().backing()).flatten(),
+    };
+    let follower = source.follow(&target, granularity, above.clone(), options.write_through).await;
+    let map = follower.map().clone();
+    let bounds = match kind {
+        Target::LayerBelow => commit::prepare(&source.top(), &target).await,
+        Target::Other => check(&source, &target),
     };
     let bounds = bounds.map_err(Stopped::Failed)?;
     if kind == Target::LayerBelow || options.sync != SyncMode::None {
         map.mark(0..source.size());
     }
-    let from = Source::InUse(source.clone(), map.clone());
+    let from = Source::InUse(follower);
     let transfer = Transfer { source: from, above, target: target.clone() };
     let hold_guests = options.hold_guests.unwrap_or_else(|| {
         Box::new(move || {

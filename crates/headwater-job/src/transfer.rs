@@ -4,7 +4,7 @@
 //! target. So the target may be that node's own disk (commit): nothing is ever read from the bytes that are written.
 //!
 //! The target is written through its disk, under its range lock, so that others may use it meanwhile. The source is either still, or in
-//! use: then a [`DirtyMap`] says what must be copied, and its module text argues that nothing is missed. What it needs of this one:
+//! use: then a [`Follower`] says what must be copied, and its module text, with that of its map, argues that nothing is missed. What it needs of this one:
 //! - **Take first, then look.** A part's status, and then its data, are asked after it was taken from the map.
 //! - **One copy at a time of the same bytes**, or an old one could overtake a new one: a pass takes no part twice, and ends when its
 //!   copies have.
@@ -17,8 +17,8 @@ use crate::copier::Copier;
 use headwater_block::chain::{self, Missing};
 use headwater_block::copy_up::{Copied, Failed, Operation};
 use headwater_block::{
-    Abort, Buffer, BufferMut, Clock, DirtyMap, Disk, ExtentKind, GuestLatency, LocalFuture, Node, Result,
-    WriteFlags, ZeroFlags,
+    Abort, BufferMut, Clock, Disk, ExtentKind, Follower, GuestLatency, LocalFuture, Node, Result, WriteFlags,
+    ZeroFlags,
 };
 use std::ops::Range;
 use std::rc::Rc;
@@ -31,24 +31,14 @@ pub(crate) enum Source {
     /// A layer that nobody writes.
     Still(Rc<dyn Node>),
     /// A disk that guests write meanwhile, and what they have changed.
-    InUse(Rc<Disk>, Rc<DirtyMap>),
+    InUse(Rc<Follower>),
 }
 
 impl Source {
     fn top(&self) -> Rc<dyn Node> {
         match self {
             Source::Still(node) => node.clone(),
-            Source::InUse(disk, _) => disk.top(),
-        }
-    }
-
-    async fn read(&self, range: Range<u64>) -> Result<Buffer> {
-        match self {
-            Source::Still(node) => {
-                let buf = BufferMut::new((range.end - range.start) as usize);
-                Ok(node.read(range.start, buf).await?.freeze())
-            }
-            Source::InUse(disk, _) => disk.read_beside_guests(range).await,
+            Source::InUse(follower) => follower.source().top(),
         }
     }
 }
@@ -65,9 +55,18 @@ pub(crate) struct Transfer {
 impl Transfer {
     async fn write(&self, run: Missing, abort: &Abort) -> Result<Copied, Failed> {
         let Range { start, end } = run.range;
-        let data = async { if run.zero { Ok(None) } else { self.source.read(start..end).await.map(Some) } };
+        let node = match &self.source {
+            Source::Still(node) => node,
+            Source::InUse(follower) => return follower.copy(start..end, run.zero, abort).await,
+        };
+        let data = async {
+            if run.zero {
+                return Ok(None);
+            }
+            let buf = BufferMut::new((end - start) as usize);
+            Ok(Some(node.read(start, buf).await?.freeze()))
+        };
         let data = abort.guard(data).await.and_then(|read| read);
-        // race-mark: transfer-read-then-write
         let (copied, written) = match data.map_err(|error| Operation::Read.failed(error))? {
             Some(data) => {
                 let copied = Copied { fetched: end - start, data: end - start, ..Copied::default() };
@@ -99,7 +98,7 @@ impl Copier for Transfer {
     fn guests(&self) -> Option<&Rc<GuestLatency>> {
         match &self.source {
             Source::Still(_) => None,
-            Source::InUse(disk, _) => Some(disk.guest_latency()),
+            Source::InUse(follower) => Some(follower.source().guest_latency()),
         }
     }
 
@@ -107,14 +106,14 @@ impl Copier for Transfer {
         match &self.source {
             Source::Still(node) => (from < node.size()).then(|| from..node.size()),
             // race-mark: transfer-take
-            Source::InUse(_, map) => map.take(from, MOST_TAKEN),
+            Source::InUse(follower) => follower.map().take(from, MOST_TAKEN),
         }
     }
 
     fn untaken(&self) -> u64 {
         match &self.source {
             Source::Still(_) => 0,
-            Source::InUse(_, map) => map.bytes(),
+            Source::InUse(follower) => follower.map().bytes(),
         }
     }
 
@@ -148,6 +147,15 @@ impl Copier for Transfer {
     }
 
     fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>> {
-        Box::pin(async move { abort.guard(self.source.read(run.range)).await?.map(drop) })
+        let read = async move {
+            match &self.source {
+                Source::Still(node) => {
+                    let buf = BufferMut::new((run.range.end - run.range.start) as usize);
+                    node.read(run.range.start, buf).await.map(drop)
+                }
+                Source::InUse(follower) => follower.source().read_beside_guests(run.range).await.map(drop),
+            }
+        };
+        Box::pin(async move { abort.guard(read).await? })
     }
 }

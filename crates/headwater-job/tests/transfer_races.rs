@@ -94,9 +94,20 @@ fn begin(sim: &Sim, kind: Kind, faults: bool, commands: bool) -> Run {
         let (job, work) = commit(layers.middles[n].clone(), layers.target.clone(), options);
         return Run { layers, job, work: Box::pin(work), leans_on_source: false };
     }
+    // In the beginning, in the middle, or never. A target that reads from the source would wait for the guest that waits for it.
+    let may_go_through = kind == Kind::Mirror && sync != SyncMode::None;
+    let through = Rc::new(Cell::new(may_go_through && rng.one_in(3)));
+    if may_go_through && rng.one_in(3) {
+        let (switch, sim) = (through.clone(), sim.clone());
+        let _switcher = sim.clone().spawn("switcher", async move {
+            sim.sleep(sim.rng().duration(Duration::ZERO, Duration::from_millis(6))).await;
+            switch.set(true);
+        });
+    }
     let options = MirrorOptions {
         sync,
         granularity: Some(*rng.pick(&[512, 1024, 4096])),
+        write_through: through.clone(),
         speed,
         on_error: on_error.into(),
         wait_for_finalize,

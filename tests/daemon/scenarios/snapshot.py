@@ -1,7 +1,7 @@
 """Snapshots, transactions, what follows them, and images made by the daemon."""
 
 from drive import check, nbd, scenario
-from drive.jobs import export, finish
+from drive.jobs import debug, export, finish
 
 
 def disk(case, size="4M"):
@@ -300,6 +300,83 @@ def mirror(case):
         finish(qmp)
         qmp.run("quit")
         case.images.same("target.qcow2", "disk.qcow2", expected_form="qcow2")
+
+
+@scenario
+def mirror_through(case):
+    """copy-mode write-blocking, from the beginning and by block-job-change; what a client has written is in the target when it is answered."""
+    qmp = disk(case)
+    overlay(case, qmp, "target")
+    address = export(case, qmp, "disk")
+    for number, begin in enumerate(("write-blocking", "background")):
+        qmp.run("blockdev-mirror", job_id="job", device="disk", target="target", sync="full", copy_mode=begin)
+        qmp.wait("BLOCK_JOB_READY", device="job")
+        qmp.run("query-block-jobs")
+        qmp.refuse("block-job-change", id="none", type="mirror", **{"copy-mode": "background"})
+        qmp.attempt("block-job-change", id="job", type="mirror", **{"copy-mode": "background"})
+        qmp.run("block-job-change", id="job", type="mirror", **{"copy-mode": "write-blocking"})
+        qmp.refuse("block-job-change", id="job", type="mirror", **{"copy-mode": "background"})
+        case.transcript.mask("len", "offset", "current-progress", "total-progress")
+        nbd.io(address, f"write -P {20 + number} 1000 3000", "write -z 128k 64k", "discard 192k 64k", "flush")
+        qmp.run("block-job-cancel", device="job")
+        finish(qmp)
+    qmp.run("quit")
+    case.images.same("target.qcow2", "disk.qcow2", expected_form="qcow2")
+
+
+@scenario
+def mirror_arguments(case):
+    """Arguments of blockdev-mirror that don't fit, and `replaces`: the node below a filter is exchanged."""
+    qmp = disk(case)
+    overlay(case, qmp, "target")
+    overlay(case, qmp, "other")
+    qmp.run("object-add", qom_type="throttle-group", id="group", limits={})
+    qmp.run("blockdev-add", driver="throttle", node_name="limited", throttle_group="group", file="disk")
+
+    def refuse(**more):
+        qmp.refuse("blockdev-mirror", **{"job_id": "job", "device": "limited", "target": "target", "sync": "full", **more})
+
+    refuse(granularity=100)
+    refuse(granularity=1 << 27)
+    refuse(granularity=768)
+    refuse(buf_size=-1)
+    refuse(replaces="nowhere")
+    refuse(replaces="other")
+    refuse(sync="incremental")
+    refuse(copy_mode="nonsense")
+    address = export(case, qmp, "limited")
+    qmp.run("blockdev-mirror", job_id="job", device="limited", target="target", sync="full", replaces="disk", buf_size=1, granularity=65536)
+    qmp.wait("BLOCK_JOB_READY", device="job")
+    nbd.io(address, "write -P 30 2M 64k")
+    case.transcript.mask("len", "offset")
+    qmp.run("block-job-complete", device="job")
+    finish(qmp)
+    nbd.io(address, "read -P 30 2M 64k", "write -P 31 3M 64k", "read -P 31 3M 64k")
+    qmp.run("query-named-block-nodes", flat=True)
+    qmp.run("quit")
+    case.images.write(case.path("target.qcow2"), "read -P 30 2M 64k", "read -P 31 3M 64k", "read -P 1 0 1M")
+    case.images.write(case.path("disk.qcow2"), "read -P 0 3M 64k")
+
+
+@scenario
+def mirror_policies(case):
+    """An error of the target is met by on-target-error, one of the source by on-source-error."""
+    qmp = disk(case)
+    case.images.qcow2("target.qcow2", "4M")
+    qmp.run("blockdev-add", driver="file", node_name="target-file", filename=case.path("target.qcow2"))
+    qmp.run("blockdev-add", **debug("target-file", iotype="write", errno=28, sector=1024, once=True))
+    qmp.run("blockdev-add", driver="qcow2", node_name="target", file="target-file-debug")
+    case.transcript.mask("len", "offset", "busy")
+    qmp.run("blockdev-mirror", job_id="job", device="disk", target="target", sync="full", on_source_error="report", on_target_error="enospc")
+    qmp.wait("BLOCK_JOB_ERROR", device="job")
+    qmp.wait_status("job", "paused")
+    qmp.run("query-block-jobs")
+    qmp.run("block-job-resume", device="job")
+    qmp.wait("BLOCK_JOB_READY", device="job")
+    qmp.run("block-job-complete", device="job")
+    finish(qmp)
+    qmp.run("quit")
+    case.images.same("target.qcow2", "disk.qcow2", expected_form="qcow2")
 
 
 @scenario

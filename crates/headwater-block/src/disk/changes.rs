@@ -4,7 +4,9 @@ use super::Disk;
 use crate::copy_before_write::PointInTime;
 use crate::dirty_map::DirtyMap;
 use crate::error::{Error, ErrorKind, Result};
+use crate::follow::{Changed, Follower};
 use crate::node::Node;
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 
@@ -17,6 +19,29 @@ impl Disk {
         let map = Rc::new(DirtyMap::new(self.size(), granularity));
         self.trackers.borrow_mut().push(Rc::downgrade(&map));
         map
+    }
+
+    /// As [`Disk::track_changes`], for a job that copies to `target` what lies above the node `above`, or everything. While `through` is set, which
+    /// may happen at any time but not be taken back, changes are carried out on the target as well.
+    pub async fn follow(
+        self: &Rc<Self>,
+        target: &Rc<Disk>,
+        granularity: u64,
+        above: Option<Rc<dyn Node>>,
+        through: Rc<Cell<bool>>,
+    ) -> Rc<Follower> {
+        let map = self.track_changes(granularity).await;
+        let follower = Rc::new(Follower::new(self, target, above, map, through));
+        let mut followers = self.followers.borrow_mut();
+        followers.retain(|follower| follower.strong_count() > 0);
+        followers.push(Rc::downgrade(&follower));
+        follower
+    }
+
+    /// Those who want changes to go through, of now.
+    pub(super) fn followers_through(&self) -> Vec<Rc<Follower>> {
+        let followers = self.followers.borrow();
+        followers.iter().filter_map(Weak::upgrade).filter(|follower| follower.goes_through()).collect()
     }
 
     /// What this disk holds now goes to `target`, a disk of the same size, before it is changed, until the answer is dropped: all of it, or
@@ -85,7 +110,7 @@ impl Disk {
 
     /// A change of `range` starts; when the guard goes, it is marked.
     pub(super) fn changing(&self, range: &Range<u64>) -> Changing<'_> {
-        Changing { disk: self, range: range.clone() }
+        Changing { disk: self, range: range.clone(), passed_on: Vec::new() }
     }
 }
 
@@ -94,6 +119,20 @@ impl Disk {
 pub(super) struct Changing<'a> {
     disk: &'a Disk,
     range: Range<u64>,
+    /// Those who need no mark.
+    passed_on: Vec<Rc<DirtyMap>>,
+}
+
+impl Changing<'_> {
+    /// The change has succeeded: lets it go through to those for whom it was let in like that.
+    pub(super) async fn pass_on(mut self, followers: &[Rc<Follower>], changed: Changed) {
+        for follower in followers {
+            // Apart, because its state is many times that of the change.
+            if Box::pin(follower.pass_on(&self.range, changed.clone())).await {
+                self.passed_on.push(follower.map().clone());
+            }
+        }
+    }
 }
 
 impl Drop for Changing<'_> {
@@ -101,7 +140,8 @@ impl Drop for Changing<'_> {
         let mut trackers = self.disk.trackers.borrow_mut();
         trackers.retain(|map| {
             let map = map.upgrade();
-            map.iter().for_each(|map| map.mark(self.range.clone()));
+            let marked = map.iter().filter(|map| !self.passed_on.iter().any(|other| Rc::ptr_eq(other, map)));
+            marked.for_each(|map| map.mark(self.range.clone()));
             map.is_some()
         });
     }

@@ -4,11 +4,26 @@ use super::{DetectZeroes, Disk, add};
 use crate::buffer::{Buffer, BufferMut};
 use crate::debug_event::DebugEvent;
 use crate::error::Result;
+use crate::follow::{Changed, Follower};
 use crate::guest_latency::Kind;
 use crate::node::{Access, Change, WriteFlags, ZeroFlags};
 use crate::range_lock::{Guard, Mode, Token};
 use crate::zero::is_zero;
 use std::ops::Range;
+use std::rc::Rc;
+
+/// What a change holds while it is carried out.
+struct Locked {
+    _guard: Guard,
+    /// Those to whom it goes through.
+    through: Vec<Rc<Follower>>,
+}
+
+impl Locked {
+    fn goes_through(&self) -> bool {
+        !self.through.is_empty()
+    }
+}
 
 impl Disk {
     /// Writes `data` at `offset`; any alignment. Must be driven to its end.
@@ -38,12 +53,16 @@ impl Disk {
         self.write_watch.writes_until(range.end);
         add(&self.stats.write_bytes, data.len() as u64);
         let aligned = self.aligned(&range);
-        let _guard = self.lock_for(&range, &aligned, Change::Write).await;
+        let locked = self.lock_for(&range, &aligned, Change::Write).await;
         self.save_before_change(&range).await?;
         let unfinished = self.must_finish()?;
-        let _change = self.changing(&range);
+        let change = self.changing(&range);
+        let copy = locked.goes_through().then(|| data.clone());
         let result = self.write_within(range, data, flags).await;
         unfinished.finished();
+        if let (Some(data), Ok(())) = (copy, &result) {
+            change.pass_on(&locked.through, Changed::Data(data)).await;
+        }
         result
     }
 
@@ -61,12 +80,15 @@ impl Disk {
         tracing::trace!(target: "qemu", event = "bdrv_co_pwrite_zeroes", node = self.name(), offset, bytes = len);
         let flags = ZeroFlags { unmap: flags.unmap && !self.options.get().ignore_discards, ..flags };
         let aligned = self.aligned(&range);
-        let _guard = self.lock_for(&range, &aligned, Change::Zero { unmap: flags.unmap }).await;
+        let locked = self.lock_for(&range, &aligned, Change::Zero { unmap: flags.unmap }).await;
         self.save_before_change(&range).await?;
         let unfinished = self.must_finish()?;
-        let _change = self.changing(&range);
+        let change = self.changing(&range);
         let result = self.zero_within(range, flags).await;
         unfinished.finished();
+        if result.is_ok() && locked.goes_through() {
+            change.pass_on(&locked.through, Changed::Zeroes { unmap: flags.unmap }).await;
+        }
         result
     }
 
@@ -89,12 +111,15 @@ impl Disk {
         tracing::trace!(target: "qemu", event = "bdrv_co_pdiscard", node = self.name(), offset, bytes = len);
         add(&self.stats.zeroes_and_discards, 1);
         let inner = start..end;
-        let _guard = self.lock_for(&inner, &inner, Change::Discard).await;
+        let locked = self.lock_for(&inner, &inner, Change::Discard).await;
         self.save_before_change(&inner).await?;
         let unfinished = self.must_finish()?;
-        let _change = self.changing(&inner);
+        let change = self.changing(&inner);
         let result = self.top().discard(start, end - start).await;
         unfinished.finished();
+        if result.is_ok() && locked.goes_through() {
+            change.pass_on(&locked.through, Changed::Discarded).await;
+        }
         result
     }
 
@@ -105,8 +130,8 @@ impl Disk {
     }
 
     /// Locks what a change of `range` needs. Shared if the bytes can be overwritten where they are; exclusive if the mapping
-    /// changes, what is there must be saved, or neighbouring bytes must be read and written back (`aligned` is then wider than `range`).
-    async fn lock_for(&self, range: &Range<u64>, aligned: &Range<u64>, change: Change) -> Guard {
+    /// changes, what is there must be saved, a job wants it carried out elsewhere too, or neighbouring bytes must be read and written back (`aligned` is then wider than `range`).
+    async fn lock_for(&self, range: &Range<u64>, aligned: &Range<u64>, change: Change) -> Locked {
         let mut token = Token::for_request();
         let mut needed = self.needs_alone(range, aligned, change);
         loop {
@@ -119,11 +144,11 @@ impl Disk {
             // stays true while the lock is held.
             needed = self.needs_alone(range, aligned, change);
             match &needed {
-                None => return guard,
+                None => return Locked { _guard: guard, through: Vec::new() },
                 Some(wide)
                     if mode == Mode::Exclusive && locked.start <= wide.start && wide.end <= locked.end =>
                 {
-                    return guard;
+                    return Locked { _guard: guard, through: self.followers_through() };
                 }
                 // race-mark: write-access-changed
                 Some(_) => token = guard.release(),
@@ -171,6 +196,9 @@ impl Disk {
         }
         if let Some(more) = self.needs_to_save(aligned) {
             add(Access::Exclusive(more));
+        }
+        if !self.followers_through().is_empty() {
+            add(Access::Exclusive(aligned.clone()));
         }
         wide
     }

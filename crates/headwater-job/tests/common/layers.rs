@@ -24,6 +24,8 @@ pub struct Layers {
     /// From the base upwards.
     pub middles: Vec<Rc<SimOverlay>>,
     pub top: Rc<SimOverlay>,
+    /// What holds the bytes of a target beside the chain that is a file.
+    pub target_file: Option<Rc<SimFile>>,
     held: Rc<RefCell<Weak<Drained>>>,
     /// What the disk read as when the guests were last held back.
     pub then: Rc<RefCell<Option<Buffer>>>,
@@ -86,7 +88,8 @@ impl Layers {
         let top = middles.pop().expect("at least the top");
         let disk = Disk::new(top.clone(), sim.clock(), shape.options);
         let guest = Guest::new(sim, disk, Model::new(&content));
-        Self { guest, target, file, base, middles, top, held: Rc::default(), then: Rc::default() }
+        let (held, then) = (Rc::default(), Rc::default());
+        Self { guest, target, file, base, middles, top, target_file: None, held, then }
     }
 
     /// Copies go to another disk, of the same size, which holds something else. With a backing it lacks everything.
@@ -97,7 +100,9 @@ impl Layers {
             None => {
                 let mut pages = Pages::new(size, 512);
                 pages.write(0, &vec![0xaa; size as usize]);
-                SimFile::new(&self.guest.sim, "target", pages)
+                let file = SimFile::new(&self.guest.sim, "target", pages);
+                self.target_file = Some(file.clone());
+                file
             }
         };
         self.target = Disk::new(target, self.guest.sim.clock(), DiskOptions::default());

@@ -8,9 +8,8 @@ pub mod layers;
 use headwater_block::{
     Abort, Buffer, Client, DetectZeroes, Disk, DiskOptions, Edge, Node, WriteFlags, ZeroFlags,
 };
-use headwater_job::JobHandle;
-use headwater_job::{Base, Link, StreamOptions};
-use headwater_job::{BootTrace, JobHandle};
+use headwater_job::window::Bounds;
+use headwater_job::{Base, BootTrace, JobHandle, Link, StreamOptions};
 use headwater_sim::{Fill, Model, Pages, Sim, SimFile, SimFilter, SimOverlay};
 use std::ops::{Deref, Range};
 use std::rc::Rc;

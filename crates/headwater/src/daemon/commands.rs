@@ -272,7 +272,7 @@ impl Commands {
                 Ok(speed) => job.handle.set_speed(speed),
                 Err(refusal) => return Some(Err(refusal)),
             },
-            "change" => return Some(Err(generic("Job type does not support change"))),
+            "change" => return Some(job.change(args)),
             _ => return None,
         };
         if let Err(illegal) = asked {

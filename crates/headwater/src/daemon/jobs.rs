@@ -22,7 +22,9 @@ use super::failure::{Refusal, brief, generic, no_device};
 use super::graph::open::{Options, Read};
 use crate::durable::kept::Kept;
 use headwater_block::LocalFuture;
-use headwater_job::{Action, Event, IoStatus, JobHandle, OnError, OnErrors, Operation, Outcome, Status};
+use headwater_job::{
+    Action, Event, IoStatus, JobHandle, OnError, OnErrors, Operation, Outcome, Progress, Status,
+};
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -62,6 +64,7 @@ pub(super) struct Job {
     gone: watch::Sender<bool>,
     was_ready: Cell<bool>,
     kept: Option<Rc<Kept>>,
+    write_through: Option<Rc<Cell<bool>>>,
     /// It was cancelled because the daemon ends, not because somebody wanted it.
     interrupted: Cell<bool>,
 }
@@ -76,6 +79,8 @@ pub(super) struct Plan {
     pub(super) hold: Hold,
     pub(super) handle: JobHandle,
     pub(super) work: LocalFuture<'static, Outcome>,
+    /// Of a mirror: set, changes go through to the target.
+    pub(super) write_through: Option<Rc<Cell<bool>>>,
 }
 
 impl Plan {
@@ -136,7 +141,7 @@ impl Jobs {
 
     /// Starts a job. Its first events have been told when this returns.
     pub(super) async fn start(self: &Rc<Self>, plan: Plan) {
-        let Plan { kind, args, len, follows, hold, handle, mut work } = plan;
+        let Plan { kind, args, len, follows, hold, handle, mut work, write_through } = plan;
         let job = Rc::new(Job {
             id: args.id,
             kind,
@@ -152,6 +157,7 @@ impl Jobs {
             gone: watch::Sender::new(false),
             was_ready: Cell::new(false),
             kept: args.kept,
+            write_through,
             interrupted: Cell::new(false),
         });
         if job.kept.as_ref().is_some_and(|kept| kept.record().paused) {
@@ -437,10 +443,34 @@ impl Job {
             "auto-finalize": self.auto_finalize,
             "auto-dismiss": self.auto_dismiss,
         });
-        if let (Value::Object(told), Some(error)) = (&mut told, self.error()) {
-            told.insert("error".into(), error.into());
+        let Value::Object(fields) = &mut told else { return told };
+        if let Some(error) = self.error() {
+            fields.insert("error".into(), error.into());
+        }
+        if let Some(through) = &self.write_through {
+            let Progress { total, done, .. } = self.handle.progress();
+            let synced = through.get() && self.handle.is_ready() && total == done;
+            fields.insert("actively-synced".into(), synced.into());
         }
         told
+    }
+
+    /// `block-job-change`: the copy mode of a mirror, which may become `write-blocking`.
+    ///
+    /// # Errors
+    /// For other jobs, and for the way back.
+    pub(super) fn change(&self, args: &Options) -> Result<(), Refusal> {
+        let Some(through) = &self.write_through else {
+            return Err(generic("Job type does not support change"));
+        };
+        match args.text("copy-mode") {
+            Some("write-blocking") => through.set(true),
+            Some(mode) if through.get() => {
+                return Err(generic(format!("Change to copy mode '{mode}' is not implemented")));
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 

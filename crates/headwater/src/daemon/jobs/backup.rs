@@ -110,6 +110,7 @@ pub(in crate::daemon) async fn plan(
         hold,
         handle,
         work: Box::pin(work),
+        write_through: None,
     })
 }
 
@@ -156,7 +157,7 @@ fn perf(args: &Options, target: &GraphNode) -> Result<Perf, Refusal> {
 }
 
 /// True if reads of `from` may come to `node`.
-fn leads_to(from: &Rc<GraphNode>, node: &Rc<GraphNode>) -> bool {
+pub(super) fn leads_to(from: &Rc<GraphNode>, node: &Rc<GraphNode>) -> bool {
     let layer = node.skip_filters();
     from.chain().any(|below| Rc::ptr_eq(&below, node) || Rc::ptr_eq(&below, &layer))
 }

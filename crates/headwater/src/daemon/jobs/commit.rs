@@ -151,7 +151,7 @@ pub(in crate::daemon) async fn start(
     };
     let follows = *active;
     tracing::trace!(target: crate::daemon::trace::TARGET, event = "commit_start", job = job.id, top = top.name, base = base.name);
-    jobs.start(Plan { kind, args: job, len, follows, hold, handle, work }).await;
+    jobs.start(Plan { kind, args: job, len, follows, hold, handle, work, write_through: None }).await;
     Ok(())
 }
 

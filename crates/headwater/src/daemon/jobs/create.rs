@@ -58,6 +58,7 @@ pub(in crate::daemon) async fn start(
         hold,
         handle,
         work: Box::pin(work),
+        write_through: None,
     })
     .await;
     Ok(())

@@ -1,14 +1,16 @@
 //! `blockdev-mirror`: from arguments to a job that copies a disk to another node while it is in use, and then puts that in its place.
 
+use super::backup::leads_to;
 use super::hold::{Hold, pivot_hooks};
 use super::stream::{job_args, speed};
 use super::{Jobs, Plan, on_errors};
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
-use crate::daemon::graph::Graph;
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
+use crate::daemon::graph::{Graph, GraphNode};
 use headwater_job::{MirrorOptions, SyncMode};
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// Starts a mirror job as the arguments of `blockdev-mirror` say.
@@ -26,14 +28,7 @@ pub(in crate::daemon) async fn start(
     let target = graph.any(text("target"))?;
     source.check_idle()?;
     target.check_idle()?;
-    if args.contains_key("replaces") {
-        return Err(generic("Option 'replaces' is not supported: the mirror takes the place of the device"));
-    }
-    if args.text("copy-mode") == Some("write-blocking") {
-        return Err(generic(
-            "copy-mode 'write-blocking' is not supported: changes are followed in the background",
-        ));
-    }
+    check_numbers(args)?;
     if Rc::ptr_eq(&source.skip_filters(), &target.skip_filters()) {
         return Err(generic("Can't mirror node into itself"));
     }
@@ -46,6 +41,15 @@ pub(in crate::daemon) async fn start(
     if source.disk.size() != target.disk.size() {
         return Err(generic("Source and target image have different sizes"));
     }
+    let through = args.text("copy-mode") == Some("write-blocking");
+    let may_go_through = !leads_to(&target, &source);
+    if through && !may_go_through {
+        return Err(generic(format!(
+            "copy-mode 'write-blocking' is not possible: '{}' stands on '{}'",
+            target.name, source.name
+        )));
+    }
+    let replaced = replaced(graph, &source, args.text("replaces"))?;
     let job = job_args(jobs, args)?;
     let mut hold = Hold::new(graph, "mirror", &job.id);
     if let Err(refusal) = hold.insert_filter(args.text("filter-node-name"), "mirror_top", &source) {
@@ -68,10 +72,12 @@ pub(in crate::daemon) async fn start(
         jobs.tell_still_born(&job.id);
         return Err(refusal);
     }
-    let (hold_guests, finish) = pivot_hooks(&hold, turn, &source, &target);
+    let (hold_guests, finish) = pivot_hooks(&hold, turn, &replaced, &target);
+    let write_through = Rc::new(Cell::new(through));
     let options = MirrorOptions {
         sync,
-        granularity: args.number("granularity"),
+        write_through: write_through.clone(),
+        granularity: args.number("granularity").filter(|granularity| *granularity > 0),
         speed: job.speed,
         on_error: on_errors(args),
         patience: source.disk.options().patience,
@@ -93,7 +99,45 @@ pub(in crate::daemon) async fn start(
         hold,
         handle,
         work: Box::pin(work),
+        write_through: may_go_through.then_some(write_through),
     })
     .await;
     Ok(())
+}
+
+fn check_numbers(args: &Options) -> Result<(), Refusal> {
+    let number = |key: &str| args.get(key).and_then(serde_json::Value::as_i64);
+    match number("granularity") {
+        // Whatever fits the target.
+        None | Some(0) => {}
+        Some(granularity) if !(512..=64 << 20).contains(&granularity) => {
+            return Err(generic("Parameter 'granularity' expects a value in range [512B, 64MB]"));
+        }
+        Some(granularity) if granularity & (granularity - 1) != 0 => {
+            return Err(generic("Parameter 'granularity' expects a power of 2"));
+        }
+        Some(_) => {}
+    }
+    // How much is in flight follows from what was measured; a size is only checked.
+    if number("buf-size").is_some_and(|size| size < 0) {
+        return Err(generic("Invalid parameter 'buf-size'"));
+    }
+    Ok(())
+}
+
+/// The node whose place the target takes: the source, or the one called `name`, which must show the same data: it is below filters of the source.
+fn replaced(graph: &Graph, source: &Rc<GraphNode>, name: Option<&str>) -> Result<Rc<GraphNode>, Refusal> {
+    let Some(name) = name else { return Ok(source.clone()) };
+    let node =
+        graph.find(name).ok_or_else(|| generic(format!("Failed to find node with node-name='{name}'")))?;
+    let layer = source.skip_filters();
+    let between = source.chain().take_while(|below| !Rc::ptr_eq(below, &layer));
+    if between.chain([layer.clone()]).any(|below| Rc::ptr_eq(&below, &node)) {
+        return Ok(node);
+    }
+    Err(generic(format!(
+        "Cannot replace '{name}' by a node mirrored from '{}', because it cannot be guaranteed that doing so would not lead to an abrupt \
+         change of visible data",
+        source.name
+    )))
 }

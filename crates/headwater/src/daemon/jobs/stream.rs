@@ -123,7 +123,16 @@ pub(in crate::daemon) async fn start(
     // Where nothing can be missing, nothing is what the job works on.
     let lower = over.below().filter(|below| end.as_ref().is_none_or(|end| !Rc::ptr_eq(below, end)));
     let len = lower.map_or(0, |_| over.disk.size());
-    let plan = Plan { kind: "stream", args: job, len, follows: false, hold, handle, work: Box::pin(work) };
+    let plan = Plan {
+        kind: "stream",
+        args: job,
+        len,
+        follows: false,
+        hold,
+        handle,
+        work: Box::pin(work),
+        write_through: None,
+    };
     tracing::trace!(target: crate::daemon::trace::TARGET, event = "stream_start", job = plan.args.id, node = over.name);
     jobs.start(plan).await;
     Ok(())
