@@ -11,9 +11,10 @@ use headwater_storage::object::{self, Keys, ObjectLocation};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use support::http::{Answer, Asked, HttpServer, proper};
 use support::{pattern, read, run};
+use tokio::time::Instant;
 
 const SIZE: u64 = 8 << 20;
 const TAG: &str = "ETag: \"one\"\r\nLast-Modified: Mon, 01 Jan 2024 00:00:00 GMT\r\n";
