@@ -9,6 +9,9 @@ use std::str::FromStr;
 /// What the address of a file starts with.
 const FUSE: &str = "fuse:";
 
+/// What the address of an NBD server starts with whose socket was handed over.
+const ACTIVATED: &str = "nbd+fd:///";
+
 /// What a vhost-user-blk address starts with.
 const VHOST: &str = "vhost-user-blk:";
 
@@ -21,10 +24,21 @@ const QUEUES: u16 = 64;
 pub enum Address {
     /// An NBD server.
     Nbd(NbdUri),
+    /// An NBD server at a socket that a service manager listens on.
+    Activated(ActivatedAddress),
     /// A file.
     Fuse(FuseAddress),
     /// A Unix socket for a virtual machine.
     VhostUserBlk(VhostAddress),
+}
+
+/// A socket that was handed over, and the one export there: `nbd+fd:///NAME[?socket=SOCKET]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActivatedAddress {
+    /// The export's name.
+    pub export: String,
+    /// What the socket is called; without it there must be one only.
+    pub socket: Option<String>,
 }
 
 /// A regular file over which the disk is mounted: `fuse:PATH[?growable][&allow-other]`.
@@ -55,12 +69,29 @@ impl FromStr for Address {
         if let Some(rest) = text.strip_prefix(FUSE) {
             return rest.parse().map(Self::Fuse);
         }
+        if let Some(rest) = text.strip_prefix(ACTIVATED) {
+            return rest.parse().map(Self::Activated);
+        }
         if let Some(rest) = text.strip_prefix(VHOST) {
             return rest.parse().map(Self::VhostUserBlk);
         }
         text.parse().map(Self::Nbd).map_err(|err: headwater_nbd::UriError| {
             format!("{err} (a file would be {FUSE}PATH, a socket for a virtual machine {VHOST}PATH)")
         })
+    }
+}
+
+impl FromStr for ActivatedAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (export, options) = text.split_once('?').unwrap_or((text, ""));
+        let socket = match options.split_once('=') {
+            None if options.is_empty() => None,
+            Some(("socket", name)) if !name.is_empty() => Some(name.to_owned()),
+            _ => return Err(format!("unknown option '{options}' of {ACTIVATED}: there is socket=NAME")),
+        };
+        Ok(Self { export: export.to_owned(), socket })
     }
 }
 
@@ -130,6 +161,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nbd(uri) => uri.fmt(f),
+            Self::Activated(address) => write!(f, "{ACTIVATED}{}", address.export),
             Self::Fuse(address) => write!(f, "{}", address.path.display()),
             Self::VhostUserBlk(address) => write!(f, "{VHOST}{}", address.path.display()),
         }
@@ -156,6 +188,24 @@ mod tests {
             assert!(refused.contains(said), "{text}: {refused}");
         }
         assert!(matches!("nbd://localhost/x".parse(), Ok(Address::Nbd(_))));
+    }
+
+    #[test]
+    fn a_socket_that_was_handed_over_may_have_a_name() {
+        let activated = |text: &str| match text.parse() {
+            Ok(Address::Activated(address)) => Some(address),
+            _ => None,
+        };
+        let plain = ActivatedAddress { export: "disk".into(), socket: None };
+        assert_eq!(activated("nbd+fd:///disk"), Some(plain.clone()));
+        assert_eq!(
+            activated("nbd+fd:///disk?socket=a"),
+            Some(ActivatedAddress { socket: Some("a".into()), ..plain })
+        );
+        assert_eq!(activated("nbd+fd:///").unwrap().export, "");
+        for wrong in ["nbd+fd:///disk?socket=", "nbd+fd:///disk?fd=3", "nbd+fd://3/disk"] {
+            assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

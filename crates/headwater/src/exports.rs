@@ -1,6 +1,6 @@
 //! The addresses at which a disk is served.
 
-use crate::address::{Address, FuseAddress, VhostAddress};
+use crate::address::{ActivatedAddress, Address, FuseAddress, VhostAddress};
 use crate::failure::{Failure, Outcome};
 use futures_util::future::join_all;
 use headwater_block::{Disk, Edge};
@@ -10,6 +10,7 @@ use headwater_export::vhost::{BlkExport, BlkOptions, VhostUserBlk};
 use headwater_export::{Listen, Removal};
 use headwater_nbd::{NbdUri, UriTls};
 use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -17,7 +18,8 @@ use std::rc::Rc;
 #[derive(Default)]
 pub struct Exports {
     servers: Vec<NbdServer>,
-    machines: Vec<VhostUserBlk>,
+    /// Shared with the files, which tell machines of a new size.
+    machines: Rc<RefCell<Vec<VhostUserBlk>>>,
     files: Vec<File>,
     addresses: Vec<Address>,
 }
@@ -50,12 +52,13 @@ impl Exports {
         let edge = Edge::new(disk.clone());
         let of_nbd = |address: &Address| match address {
             Address::Nbd(uri) => Some(uri.clone()),
-            Address::Fuse(_) | Address::VhostUserBlk(_) => None,
+            Address::Activated(_) | Address::Fuse(_) | Address::VhostUserBlk(_) => None,
         };
         self.start_nbd(&addresses.iter().filter_map(of_nbd).collect::<Vec<_>>(), &edge, writable)?;
         for address in addresses {
             match address {
                 Address::Nbd(_) => {}
+                Address::Activated(socket) => self.start_activated(socket, &edge, writable)?,
                 Address::Fuse(file) => self.mount(file, &edge, writable).await?,
                 Address::VhostUserBlk(machine) => self.start_vhost(machine, &edge, writable)?,
             }
@@ -79,18 +82,30 @@ impl Exports {
             let server = NbdServer::start(address.into(), options)?;
             let bound = server.address().unwrap_or(address).clone();
             for uri in uris.iter().filter(|uri| (&uri.address, &uri.tls) == (address, tls)) {
-                server.add(Export {
-                    name: uri.export.clone(),
-                    description: format!("headwater: {}", edge.disk().name()),
-                    edge: edge.clone(),
-                    writable,
-                    writethrough: false,
-                    allocation_depth: true,
-                })?;
+                server.add(export(uri.export.clone(), edge, writable))?;
                 self.addresses.push(Address::Nbd(NbdUri { address: bound.clone(), ..uri.clone() }));
             }
             self.servers.push(server);
         }
+        Ok(())
+    }
+
+    /// An NBD server at a socket that listens already.
+    fn start_activated(&mut self, address: &ActivatedAddress, edge: &Rc<Edge>, writable: bool) -> Outcome {
+        let shares =
+            |other: &Address| matches!(other, Address::Activated(other) if other.socket == address.socket);
+        if self.addresses.iter().any(shares) {
+            return Err(Failure::new(format!(
+                "{}: a socket that was handed over has one export",
+                Address::Activated(address.clone())
+            )));
+        }
+        let socket = crate::inherited::listening(address.socket.as_deref())?;
+        let options = ServerOptions { empty_name_is_only_export: true, ..ServerOptions::default() };
+        let server = NbdServer::start(Listen::Fd(socket), options)?;
+        server.add(export(address.export.clone(), edge, writable))?;
+        self.servers.push(server);
+        self.addresses.push(Address::Activated(address.clone()));
         Ok(())
     }
 
@@ -101,7 +116,7 @@ impl Exports {
             edge: edge.clone(),
             options: BlkOptions { writable, ..*options },
         };
-        self.machines.push(VhostUserBlk::start(Listen::Unix { path: path.clone() }, export)?);
+        self.machines.borrow_mut().push(VhostUserBlk::start(Listen::Unix { path: path.clone() }, export)?);
         self.addresses.push(Address::VhostUserBlk(address.clone()));
         Ok(())
     }
@@ -126,6 +141,14 @@ impl Exports {
                     writethrough: false,
                     growable: *growable,
                     allow_other: *allow_other,
+                    resized: {
+                        let machines = Rc::downgrade(&self.machines);
+                        Box::new(move || {
+                            if let Some(machines) = machines.upgrade() {
+                                machines.borrow().iter().for_each(VhostUserBlk::look_at_size);
+                            }
+                        })
+                    },
                 },
             ),
             Err(err) => Err(err),
@@ -156,7 +179,7 @@ impl Exports {
     /// Takes no more clients, finishes the requests that were received, and closes the connections. Those who have a file open are cut off.
     pub async fn stop(self) {
         let servers = join_all(self.servers.into_iter().map(NbdServer::stop));
-        let machines = join_all(self.machines.into_iter().map(VhostUserBlk::stop));
+        let machines = join_all(self.machines.take().into_iter().map(VhostUserBlk::stop));
         futures_util::future::join(servers, machines).await;
         for File { export, made } in self.files {
             match export.remove(Removal::Hard).await {
@@ -168,6 +191,17 @@ impl Exports {
             }
             made.iter().for_each(remove);
         }
+    }
+}
+
+fn export(name: String, edge: &Rc<Edge>, writable: bool) -> Export {
+    Export {
+        name,
+        description: format!("headwater: {}", edge.disk().name()),
+        edge: edge.clone(),
+        writable,
+        writethrough: false,
+        allocation_depth: true,
     }
 }
 

@@ -23,6 +23,7 @@ pub mod durable;
 pub mod exports;
 pub mod failure;
 pub mod guest_latency;
+pub mod inherited;
 pub mod kept_sources;
 pub mod opener;
 pub mod output;

@@ -33,6 +33,8 @@ pub struct FuseOptions {
     pub growable: bool,
     /// Whether it was mounted for other users too.
     pub allow_other: bool,
+    /// Called after a client has changed the disk's size, for those who must be told.
+    pub resized: Box<dyn Fn()>,
 }
 
 /// A disk that is there as a file. Dropped without [`FuseExport::remove`], the file stays until it is unmounted from outside, and whoever
@@ -81,6 +83,7 @@ impl FuseExport {
                 gid: rustix::process::getgid().as_raw(),
             }),
             since,
+            resized: options.resized,
             resizing: RangeLock::new(),
         };
         let (ended, gone) = watch::channel(false);

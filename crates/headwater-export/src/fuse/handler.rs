@@ -36,6 +36,8 @@ pub(crate) struct Handler {
     pub(crate) access: Cell<Access>,
     /// When it was mounted: the time that the file shows.
     pub(crate) since: SystemTime,
+    /// Tells others that the size has changed.
+    pub(crate) resized: Box<dyn Fn()>,
     /// Held while the size is changed: who would grow the disk looks again whether somebody else has.
     pub(crate) resizing: Rc<RangeLock>,
 }
@@ -138,7 +140,7 @@ impl Handler {
             }
             Some(size) => {
                 let _resizing = self.hold_size().await;
-                resize(&*self.client.enter().await, size).await?;
+                self.resize(&*self.client.enter().await, size).await?;
             }
             None => {}
         }
@@ -187,7 +189,7 @@ impl Handler {
             let _resizing = self.hold_size().await;
             let disk = self.client.enter().await;
             if end > disk.size() {
-                resize(&disk, end).await?;
+                self.resize(&disk, end).await?;
             }
         }
         match length.min(self.client.disk().size().saturating_sub(offset)) {
@@ -196,18 +198,20 @@ impl Handler {
         }
     }
 
+    /// Formats that count in sectors get the whole of the last one.
+    async fn resize(&self, disk: &Disk, size: u64) -> Result<(), Refused> {
+        match disk.resize(size).await {
+            Err(error) if error.kind() == ErrorKind::InvalidInput && !size.is_multiple_of(512) => {
+                disk.resize(size.next_multiple_of(512)).await?;
+            }
+            result => result?,
+        }
+        (self.resized)();
+        Ok(())
+    }
+
     async fn hold_size(&self) -> Guard {
         self.resizing.acquire(Token::for_request(), 0..1, Mode::Exclusive).await
-    }
-}
-
-/// Formats that count in sectors get the whole of the last one.
-async fn resize(disk: &Disk, size: u64) -> Result<(), Refused> {
-    match disk.resize(size).await {
-        Err(error) if error.kind() == ErrorKind::InvalidInput && !size.is_multiple_of(512) => {
-            Ok(disk.resize(size.next_multiple_of(512)).await?)
-        }
-        result => Ok(result?),
     }
 }
 

@@ -8,6 +8,7 @@ use headwater_export::Removal;
 use headwater_export::fuse::{FuseExport, FuseOptions, MountOptions, mount, unmount};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind as IoKind;
 use std::mem::ManuallyDrop;
@@ -23,6 +24,8 @@ struct Mount {
     path: PathBuf,
     disk: Rc<Disk>,
     export: FuseExport,
+    /// The sizes that others were told of.
+    told: Rc<RefCell<Vec<u64>>>,
 }
 
 impl Mount {
@@ -32,8 +35,9 @@ impl Mount {
         std::fs::write(&path, "what lies below").unwrap();
         let node = MemoryNode::new("memory", content);
         let disk = Disk::new(node, Rc::new(TokioClock::new()), DiskOptions::default());
-        let export = serve(&path, &disk, writable, growable).await;
-        Self { _directory: directory, path, disk, export }
+        let told = Rc::<RefCell<Vec<u64>>>::default();
+        let export = serve(&path, &disk, writable, growable, told.clone()).await;
+        Self { _directory: directory, path, disk, export, told }
     }
 
     /// Lets a client work on the file.
@@ -55,10 +59,18 @@ impl Drop for Mount {
     }
 }
 
-async fn serve(path: &Path, disk: &Rc<Disk>, writable: bool, growable: bool) -> FuseExport {
+async fn serve(
+    path: &Path,
+    disk: &Rc<Disk>,
+    writable: bool,
+    growable: bool,
+    told: Rc<RefCell<Vec<u64>>>,
+) -> FuseExport {
     let mounted = mount(path, MountOptions { writable, allow_other: false }).await.unwrap();
     let edge = Edge::new(disk.clone());
-    let options = FuseOptions { edge, writable, writethrough: false, growable, allow_other: false };
+    let disk = disk.clone();
+    let resized = Box::new(move || told.borrow_mut().push(disk.size()));
+    let options = FuseOptions { edge, writable, writethrough: false, growable, allow_other: false, resized };
     FuseExport::start(mounted, options).unwrap()
 }
 
@@ -207,6 +219,7 @@ fn a_growable_disk_grows_with_what_is_written_and_never_shrinks_by_it() {
         };
         futures_util::future::join_all((0..4).map(grow)).await;
         assert_eq!(mount.disk.size(), 4096 + 40 * 2048);
+        assert_eq!(mount.told.borrow().last(), Some(&mount.disk.size()));
         let written = mount.disk.read(4096, 40 * 2048).await.unwrap();
         assert!(written.chunks(512).enumerate().all(|(at, part)| part == [(at % 4) as u8; 512]));
         mount
@@ -221,6 +234,7 @@ fn a_growable_disk_grows_with_what_is_written_and_never_shrinks_by_it() {
             })
             .await;
         assert_eq!(mount.disk.size(), 1 << 20);
+        assert!(mount.told.borrow().ends_with(&[1024, 1 << 20]), "{:?}", mount.told);
         mount.end().await;
     });
 }
@@ -310,7 +324,7 @@ fn the_dead_mount_of_a_server_that_was_killed_is_replaced() {
             mount.client(|path| path.metadata().unwrap_err().raw_os_error()).await,
             Some(Errno::NOTCONN.raw_os_error())
         );
-        let over = serve(&mount.path, &mount.disk, true, false).await;
+        let over = serve(&mount.path, &mount.disk, true, false, Rc::default()).await;
         let below = std::mem::replace(&mut mount.export, over);
         assert_eq!(mount.client(|path| std::fs::read(path).unwrap()).await, pattern(8192));
         mount.export.remove(Removal::Safe).await.unwrap().await;

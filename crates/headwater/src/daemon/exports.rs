@@ -236,7 +236,7 @@ impl Exports {
     }
 
     async fn add_fuse(
-        &self,
+        self: &Rc<Self>,
         args: &Options,
         node: &Rc<GraphNode>,
         writable: bool,
@@ -271,6 +271,14 @@ impl Exports {
             writethrough: args.flag("writethrough").unwrap_or(false),
             growable: growable && writable,
             allow_other,
+            resized: {
+                let exports = Rc::downgrade(self);
+                Box::new(move || {
+                    if let Some(exports) = exports.upgrade() {
+                        exports.look_at_sizes();
+                    }
+                })
+            },
         };
         let file =
             mounted.and_then(|mounted| FuseExport::start(mounted, options)).map_err(|err| of_error(&err))?;

@@ -140,13 +140,8 @@ pub(super) fn port(text: &str) -> Result<u16, Refusal> {
 pub(super) fn descriptor(text: &str) -> Result<OwnedFd, Refusal> {
     let number: i32 =
         text.parse().map_err(|_| generic(format!("'{text}' is not the number of a file descriptor")))?;
-    // A copy of ours: who gave it to this process may use it for something else as well.
-    let pid = rustix::process::getpid();
-    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
-    let copy = process.and_then(|process| {
-        rustix::process::pidfd_getfd(process, number, rustix::process::PidfdGetfdFlags::empty())
-    });
-    copy.map_err(|err| generic(format!("There is no file descriptor {number}: {err}")))
+    crate::inherited::descriptor(number)
+        .map_err(|err| generic(format!("There is no file descriptor {number}: {err}")))
 }
 
 /// Opens an object behind an HTTP server.

@@ -227,3 +227,33 @@ fn manuals_and_completions_are_generated() {
         assert!(script.contains("exit-when-done"), "{shell}");
     }
 }
+
+/// As systemd's socket units start a service: the socket is there before the program is.
+#[test]
+fn a_socket_that_was_handed_over_is_served() {
+    let scratch = Scratch::new();
+    let (raw, socket) = (scratch.path("disk.raw"), scratch.path("disk.sock"));
+    make_raw(&raw, MIB, 1);
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let served = |pid: &str| {
+        let script = format!("export LISTEN_PID={pid} LISTEN_FDS=1; exec \"$@\" 3<&0 </dev/null");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_headwater")]);
+        command.args(["serve", &raw, "--format", "raw", "--serve", "nbd+fd:///disk"]);
+        command.stdin(std::os::fd::OwnedFd::from(listener.try_clone().unwrap()));
+        command.stderr(std::process::Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut server = served("$$");
+    // It may come before the server does.
+    let size = tool("nbdinfo", &["--size", &format!("nbd+unix:///disk?socket={socket}")]);
+    assert_eq!(size.trim(), MIB.to_string());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&server), rustix::process::Signal::INT)
+        .unwrap();
+    assert!(server.wait().unwrap().success());
+    // The socket is the service manager's, and stays.
+    assert!(std::path::Path::new(&socket).exists());
+    let refused = served("1").wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("no socket was handed over"), "{said}");
+}
