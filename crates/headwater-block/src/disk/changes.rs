@@ -45,8 +45,8 @@ impl Disk {
     }
 
     /// What this disk holds now goes to `target`, a disk of the same size, before it is changed, until the answer is dropped: all of it, or
-    /// what lies above the node `above`. In parts of at least `granularity` bytes, and of what the target allocates, rounded up to a power of two. Waits for changes that are
-    /// under way. Meanwhile the disk's size stays as it is.
+    /// what lies above the node `above`. In parts of at least `granularity` bytes, and of what the target allocates, rounded up to a power
+    /// of two. Waits for changes that are under way. Meanwhile the disk's size stays as it is.
     pub async fn begin_point_in_time(
         self: &Rc<Self>,
         target: &Rc<Disk>,

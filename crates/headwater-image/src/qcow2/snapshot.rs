@@ -185,7 +185,7 @@ impl Image {
         let bits = self.geometry.cluster_bits;
         let end = self.space.borrow().end();
         let own = table.0 >> bits;
-        let mut runs: Vec<Range<u64>> = vec![own..own + 1];
+        let mut runs: Vec<Range<u64>> = std::iter::once(own..own + 1).collect();
         if own >= end {
             return Err(
                 self.corrupt(format_args!("the L2 table at {:#x} lies beyond the end of the file", table.0))
