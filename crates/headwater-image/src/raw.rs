@@ -223,7 +223,7 @@ impl Node for RawNode {
     }
 
     fn is_settled(&self, range: Range<u64>) -> bool {
-        self.file.is_settled(range)
+        self.within(&range).is_none_or(|within| self.file.is_settled(within))
     }
 
     fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {
