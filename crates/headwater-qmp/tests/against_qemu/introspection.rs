@@ -12,7 +12,7 @@ use crate::daemon::Daemon;
 /// Drivers that QEMU doesn't have.
 const OURS: [&str; 3] = ["az", "gs", "s3"];
 
-fn is_ours(value: &Value) -> bool {
+pub(crate) fn is_ours(value: &Value) -> bool {
     value.as_str().is_some_and(|value| OURS.contains(&value))
 }
 

@@ -10,6 +10,7 @@ use headwater_qmp::{Map, Value, schema};
 use serde_json::json;
 
 use crate::daemon::Daemon;
+use crate::introspection::is_ours;
 
 const UNEXPECTED: &str = "unexpected-member";
 
@@ -67,6 +68,7 @@ impl<'a> Generator<'a> {
         let tag = self.entry(kind)["tag"].as_str().expect("a union has a tag");
         variants
             .iter()
+            .filter(|variant| !is_ours(&variant["case"]))
             .map(|variant| {
                 let mut members = common.clone();
                 members.extend(self.list(variant["type"].as_str().expect("a variant has a type"), "members"));
