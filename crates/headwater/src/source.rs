@@ -49,9 +49,7 @@ mod tests {
         ] {
             assert_eq!(parse(good).as_deref(), Ok(good));
         }
-        for bad in
-            ["", "nbd://", "nbds://h/x", "ftp://h/x", "http://", "https:///x", "nbd+unix:///x", "s3://bucket"]
-        {
+        for bad in ["", "nbd://", "nbds://h/x", "ftp://h/x", "http://", "https:///x", "nbd+unix:///x"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
         assert!(is_uri("nbd://h") && !is_uri("/a/b") && !is_uri("./x://y"));
