@@ -14,6 +14,13 @@ pub(super) struct Ahead {
     bytes: u64,
 }
 
+impl Ahead {
+    /// How many bytes are in flight.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 impl Run<'_> {
     /// Starts what is wanted and fits.
     pub(super) fn fill_ahead(&mut self) {

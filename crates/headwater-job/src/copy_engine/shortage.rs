@@ -9,7 +9,7 @@ impl Run<'_> {
     pub(super) fn lacks_room(&mut self, bytes: u64) -> bool {
         let Some(room) = &mut self.engine.room else { return false };
         let clock = self.engine.copier.clock();
-        self.shortage = room.take(bytes, self.in_flight_data, &**clock).err();
+        self.shortage = room.take(bytes, self.in_flight_data + self.ahead.bytes(), &**clock).err();
         self.shortage.is_some()
     }
 

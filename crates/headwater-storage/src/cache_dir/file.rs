@@ -27,6 +27,9 @@ const MAGIC: &[u8; 8] = b"HWBLOCKS";
 const VERSION: u32 = 1;
 const HEADER: u64 = 4096;
 
+/// The blocks of the largest source: what a server claims is held in memory, a byte for each.
+const MOST_BLOCKS: u64 = 1 << 26;
+
 /// What waits to be written at most, in bytes; what comes on top is not kept.
 const MOST_QUEUED: u64 = 64 << 20;
 
@@ -67,6 +70,11 @@ impl CacheFile {
         identity: &str,
     ) -> Result<Rc<Self>> {
         let blocks = size.div_ceil(SHARE_BLOCK);
+        if blocks > MOST_BLOCKS {
+            let message =
+                format!("{}: sources of more than 4 TiB are not kept in a directory", directory.shown(name));
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
         let data = (HEADER + blocks).next_multiple_of(SHARE_BLOCK);
         let header = header(size, identity)?;
         let held = directory.hold(name)?;
@@ -94,8 +102,7 @@ impl CacheFile {
             _held: held,
             size,
             data,
-            // A source has at most as many blocks as its marks fit in memory: 16 KiB for each GiB.
-            here: RefCell::new(vec![false; usize::try_from(blocks).unwrap_or(0)]),
+            here: RefCell::new(vec![false; blocks as usize]),
             pending: RefCell::default(),
             queue: RefCell::default(),
             queued: Cell::new(0),
