@@ -20,6 +20,8 @@ struct Far {
     source: Rc<SimFile>,
     top: Rc<SimOverlay>,
     disk: Rc<Disk>,
+    /// The stream is over: what guests do from now on isn't what is tested.
+    over: Rc<Cell<bool>>,
 }
 
 fn link(millis: u64, jitter: u64, bandwidth: u64) -> Pace {
@@ -42,7 +44,7 @@ impl Far {
             local.set_pace(Pace { least: Duration::ZERO, most: Duration::ZERO, bandwidth: 0 });
         }
         let disk = Disk::new(top.clone(), sim.clock(), DiskOptions::default());
-        Self { sim, source, top, disk }
+        Self { sim, source, top, disk, over: Rc::default() }
     }
 
     /// Streams it, with `beside` at work, and says how long that took.
@@ -50,12 +52,13 @@ impl Far {
         let (_job, work) = stream(self.disk.clone(), options);
         let clock = self.sim.clock();
         let since = clock.now();
-        let sim = self.sim.clone();
+        let (sim, over) = (self.sim.clone(), self.over.clone());
         self.sim.run(async move {
             let beside = sim.spawn("beside", beside);
             let outcome = work.await;
             assert!(matches!(outcome, Outcome::Completed), "{outcome:?}");
             let took = clock.now() - since;
+            over.set(true);
             beside.await;
             took
         })
@@ -116,8 +119,8 @@ fn median(took: &RefCell<Vec<Duration>>) -> Duration {
 
 #[test]
 fn a_guests_misses_do_not_queue_behind_copies_on_the_link() {
-    const SIZE: u64 = 96 * MIB;
-    for seed in 1..4 {
+    const SIZE: u64 = 48 * MIB;
+    for seed in 1..3 {
         let alone = {
             let far = Far::new(seed, SIZE, link(2, 1, GIGABIT));
             let took = Rc::new(RefCell::default());
@@ -133,8 +136,7 @@ fn a_guests_misses_do_not_queue_behind_copies_on_the_link() {
         };
         let far = Far::new(seed, SIZE, link(2, 1, GIGABIT));
         let took = Rc::new(RefCell::default());
-        let (ends, seen) = (Rc::new(Cell::new(false)), Rc::clone(&took));
-        let beside = guest(far.sim.clone(), far.disk.clone(), ends, seen);
+        let beside = guest(far.sim.clone(), far.disk.clone(), far.over.clone(), Rc::clone(&took));
         let streamed = far.stream(StreamOptions::default(), beside);
         let median = median(&took);
         assert!(median <= alone * 2, "seed {seed}: {median:?}, alone {alone:?}");
@@ -145,15 +147,19 @@ fn a_guests_misses_do_not_queue_behind_copies_on_the_link() {
 
 #[test]
 fn a_guest_whose_disk_is_busy_with_copies_is_held_to_the_target_that_it_was_given() {
-    for seed in 1..4 {
+    for seed in 1..3 {
         let far = Far::new(seed, 64 * MIB, link(1, 0, 0));
         // The local disk is what both queue for.
         far.top.data().set_pace(Pace { least: MILLI / 20, most: MILLI / 10, bandwidth: 400_000_000 });
         let took = Rc::new(RefCell::<Vec<Duration>>::default());
         let beside = {
-            let (clock, disk, took) = (far.sim.clock(), far.disk.clone(), Rc::clone(&took));
+            let (clock, disk, over) = (far.sim.clock(), far.disk.clone(), far.over.clone());
+            let took = Rc::clone(&took);
             async move {
-                for n in 0..2000_u64 {
+                for n in 0..10_000_u64 {
+                    if over.get() {
+                        return;
+                    }
                     let since = clock.now();
                     let data = Buffer::zeroed(4096);
                     disk.write(63 * MIB + n % 16 * 4096, data, WriteFlags::default()).await.unwrap();
@@ -164,7 +170,8 @@ fn a_guest_whose_disk_is_busy_with_copies_is_held_to_the_target_that_it_was_give
         };
         let goal = GuestLatencyGoal::Added(MILLI * 2);
         far.stream(StreamOptions { guest_latency: goal, ..StreamOptions::default() }, beside);
-        let mut took = took.borrow()[200..].to_vec();
+        // The first ones meet what had begun before.
+        let mut took = took.borrow()[50..].to_vec();
         took.sort_unstable();
         let tail = took[took.len() * 99 / 100];
         assert!(tail < MILLI * 3, "seed {seed}: {tail:?}");
