@@ -15,7 +15,6 @@
 //!
 //! The engine's future must be polled to its end, like everything that changes a disk.
 
-use crate::budget::Allowance;
 use crate::control::{Control, Wish};
 use crate::copier::Copier;
 use crate::guests_first::GuestsFirst;
@@ -326,10 +325,11 @@ impl Run<'_> {
 
     /// Starts copies until the window is full.
     fn fill(&mut self) {
-        let Some(target) = self.target() else {
-            self.engine.window.held_back();
-            return;
-        };
+        let Engine { guests, window, control, copier, held, .. } = &mut *self.engine;
+        let beside = held.is_none().then(|| control.guest_latency());
+        let left = guests.leave(beside, window, self.copies.len(), &**copier.clock());
+        let Some((target, copy)) = left else { return };
+        self.copy = copy;
         if self.found.is_empty() && !self.scanner.is_over() {
             self.engine.window.held_back();
         }
@@ -359,20 +359,6 @@ impl Run<'_> {
             }
             self.start(what, weight);
         }
-    }
-
-    /// How many bytes may be in flight, and sets how large copies are; none while guests must have the disk for themselves.
-    fn target(&mut self) -> Option<u64> {
-        let Engine { guests, window, control, copier, held, .. } = &mut *self.engine;
-        let allowance =
-            guests.allowance(control.guest_latency(), window, self.copies.len(), &**copier.clock());
-        let (target, copy) = match allowance {
-            Allowance::Some { target, copy } if held.is_none() => (target, copy),
-            Allowance::Rest(_) if held.is_none() => return None,
-            _ => (window.target(), window.copy()),
-        };
-        self.copy = copy;
-        Some(target)
     }
 
     /// The first part of a run, as large as one copy.
@@ -424,12 +410,8 @@ impl Run<'_> {
         let copier = self.engine.copier.clone();
         let began = copier.clock().now();
         let copy = copier.copy(what.clone(), self.abort.clone());
-        let copying = self.engine.guests.copying(weight, began);
-        self.copies.push(Box::pin(async move {
-            let result = copy.await;
-            drop(copying);
-            Done { what, began, result }
-        }));
+        let copy = self.engine.guests.beside(weight, began, copy);
+        self.copies.push(Box::pin(async move { Done { what, began, result: copy.await } }));
     }
 
     /// Adds a run to what is to be done.

@@ -2,7 +2,7 @@
 
 use crate::budget::{Allowance, Budget, GuestLatencyGoal};
 use crate::window::Window;
-use headwater_block::guest_latency::{Copying, GuestLatency, Watching};
+use headwater_block::guest_latency::{GuestLatency, Watching};
 use headwater_block::{Clock, LocalFuture};
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -23,30 +23,46 @@ impl GuestsFirst {
         Self { watching: guests.map(GuestLatency::watch), budget, rest: None }
     }
 
-    /// What copies may do now, with so many in flight.
-    pub(crate) fn allowance(
+    /// How many bytes guests leave to copies, of which `copies` are in flight, and how large a copy may be; none while they must have the disk for
+    /// themselves. Without a goal, no guest is there.
+    pub(crate) fn leave(
         &mut self,
-        goal: GuestLatencyGoal,
-        window: &Window,
+        goal: Option<GuestLatencyGoal>,
+        window: &mut Window,
         copies: usize,
         clock: &dyn Clock,
-    ) -> Allowance {
+    ) -> Option<(u64, u64)> {
         self.rest = None;
-        let Some(watching) = &self.watching else { return Allowance::All };
+        let all = Some((window.target(), window.copy()));
+        let (Some(watching), Some(goal)) = (&self.watching, goal) else { return all };
         let now = clock.now();
         self.budget.set_goal(goal);
         self.budget.observe(&watching.meter().take(), copies, now);
-        let allowance = self.budget.allowance(window.target(), window.copy(), now);
-        if let Allowance::Rest(until) = allowance {
-            self.rest = Some(clock.sleep_until(until));
+        match self.budget.allowance(window.target(), window.copy(), now) {
+            Allowance::All => all,
+            Allowance::Some { target, copy } => Some((target, copy)),
+            Allowance::Rest(until) => {
+                window.held_back();
+                self.rest = Some(clock.sleep_until(until));
+                None
+            }
         }
-        allowance
     }
 
-    /// A copy of `bytes` begins, and is in flight until the answer is dropped.
-    pub(crate) fn copying(&mut self, bytes: u64, now: Duration) -> Option<Copying> {
+    /// `copy`, of so many bytes, which begins now: until it ends, guests' requests aren't quiet.
+    pub(crate) fn beside<T: 'static>(
+        &mut self,
+        bytes: u64,
+        now: Duration,
+        copy: LocalFuture<'static, T>,
+    ) -> LocalFuture<'static, T> {
         self.budget.begun(bytes, now);
-        self.watching.as_ref().map(|watching| watching.meter().copying())
+        let Some(watching) = &self.watching else { return copy };
+        let copying = watching.meter().copying();
+        Box::pin(async move {
+            let _copying = copying;
+            copy.await
+        })
     }
 
     /// Ready when a rest is over, or when a guest's request ended meanwhile: then it is time to ask again.
