@@ -33,6 +33,7 @@ pub struct Target {
 /// All targets, in the order of their names.
 pub const TARGETS: &[Target] = &[
     targets::http::TARGET,
+    targets::manifest::TARGET,
     targets::names::TARGET,
     targets::nbd_client::TARGET,
     targets::nbd_codec::TARGET,

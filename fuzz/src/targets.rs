@@ -5,6 +5,7 @@ mod front_end;
 mod guest;
 pub mod http;
 mod image;
+pub mod manifest;
 pub mod names;
 pub mod nbd_client;
 pub mod nbd_codec;

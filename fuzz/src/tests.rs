@@ -59,6 +59,7 @@ macro_rules! smoke {
 
 smoke! {
     http
+    manifest
     names
     nbd_client
     nbd_codec

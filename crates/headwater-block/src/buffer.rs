@@ -271,6 +271,12 @@ impl BufferMut {
         self
     }
 
+    /// True if no other handle has a part of this memory: then nobody will join this one to another, and a buffer of the same length may
+    /// take its place.
+    pub fn is_whole(&self) -> bool {
+        Rc::strong_count(&self.memory) == 1
+    }
+
     /// Gives up the right to write, so that the bytes can be shared.
     pub fn freeze(self) -> Buffer {
         Buffer { memory: self.memory, start: self.start, len: self.len }

@@ -40,6 +40,8 @@ pub enum ErrorKind {
     ReadOnly,
     /// The source is no longer the one that was opened.
     SourceChanged,
+    /// The bytes are not those that a manifest promises, or not those of the other replicas of an image. Asking again is of no use.
+    WrongContent,
     /// The operation was cancelled before it had any effect.
     Cancelled,
     /// The object was shut down.

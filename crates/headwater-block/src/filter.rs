@@ -4,6 +4,8 @@
 //! - [`copy_on_read`]: what is read from a backing is kept.
 //! - [`blkdebug`]: faults, injected by rules.
 //! - [`blkverify`]: two images of one content, compared at every read.
+//! - [`replicas`]: several sources of one image, of which the one is read that will be done first.
+//! - [`verify`]: nothing passes but what a manifest promises.
 //!
 //! # Rules
 //! - A filter reaches its child through an [`Edge`](crate::Edge) to the child's disk, never around it: so its requests meet the same locks as those of
@@ -18,9 +20,13 @@ pub mod blkdebug;
 pub mod blkverify;
 mod child;
 pub mod copy_on_read;
+pub mod replicas;
 pub mod throttle;
+pub mod verify;
 
 pub use blkdebug::BlkdebugNode;
 pub use blkverify::BlkverifyNode;
 pub use copy_on_read::CopyOnReadNode;
+pub use replicas::ReplicasNode;
 pub use throttle::{ThrottleGroup, ThrottleNode};
+pub use verify::VerifyNode;

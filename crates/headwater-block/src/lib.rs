@@ -17,6 +17,7 @@
 //!   requests take, for those who yield to them.
 //! - [`filter`]: nodes that pass requests through and add one behaviour. [`debug_event`]: what layers tell the one that injects faults.
 //! - [`share`]: one fetch for many who read the same source.
+//! - [`manifest`]: what a file must hold, chunk by chunk.
 //! - [`null`]: a node without storage. [`memory`]: a node that lives in memory, for tests and demonstrations.
 //!
 //! Everything here belongs to one thread: nodes are `Rc`, futures are not `Send`, and no state needs a mutex.
@@ -40,6 +41,7 @@ pub mod follow;
 pub mod guest_latency;
 pub mod hold;
 pub mod identity;
+pub mod manifest;
 pub mod memory;
 pub mod node;
 pub mod null;
@@ -64,5 +66,6 @@ pub use follow::Follower;
 pub use guest_latency::GuestLatency;
 pub use hold::Client;
 pub use identity::Identity;
+pub use manifest::Manifest;
 pub use node::{Limits, LocalFuture, Node, WriteFlags, ZeroFlags};
 pub use rate_limiter::RateLimiter;

@@ -16,6 +16,7 @@ pub mod create;
 pub mod ctl;
 pub mod daemon;
 pub mod demo;
+pub mod digest;
 pub mod info;
 pub mod jobs;
 pub mod man;
@@ -57,6 +58,8 @@ pub enum Verb {
     Serve(serve::ServeArgs),
     /// Make an image.
     Create(create::CreateArgs),
+    /// Write down what an image's file holds, as hashes that `--verify` checks it by.
+    Digest(digest::DigestArgs),
     /// Tell what is known about an image and what it stands on.
     Info(info::InfoArgs),
     /// Show which layer holds which bytes of an image.
@@ -195,6 +198,7 @@ fn run(verb: Verb) -> Outcome {
     match verb {
         Verb::Stream(args) => stream::run(args),
         Verb::Boot(args) => boot::run(args),
+        Verb::Digest(args) => digest::run(args),
         Verb::Serve(args) => serve::run(args),
         Verb::Create(args) => create::run(args),
         Verb::Info(args) => info::run(args),

@@ -22,6 +22,7 @@ mod monitor;
 mod object_sources;
 mod objects;
 mod options;
+mod replicas;
 mod sandbox;
 mod snapshot;
 mod sources;

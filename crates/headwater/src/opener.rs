@@ -3,6 +3,7 @@
 use crate::cli::{Cache as CacheArg, Io, OpenArgs};
 use crate::failure::{Failure, Outcome, code};
 use crate::kept_sources::KeptSources;
+use crate::mirrors::Mirrors;
 use crate::source::is_uri;
 use headwater_block::{BufferMut, Error, ErrorKind, LocalFuture, Node, Result};
 use headwater_image::info::{self, ChainInfo};
@@ -37,6 +38,7 @@ pub struct Opener {
     times: Option<Times>,
     /// Where what is read of remote sources is kept.
     kept: Option<Rc<KeptSources>>,
+    mirrors: Option<Rc<Mirrors>>,
 }
 
 /// How long is waited for a remote image.
@@ -66,7 +68,8 @@ impl Opener {
         for name in &args.allow_backing {
             trust.allow_source(name);
         }
-        Ok(Self { engine, cache, trust, table_cache: args.table_cache, times: None, kept: None })
+        let (times, kept, mirrors) = (None, None, None);
+        Ok(Self { engine, cache, trust, table_cache: args.table_cache, times, kept, mirrors })
     }
 
     /// The same, but requests to remote images are made again when nothing comes for the time of `timeout`, and count as failed after that of
@@ -87,6 +90,19 @@ impl Opener {
     /// What [`Opener::with_cache_dir`] keeps.
     pub fn kept_sources(&self) -> Option<Rc<KeptSources>> {
         self.kept.clone()
+    }
+
+    /// The same, but the source that `mirrors` are of is read through them.
+    pub fn with_mirrors(self, mirrors: Option<Rc<Mirrors>>) -> Self {
+        Self { mirrors, ..self }
+    }
+
+    /// The storage that the operator calls `name`, without a look at its format.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub async fn open_storage(&self, name: &str) -> Result<Rc<dyn Node>> {
+        self.reach(name, ProtocolOptions { read_only: true, ..ProtocolOptions::default() }).await
     }
 
     /// Opens the disk that the operator calls `name`, with its chain.
@@ -166,15 +182,13 @@ impl Opener {
             (options.nbd.retry, options.nbd.request_timeout) = (retry, timeout);
             (options.http.retry, options.http.request_timeout) = (retry, timeout);
         }
-        if is_uri(name) {
-            let node = open_protocol(name, &options).await?;
-            match &self.kept {
-                Some(kept) if node.is_read_only() => kept.in_front_of(node).await,
-                _ => Ok(node),
-            }
-        } else {
-            // As it is written: `a:b` is a file of that name.
-            Ok(FileNode::open(&self.engine, name, options.file)?)
+        let node = match &self.mirrors {
+            Some(mirrors) if mirrors.is_source(name) && how.read_only => mirrors.open(options).await?,
+            _ => open_storage(name, &options).await?,
+        };
+        match &self.kept {
+            Some(kept) if is_uri(name) && node.is_read_only() => kept.in_front_of(node).await,
+            _ => Ok(node),
         }
     }
 
@@ -246,6 +260,16 @@ impl Opener {
         let report = check::check(file.clone(), options).await.map_err(cannot_be_checked)?;
         file.close().await?;
         Ok(Some(report))
+    }
+}
+
+/// Opens a path or an address of the operator's.
+pub(crate) async fn open_storage(name: &str, options: &ReachOptions) -> Result<Rc<dyn Node>> {
+    if is_uri(name) {
+        open_protocol(name, options).await
+    } else {
+        // As it is written: `a:b` is a file of that name.
+        Ok(FileNode::open(&options.engine, name, options.file)?)
     }
 }
 

@@ -179,6 +179,12 @@ fn overlay(
 
 /// Finds `--base` among the images below SOURCE.
 fn base(args: &StreamArgs, source: &OpenedImage) -> Outcome<Option<Base>> {
+    if args.mirrors.verify.is_some() && (source.layers.len() > 1 || source.layers[0].data_file.is_some()) {
+        return Err(Failure::new(format!(
+            "{} stands on other files, which the manifest of --verify says nothing of; verify an image that stands alone",
+            args.source
+        )));
+    }
     let Some(wanted) = &args.base else { return Ok(None) };
     let is_wanted = |layer: &Layer| match &layer.location {
         Location::Path(path) => !is_uri(wanted) && is_same_file(path, Path::new(wanted)),

@@ -1,5 +1,7 @@
 //! How far a stream is, as people and programs read it.
 
+use crate::mirrors::MirrorsStatus;
+use crate::receipt::Receipt;
 use crate::size::human;
 use serde::Serialize;
 
@@ -51,6 +53,12 @@ pub struct Status {
     /// What copying waits for, paused by itself: "source". It goes on by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
+    /// The sources, if there are mirrors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirrors: Option<MirrorsStatus>,
+    /// On the last line only, when everything has been copied: what was verified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
     /// Why the stream waits, when it stopped for an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,

@@ -9,9 +9,11 @@ use crate::durable::streamed;
 use crate::exports::Exports;
 use crate::failure::Outcome;
 use crate::kept_sources::KeptSources;
+use crate::mirrors::Mirrors;
 use crate::opener::Opener;
 use crate::overlay::{self, Overlay};
 use crate::progress::Status;
+use crate::receipt::Receipt;
 use crate::room::{self, Forecast};
 use crate::runtime::Interrupts;
 use crate::shell;
@@ -66,6 +68,9 @@ pub struct Session {
     kept_sources: Option<Rc<KeptSources>>,
     recording: Option<Recording>,
     forecast: Forecast,
+    mirrors: Option<Rc<Mirrors>>,
+    /// What is verified, and whether it was from the disk's beginning.
+    verified: Option<bool>,
     clock: TokioClock,
     begun: Duration,
     /// What to do when the job has paused by itself.
@@ -84,11 +89,13 @@ impl Session {
     pub async fn open(args: &StreamArgs, display: &Display) -> Outcome<Self> {
         let retry = args.reach.retry(&[args.reach.hold, args.wait]);
         let boot_trace = args.boot_trace.as_deref().map(boot_trace::load).transpose()?;
+        let mirrors = Mirrors::new(&args.source, &args.mirrors)?;
         let opener = Opener::new(&args.open)?
             .with_retry(retry, args.reach.timeout())
-            .with_cache_dir(args.cache_dir.as_deref(), args.cache_size)?;
+            .with_cache_dir(args.cache_dir.as_deref(), args.cache_size)?
+            .with_mirrors(mirrors.clone());
         let overlay = overlay::open(args, &opener, display).await?;
-        let streamed = streamed::remember(args, &overlay, display).await?;
+        let streamed = streamed::remember(args, &overlay, mirrors.as_deref(), display).await?;
         let Overlay { top, base, complete, .. } = overlay;
         let clock = TokioClock::new();
         let detect_zeroes = match args.detect_zeroes {
@@ -146,6 +153,8 @@ impl Session {
             kept_sources: opener.kept_sources(),
             recording,
             forecast,
+            mirrors,
+            verified: streamed.verified,
             clock,
             begun,
             go_on,
@@ -174,7 +183,13 @@ impl Session {
 
     /// Something that says how far it is at any time, and that outlives the session.
     pub fn watch(&self) -> Watch {
-        Watch { disk: self.disk.clone(), job: self.job(), clock: self.clock.clone(), begun: self.begun }
+        Watch {
+            disk: self.disk.clone(),
+            job: self.job(),
+            mirrors: self.mirrors.clone(),
+            clock: self.clock.clone(),
+            begun: self.begun,
+        }
     }
 
     /// Streams to the end, whichever it is.
@@ -202,6 +217,7 @@ impl Session {
                     let elapsed = self.clock.now().saturating_sub(self.begun);
                     self.forecast.tell(&job.handle.progress(), elapsed, display);
                     tell_errors(&job.handle, display, &self.go_on, &mut told);
+                    tell_of_mirrors(self.mirrors.as_deref(), display);
                     display.show(watch.status());
                 }
             }
@@ -222,7 +238,16 @@ impl Session {
         {
             display.say(&format!("{err}; it is of no use any more"));
         }
-        display.finish(Status { result: Some(ending.word()), error, ..watch.status() });
+        tell_of_mirrors(self.mirrors.as_deref(), display);
+        let receipt = match (&ending, &self.mirrors, self.verified) {
+            (Ending::Completed, Some(mirrors), Some(whole)) => Receipt::of(mirrors, self.disk.name(), whole),
+            _ => None,
+        };
+        let text = receipt.as_ref().map(Receipt::to_string);
+        display.finish(Status { result: Some(ending.word()), error, receipt, ..watch.status() });
+        if let Some(text) = text {
+            display.say(&text);
+        }
         ending
     }
 
@@ -242,6 +267,13 @@ impl Session {
         };
         closed?;
         recorded
+    }
+}
+
+/// Tells which sources were left and returned to since the last time.
+fn tell_of_mirrors(mirrors: Option<&Mirrors>, display: &Display) {
+    for line in mirrors.map(Mirrors::news).unwrap_or_default() {
+        display.say(&line);
     }
 }
 
@@ -295,6 +327,7 @@ fn on_error(arg: OnErrorArg) -> OnError {
 pub struct Watch {
     disk: Rc<Disk>,
     job: Option<JobHandle>,
+    mirrors: Option<Rc<Mirrors>>,
     clock: TokioClock,
     begun: Duration,
 }
@@ -313,6 +346,7 @@ impl Watch {
             retries: stats.retries.get(),
             outages: self.disk.outage().outages(),
             elapsed_seconds: (self.clock.now() - self.begun).as_secs_f64(),
+            mirrors: self.mirrors.as_ref().and_then(|mirrors| mirrors.status()),
             ..Status::default()
         };
         let Some(job) = &self.job else {

@@ -1,7 +1,7 @@
 //! `headwater boot SOURCE [DISK] [-- QEMU ARGUMENTS]`.
 
 use super::reach::{ReachArgs, parse_patience};
-use super::stream::{OnErrorArg, StreamArgs};
+use super::stream::{MirrorArgs, OnErrorArg, StreamArgs};
 use super::{FormatArg, OpenArgs};
 use crate::failure::Outcome;
 use crate::size::parse_size;
@@ -64,6 +64,9 @@ pub struct BootArgs {
     /// How SOURCE is reached.
     #[command(flatten)]
     pub reach: ReachArgs,
+    /// Where else SOURCE's bytes are, and what they must be.
+    #[command(flatten)]
+    pub mirrors: MirrorArgs,
     /// How files are opened.
     #[command(flatten)]
     pub open: OpenArgs,
@@ -101,6 +104,7 @@ impl BootArgs {
             wait: self.wait,
             reach: self.reach.clone(),
             cluster_size: 64 << 10,
+            mirrors: self.mirrors.clone(),
             open: self.open.clone(),
         }
     }

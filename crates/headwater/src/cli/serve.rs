@@ -1,11 +1,13 @@
 //! `headwater serve IMAGE`: an export without a stream.
 
 use super::reach::ReachArgs;
+use super::stream::MirrorArgs;
 use super::{FormatArg, OpenArgs};
 use crate::address::Address;
 use crate::boot_trace::Recording;
 use crate::exports::Exports;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
+use crate::mirrors::Mirrors;
 use crate::opener::{Access, Opener};
 use crate::runtime::{self, Interrupts};
 use clap::Args;
@@ -40,6 +42,9 @@ pub struct ServeArgs {
     /// How a remote image is reached.
     #[command(flatten)]
     pub reach: ReachArgs,
+    /// Where else the image's bytes are, and what they must be. Needs --read-only.
+    #[command(flatten)]
+    pub mirrors: MirrorArgs,
     /// How files are opened.
     #[command(flatten)]
     pub open: OpenArgs,
@@ -54,7 +59,13 @@ pub fn run(args: ServeArgs) -> Outcome {
         let mut interrupts = Interrupts::catch()?;
         let access = if args.read_only { Access::Read } else { Access::Write };
         let retry = args.reach.retry(&[args.reach.hold]);
-        let opener = Opener::new(&args.open)?.with_retry(retry, args.reach.timeout());
+        let mirrors = Mirrors::new(&args.image, &args.mirrors)?;
+        if mirrors.is_some() && !args.read_only {
+            return Err(Failure::usage(
+                "--mirror and --verify need --read-only: copies elsewhere can't be changed",
+            ));
+        }
+        let opener = Opener::new(&args.open)?.with_retry(retry, args.reach.timeout()).with_mirrors(mirrors);
         let top = opener.open(&args.image, args.format.map(Into::into), access).await?;
         let options = DiskOptions {
             copy_on_read: args.copy_on_read,

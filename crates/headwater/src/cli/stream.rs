@@ -87,9 +87,25 @@ pub struct StreamArgs {
     /// The cluster size of a disk that is made: a power of two from 512 to 2M.
     #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_cluster_size)]
     pub cluster_size: u64,
+    /// Where else SOURCE's bytes are, and what they must be.
+    #[command(flatten)]
+    pub mirrors: MirrorArgs,
     /// How files are opened.
     #[command(flatten)]
     pub open: OpenArgs,
+}
+
+/// Several sources for one image, and what its bytes must be.
+#[derive(Debug, Clone, Default, Args)]
+pub struct MirrorArgs {
+    /// Where the same file is as well: a path or an address, as for SOURCE. The fastest is used; one that fails or is slow is left and returned
+    /// to; one that can't be reached at the start is used when it can. May be given up to 15 times.
+    #[arg(long, value_name = "SOURCE", value_parser = crate::source::parse)]
+    pub mirror: Vec<String>,
+    /// Check every chunk of SOURCE's file against this manifest, which `headwater digest` made, before it is used. A mirror that gives other
+    /// bytes is named and never asked again.
+    #[arg(long, value_name = "MANIFEST")]
+    pub verify: Option<PathBuf>,
 }
 
 const AFTER: &str = "\

@@ -109,7 +109,7 @@ Serves disk images and works on them, controlled by QMP; takes the options and s
 
   --blockdev [driver=]DRIVER[,node-name=NAME][,read-only=on|off][,...] or JSON
                          add a block node. Drivers: file, host_device, raw, qcow2, nbd, http, https, s3, gs, az, null-co, null-aio,
-                         copy-on-read, throttle, blkdebug, blkverify
+                         copy-on-read, throttle, blkdebug, blkverify, replicas, verify
   --object [qom-type=]TYPE,id=ID[,...]
                          add an object: throttle-group, secret, iothread, tls-creds-x509, tls-creds-psk
   --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT[,tls-creds=ID][,max-connections=N]

@@ -11,6 +11,7 @@ use super::storage::Storage;
 use crate::cli::stream::StreamArgs;
 use crate::display::Display;
 use crate::failure::{Failure, Outcome};
+use crate::mirrors::Mirrors;
 use crate::overlay::Overlay;
 use headwater_block::{Error, ErrorKind};
 use serde_json::{Map, Value};
@@ -28,6 +29,10 @@ const RATE: &str = "rate";
 /// The name of the argument that was DISK, as an absolute path.
 const DISK: &str = "disk";
 
+/// The name of the argument that was the root of the manifest, and of what tells whether it counted from DISK's beginning.
+const MANIFEST: &str = "manifest";
+const WHOLE: &str = "verified-from-the-beginning";
+
 /// What is remembered of an overlay that is about to be streamed into.
 pub struct Streamed {
     /// Where it is kept; none if it can't be.
@@ -36,14 +41,23 @@ pub struct Streamed {
     pub speed: u64,
     /// It was paused, and there is a way to resume it.
     pub paused: bool,
+    /// If the source is verified: whether it has been since DISK was made.
+    pub verified: Option<bool>,
 }
 
 /// Compares the overlay's source with what is remembered, and remembers it from now on. Nothing may have been copied or served yet.
 ///
 /// # Errors
 /// If the source has changed, what is remembered is no use or belongs to another disk, or nothing can be kept where the user wants it.
-pub async fn remember(args: &StreamArgs, overlay: &Overlay, display: &Display) -> Outcome<Streamed> {
-    let nothing = Streamed { kept: None, speed: args.rate, paused: false };
+pub async fn remember(
+    args: &StreamArgs,
+    overlay: &Overlay,
+    mirrors: Option<&Mirrors>,
+    display: &Display,
+) -> Outcome<Streamed> {
+    let root = mirrors.and_then(Mirrors::root);
+    let verified = root.as_ref().map(|_| overlay.made);
+    let nothing = Streamed { kept: None, speed: args.rate, paused: false, verified };
     let Some((dir, name)) = place(args)? else { return Ok(nothing) };
     let shown = dir.shown(&name);
     dir.clear(&name);
@@ -58,11 +72,27 @@ pub async fn remember(args: &StreamArgs, overlay: &Overlay, display: &Display) -
         return Ok(nothing);
     }
     let found = found?;
-    let now = describe(args, overlay).await?;
+    let mut now = describe(args, overlay, mirrors).await?;
     // What a new disk was made from is what it is made from.
     let found = found.filter(|_| !overlay.made);
     if let Some(record) = &found {
+        check_manifest(args, record, root.as_deref(), &shown)?;
         check_source(args, record, &now, &shown)?;
+    }
+    let then = |key| found.as_ref().and_then(|record| record.arguments.get(key));
+    let verified = root.as_ref().map(|_| overlay.made || then(WHOLE) == Some(&Value::Bool(true)));
+    if let (Some(root), Some(whole)) = (root, verified) {
+        now.arguments.insert(MANIFEST.into(), root.into());
+        now.arguments.insert(WHOLE.into(), whole.into());
+    }
+    if let Some(mirrors) = mirrors {
+        // Those that can't be reached now must be the same when they can.
+        for storage in found.iter().flat_map(|record| &record.read) {
+            if mirrors.names(&storage.name) && !now.read.iter().any(|known| known.name == storage.name) {
+                now.read.push(storage.clone());
+            }
+        }
+        mirrors.pin(&now.read);
     }
     let (speed, paused) = match &found {
         // A rate that is given anew counts more than the one that was set while it ran.
@@ -80,13 +110,13 @@ pub async fn remember(args: &StreamArgs, overlay: &Overlay, display: &Display) -
                 display.say(&format!(
                     "{err}; so neither the source's identity nor a changed rate is remembered for another run (--state-dir DIR would keep it elsewhere)"
                 ));
-                return Ok(Streamed { speed, ..nothing });
+                return Ok(Streamed { speed, verified, ..nothing });
             }
             Err(err) => return Err(err.into()),
         }
     };
     let paused = kept.record().paused;
-    Ok(Streamed { kept: Some(kept), speed, paused })
+    Ok(Streamed { kept: Some(kept), speed, paused, verified })
 }
 
 /// The directory, and the name of the file. None for a device, beside which nothing lasts. DISK exists by now.
@@ -140,10 +170,31 @@ fn recorded(args: &StreamArgs, dir: &StateDir, name: &str, shown: &str) -> Outco
     Ok(Some(record))
 }
 
+/// Refuses another manifest than the one that DISK was begun with.
+fn check_manifest(args: &StreamArgs, then: &Record, now: Option<&str>, shown: &str) -> Outcome {
+    let Some(then) = then.arguments.get(MANIFEST).and_then(Value::as_str) else { return Ok(()) };
+    if now == Some(then) {
+        return Ok(());
+    }
+    let disk = args.disk.display();
+    let is = now.map_or("none is given now".to_owned(), |now| format!("{now} is given now"));
+    Err(Failure::new(format!(
+        "{disk} was begun with --verify and a manifest with the root {then}, and {is}; go on with that manifest, or choose another DISK ({shown} remembers it)"
+    )))
+}
+
 /// Refuses a source that isn't what it was.
 fn check_source(args: &StreamArgs, then: &Record, now: &Record, shown: &str) -> Outcome {
     let disk = args.disk.display();
-    for (then, now) in then.read.iter().zip(&now.read) {
+    let several = then.read.len() != now.read.len();
+    for (at, now) in now.read.iter().enumerate() {
+        // One source may be called otherwise than before; of several, each is compared with what is known of it.
+        let same = then.read.iter().find(|then| then.name == now.name);
+        let Some(then) =
+            same.or_else(|| then.read.get(at).filter(|_| !several && args.mirrors.mirror.is_empty()))
+        else {
+            continue;
+        };
         if let Some(difference) = then.difference(now) {
             return Err(Failure::new(format!(
                 "{} has changed since {disk} was begun: {difference}. What was copied from it and what it holds now don't belong together. Bring back \
@@ -156,13 +207,20 @@ fn check_source(args: &StreamArgs, then: &Record, now: &Record, shown: &str) -> 
 }
 
 /// The record of a stream that starts now.
-async fn describe(args: &StreamArgs, overlay: &Overlay) -> Outcome<Record> {
+async fn describe(args: &StreamArgs, overlay: &Overlay, mirrors: Option<&Mirrors>) -> Outcome<Record> {
     let mut arguments = Map::new();
     arguments.insert("source".into(), args.source.clone().into());
     arguments.insert(DISK.into(), absolute(&args.disk)?.to_string_lossy().into());
     arguments.insert(RATE.into(), args.rate.into());
     let mut read = Vec::new();
+    let of_mirrors = mirrors.map(Mirrors::open_nodes).unwrap_or_default();
+    for (name, node) in &of_mirrors {
+        read.push(Storage::constant(name, &**node).await?);
+    }
     for (name, node) in &overlay.sources {
+        if !of_mirrors.is_empty() && mirrors.is_some_and(|mirrors| mirrors.is_source(name)) {
+            continue;
+        }
         read.push(Storage::constant(name, &**node).await?);
     }
     let disk = args.disk.display().to_string();

@@ -10,6 +10,7 @@ mod faults;
 mod interrupted;
 mod kills;
 mod malformed;
+mod mirrors;
 mod room;
 mod sandbox;
 mod shared;

@@ -6,7 +6,7 @@
 use super::{Graph, GraphNode, Inside, Link, Role, Settings, header};
 use crate::daemon::failure::{Refusal, cannot_open, generic, of_error};
 use crate::daemon::filters;
-use crate::daemon::{object_sources, sources};
+use crate::daemon::{object_sources, replicas, sources};
 use headwater_block::null::{NullDriver, NullNode, NullOptions};
 use headwater_block::{DetectZeroes, Disk, DiskOptions, Edge, LocalFuture, Node, Patience};
 use headwater_image::qcow2::{Children, Qcow2Node, Qcow2Options};
@@ -193,6 +193,7 @@ impl Graph {
             }
             "raw" => self.open_raw(settings, level).await,
             "qcow2" => self.open_qcow2(settings, level).await,
+            "replicas" | "verify" => replicas::open(self, driver, settings, level).await,
             "throttle" | "copy-on-read" | "blkdebug" | "blkverify" => {
                 filters::open(self, driver, settings, level).await
             }
@@ -208,11 +209,22 @@ impl Graph {
         role: Role,
         level: u32,
     ) -> Result<Option<Rc<GraphNode>>, Refusal> {
-        match settings.options.get(key) {
-            Some(Value::String(name)) => self.any(name).map(Some),
-            Some(Value::Object(options)) => {
-                let above = Inherited::below(settings, role, level);
-                self.open(options.clone(), above).await.map(Some)
+        let Some(reference) = settings.options.get(key) else { return Ok(None) };
+        self.open_reference(settings, reference, role, level).await
+    }
+
+    /// The child that `reference` names or defines; none if it is neither.
+    pub(in crate::daemon) async fn open_reference(
+        self: &Rc<Self>,
+        settings: &Settings,
+        reference: &Value,
+        role: Role,
+        level: u32,
+    ) -> Result<Option<Rc<GraphNode>>, Refusal> {
+        match reference {
+            Value::String(name) => self.any(name).map(Some),
+            Value::Object(options) => {
+                self.open(options.clone(), Inherited::below(settings, role, level)).await.map(Some)
             }
             _ => Ok(None),
         }
@@ -469,7 +481,7 @@ fn disk_options(settings: &Settings, built: &Built, above: Inherited) -> Result<
 impl Built {
     /// The driver's name for as long as the program runs.
     fn top_driver(&self, driver: &str) -> &'static str {
-        const DRIVERS: [&str; 15] = [
+        const DRIVERS: [&str; 17] = [
             "file",
             "host_device",
             "null-co",
@@ -485,6 +497,8 @@ impl Built {
             "throttle",
             "copy-on-read",
             "blkdebug",
+            "replicas",
+            "verify",
         ];
         DRIVERS.into_iter().find(|known| *known == driver).unwrap_or("blkverify")
     }

@@ -47,7 +47,7 @@ impl Above {
             ("file", Some("qcow2")) => Self::Image,
             ("file", Some("raw")) if self == Self::Unknown => Self::Raw,
             // Filters have other names for what they pass requests to.
-            ("file" | "image" | "test", _) => self,
+            ("file" | "image" | "test" | "children", _) => self,
             ("data-file", _) => Self::Raw,
             _ => Self::Unknown,
         }
@@ -98,7 +98,7 @@ fn of_text(key: &str, text: &str, above: Above) -> Option<Word> {
     match key {
         "filename" if above == Above::Raw => Some(Word::Raw(path)),
         "filename" | "snapshot-file" => Some(Word::Image(path)),
-        "path" | "file" | "config" => Some(Word::File(path)),
+        "path" | "file" | "config" | "manifest" => Some(Word::File(path)),
         "backing-file" => Some(Word::Backing(path)),
         "dir" => Some(Word::Directory(path)),
         "mountpoint" => Some(Word::MountPoint(path)),
