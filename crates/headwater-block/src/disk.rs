@@ -28,15 +28,21 @@ use crate::{chain, copy_up};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::{Rc, Weak};
-use std::time::Duration;
 
 mod changes;
+mod copy_on_read;
 mod read;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod watch;
 mod write;
 
+use self::copy_on_read::Wanted;
+use self::stats::add;
+
+pub use self::copy_on_read::CopyOnRead;
+pub use self::stats::Stats;
 pub use self::watch::ReadWatch;
 
 /// What becomes of zero bytes that a guest writes as data.
@@ -67,45 +73,6 @@ pub struct DiskOptions {
     /// For how long clients' requests are held when a source can't be reached; see [`crate::hold`].
     pub patience: Patience,
 }
-
-/// Counters of a disk since it was opened. Bytes are guest bytes.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Guest reads, and their bytes.
-    pub reads: Cell<u64>,
-    /// See `reads`.
-    pub read_bytes: Cell<u64>,
-    /// Guest writes, and their bytes (zero-writes are counted apart).
-    pub writes: Cell<u64>,
-    /// See `writes`.
-    pub write_bytes: Cell<u64>,
-    /// Guest zero-writes and discards.
-    pub zeroes_and_discards: Cell<u64>,
-    /// Guest flushes.
-    pub flushes: Cell<u64>,
-    /// Guest reads that went, at least in part, to a layer below the top.
-    pub backing_reads: Cell<u64>,
-    /// Guest reads whose data could not be kept in the overlay; the guest got them all the same.
-    pub copy_on_read_failures: Cell<u64>,
-    /// Guest requests in flight right now; those that are held are not.
-    pub in_flight: Cell<u32>,
-    /// Guest requests that are held right now, because a source can't be reached.
-    pub held: Cell<u32>,
-    /// Guest requests that were held.
-    pub held_in_all: Cell<u64>,
-    /// The longest time that one was held.
-    pub longest_hold: Cell<Duration>,
-    /// How often held requests were tried again.
-    pub retries: Cell<u64>,
-}
-
-/// Adds to a counter.
-fn add(counter: &Cell<u64>, n: u64) {
-    counter.set(counter.get() + n);
-}
-
-/// Someone who wants copy-on-read for a time: a number to tell him by, and the base above which he wants it.
-type Wanted = (u64, Option<Rc<dyn Node>>);
 
 /// A chain of nodes as one disk that guests and jobs use at once.
 pub struct Disk {
@@ -375,35 +342,6 @@ impl Disk {
         copy_up::fetch(self, range, options).await.map(drop)
     }
 
-    /// Switches copy-on-read on for as long as the guard lives, for what lies above `base`; what the user chose comes back with its
-    /// end.
-    pub fn enable_copy_on_read(self: &Rc<Self>, base: Option<Rc<dyn Node>>) -> CopyOnRead {
-        let id = self.next_id.get();
-        self.next_id.set(id + 1);
-        self.copy_on_read.borrow_mut().push((id, base));
-        CopyOnRead { disk: self.clone(), id }
-    }
-
-    /// True while what guests fetch from the backing is kept.
-    pub fn copies_on_read(&self) -> bool {
-        (self.options.get().copy_on_read || !self.copy_on_read.borrow().is_empty()) && !self.is_read_only()
-    }
-
-    /// True if what guests read is kept, here or in a layer below.
-    pub fn keeps_what_is_read(&self) -> bool {
-        self.copies_on_read() || self.top().keeps_what_is_read()
-    }
-
-    /// What copy-on-read copies nothing of: only if all who want it agree to leave it out.
-    fn copy_on_read_base(&self) -> Option<Rc<dyn Node>> {
-        let wants = self.copy_on_read.borrow();
-        let (_, base) = wants.last().filter(|_| !self.options.get().copy_on_read)?;
-        let base = base.as_ref()?;
-        let same =
-            |(_, other): &Wanted| other.as_ref().is_some_and(|other| chain::is_same_layer(other, base));
-        wants.iter().all(same).then(|| base.clone())
-    }
-
     /// Waits until no request is in flight, and lets none start while the guard lives. Requests that wait for a rate limit further down pass
     /// at once.
     pub async fn drain(&self) -> Drained {
@@ -536,18 +474,5 @@ impl Drop for MustFinish<'_> {
         if !self.done {
             self.disk.poisoned.set(true);
         }
-    }
-}
-
-/// Copy-on-read, switched on for a time.
-#[must_use = "copy-on-read ends when this is dropped"]
-pub struct CopyOnRead {
-    disk: Rc<Disk>,
-    id: u64,
-}
-
-impl Drop for CopyOnRead {
-    fn drop(&mut self) {
-        self.disk.copy_on_read.borrow_mut().retain(|(id, _)| *id != self.id);
     }
 }

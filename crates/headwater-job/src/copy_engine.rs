@@ -18,9 +18,9 @@
 use crate::control::{Control, Wish};
 use crate::copier::Copier;
 use crate::guests_first::GuestsFirst;
-use crate::progress::{Progress, RateMeter, eta};
+use crate::progress::{Progress, RateMeter};
 use crate::scan::{Scanned, Scanner};
-use crate::space::{Room, Space, needed};
+use crate::space::{Room, Space};
 use crate::window::{Bounds, Window};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -38,6 +38,7 @@ use std::time::Duration;
 mod ahead;
 mod failures;
 mod shortage;
+mod show;
 
 use ahead::Ahead;
 use failures::Failures;
@@ -481,30 +482,5 @@ impl Run<'_> {
         self.end_ahead().await;
         self.abort = Abort::new();
         self.show();
-    }
-
-    /// Shows how far the job is.
-    fn show(&mut self) {
-        let (waits, unseen) = self.trouble.as_ref().map_or((0, 0), Trouble::bytes);
-        let rest = self.scanner.rest() + self.engine.copier.untaken() + unseen;
-        // Where nothing was looked at yet, there is as much as where something was.
-        let guess = match self.scanned {
-            0 => rest,
-            scanned => {
-                let guess = u128::from(rest) * u128::from(self.scanned_data) / u128::from(scanned);
-                u64::try_from(guess).unwrap_or(u64::MAX)
-            }
-        };
-        let failed: u64 = self.failures.copies.iter().filter(|m| !m.zero).map(|m| len(&m.range)).sum();
-        let engine = &mut *self.engine;
-        let progress = &mut engine.progress;
-        progress.total = progress.done + self.found_data + self.in_flight_data + waits + failed + guess;
-        progress.total_is_exact = rest == 0 && self.failures.looks.is_empty();
-        progress.failed = self.failures.bytes();
-        progress.needs = needed(progress.total.saturating_sub(progress.done), engine.unit);
-        progress.free = engine.room.as_ref().and_then(Room::free);
-        progress.rate = engine.meter.observe(engine.copier.clock().now(), progress.done);
-        progress.eta = eta(progress.total, progress.done, progress.rate);
-        engine.control.set_progress(*progress);
     }
 }

@@ -19,6 +19,7 @@ mod for_jobs;
 pub(super) mod header;
 pub(super) mod open;
 pub(super) mod rights;
+mod settings;
 pub(super) mod shares;
 
 use self::rights::Rights;

@@ -3,12 +3,13 @@
 //! The options were checked against the schema before they come here: what is there has the right type. A child is named by the node-name of
 //! a node that exists, or defined in place; what a definition leaves open it takes from the node above it.
 
+use super::settings::{disk_options, settings};
 use super::{Graph, GraphNode, Inside, Link, Role, Settings, header};
 use crate::daemon::failure::{Refusal, cannot_open, generic, of_error};
 use crate::daemon::filters;
 use crate::daemon::{object_sources, replicas, sources};
 use headwater_block::null::{NullDriver, NullNode, NullOptions};
-use headwater_block::{DetectZeroes, Disk, DiskOptions, Edge, LocalFuture, Node, Patience};
+use headwater_block::{Disk, DiskOptions, Edge, LocalFuture, Node};
 use headwater_image::qcow2::{Children, Qcow2Node, Qcow2Options};
 use headwater_image::raw::{RawNode, RawOptions};
 use headwater_storage::file::{Cache, Demand, FileNode, FileOptions, Locking};
@@ -434,48 +435,6 @@ fn adapt_to_file(settings: &mut Settings, file: &GraphNode) -> Result<(), Refusa
     }
     settings.read_only = true;
     Ok(())
-}
-
-/// The settings that `options` make, with what they leave open.
-fn settings(options: Options, above: Inherited) -> Settings {
-    let cache = options.object("cache");
-    let of_cache = |key, default| cache.and_then(|cache| cache.flag(key)).unwrap_or(default);
-    Settings {
-        read_only: options.flag("read-only").unwrap_or(above.read_only),
-        auto_read_only: options.flag("auto-read-only").unwrap_or(above.auto_read_only),
-        direct: of_cache("direct", above.direct),
-        no_flush: of_cache("no-flush", above.no_flush),
-        force_share: options.flag("force-share").unwrap_or(above.force_share),
-        options,
-    }
-}
-
-/// How the disk of a node behaves.
-fn disk_options(settings: &Settings, built: &Built, above: Inherited) -> Result<DiskOptions, Refusal> {
-    let unmap = settings.options.text("discard").map_or(above.unmap, |discard| discard == "unmap");
-    let detect_zeroes = match settings.options.text("detect-zeroes") {
-        Some("on") => DetectZeroes::On,
-        Some("unmap") if unmap => DetectZeroes::Unmap,
-        Some("unmap") => {
-            return Err(generic(
-                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
-            ));
-        }
-        _ => DetectZeroes::Off,
-    };
-    if settings.force_share && !settings.read_only {
-        return Err(generic("force-share=on can only be used with read-only images"));
-    }
-    let filter = built.links.iter().any(|link| link.role == Role::Filtered);
-    Ok(DiskOptions {
-        detect_zeroes,
-        read_only: settings.read_only,
-        growable: built.growable
-            || (filter && built.links.iter().all(|link| link.to.disk.options().growable)),
-        ignore_discards: !unmap && !filter,
-        copy_on_read: false,
-        patience: Patience::None,
-    })
 }
 
 impl Built {

@@ -1,0 +1,52 @@
+//! The options that all nodes have.
+
+use super::open::{Built, Inherited, Options, Read};
+use super::{Role, Settings};
+use crate::daemon::failure::{Refusal, generic};
+use headwater_block::{DetectZeroes, DiskOptions, Patience};
+
+/// The settings that `options` make, with what they leave open.
+pub(super) fn settings(options: Options, above: Inherited) -> Settings {
+    let cache = options.object("cache");
+    let of_cache = |key, default| cache.and_then(|cache| cache.flag(key)).unwrap_or(default);
+    Settings {
+        read_only: options.flag("read-only").unwrap_or(above.read_only),
+        auto_read_only: options.flag("auto-read-only").unwrap_or(above.auto_read_only),
+        direct: of_cache("direct", above.direct),
+        no_flush: of_cache("no-flush", above.no_flush),
+        force_share: options.flag("force-share").unwrap_or(above.force_share),
+        options,
+    }
+}
+
+/// How the disk of a node behaves.
+pub(super) fn disk_options(
+    settings: &Settings,
+    built: &Built,
+    above: Inherited,
+) -> Result<DiskOptions, Refusal> {
+    let unmap = settings.options.text("discard").map_or(above.unmap, |discard| discard == "unmap");
+    let detect_zeroes = match settings.options.text("detect-zeroes") {
+        Some("on") => DetectZeroes::On,
+        Some("unmap") if unmap => DetectZeroes::Unmap,
+        Some("unmap") => {
+            return Err(generic(
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+            ));
+        }
+        _ => DetectZeroes::Off,
+    };
+    if settings.force_share && !settings.read_only {
+        return Err(generic("force-share=on can only be used with read-only images"));
+    }
+    let filter = built.links.iter().any(|link| link.role == Role::Filtered);
+    Ok(DiskOptions {
+        detect_zeroes,
+        read_only: settings.read_only,
+        growable: built.growable
+            || (filter && built.links.iter().all(|link| link.to.disk.options().growable)),
+        ignore_discards: !unmap && !filter,
+        copy_on_read: false,
+        patience: Patience::None,
+    })
+}
