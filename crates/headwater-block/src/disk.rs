@@ -274,11 +274,11 @@ impl Disk {
     /// # Errors
     /// As for [`Disk::flush`]; then what the range holds afterwards isn't known.
     pub async fn settle(&self, range: Range<u64>) -> Result<()> {
-        if range.is_empty() || self.top().is_settled(range) {
+        if range.is_empty() || self.top().is_settled(range.clone()) {
             return Ok(());
         }
         let _admitted = self.admit().await;
-        self.top().flush().await
+        self.top().settle(range).await
     }
 
     /// The status of `range`, in order and without gaps, in at most `max` extents (which may then end before the range does).

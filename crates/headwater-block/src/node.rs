@@ -148,6 +148,14 @@ pub trait Node {
         false
     }
 
+    /// Waits until [`Node::is_settled`] is true of what completed in `range` before this call. By default a flush, which does more than that.
+    ///
+    /// # Errors
+    /// As for [`Node::flush`].
+    fn settle(&self, _range: Range<u64>) -> LocalFuture<'_, Result<()>> {
+        self.flush()
+    }
+
     /// Changes the size in bytes. New bytes read as zeroes.
     fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>>;
 

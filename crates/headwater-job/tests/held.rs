@@ -125,7 +125,8 @@ fn one_success_wakes_all() {
         for task in tasks {
             task.await.unwrap();
         }
-        assert!(sim.clock().now() - back < 2 * AT_ONCE, "{:?}", sim.clock().now() - back);
+        // The pauses are of seconds by then; the stream takes a while, because it yields to these guests.
+        assert!(sim.clock().now() - back < 10 * AT_ONCE, "{:?}", sim.clock().now() - back);
         world.check_all().await;
     });
 }

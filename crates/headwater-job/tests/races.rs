@@ -171,7 +171,7 @@ fn a_stream_under_commands_and_faults_keeps_every_byte() {
 /// True if one of some seeds fails with this mistake in the overlay.
 fn is_caught(defect: Defect) -> bool {
     let plan = Plan { faults: defect == Defect::MapsFirst, commands: false, cancel: false, defect };
-    (0..40).any(|seed| {
+    (0..400).any(|seed| {
         let run = std::panic::AssertUnwindSafe(|| one_run(seed, &plan, &mut Tally::default()));
         std::panic::catch_unwind(run).is_err()
     })

@@ -156,7 +156,7 @@ fn a_store_that_is_busy_is_asked_again_when_it_wants_to_be() {
         let node = open(&[&server]).await.unwrap();
         let begun = Instant::now();
         assert_eq!(read(&*node, 1 << 20, 100_000).await.unwrap(), pattern(1 << 20, 100_000));
-        assert!(begun.elapsed() >= Duration::from_millis(1100), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
         assert_eq!(server.requests.get(), 4);
     });
 }

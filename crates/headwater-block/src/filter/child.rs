@@ -88,6 +88,10 @@ impl Child {
         self.enter().await.flush().await
     }
 
+    pub(super) async fn settle(&self, range: Range<u64>) -> Result<()> {
+        self.enter().await.settle(range).await
+    }
+
     pub(super) async fn resize(&self, size: u64) -> Result<()> {
         self.enter().await.resize(size).await
     }
@@ -191,6 +195,13 @@ macro_rules! as_the_child {
 
         fn is_settled(&self, range: std::ops::Range<u64>) -> bool {
             self.child.top().is_settled(range)
+        }
+
+        fn settle(
+            &self,
+            range: std::ops::Range<u64>,
+        ) -> $crate::node::LocalFuture<'_, $crate::error::Result<()>> {
+            Box::pin(self.child.settle(range))
         }
 
         fn keeps_what_is_read(&self) -> bool {

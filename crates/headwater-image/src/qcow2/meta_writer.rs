@@ -26,9 +26,11 @@ use super::shared::Shared;
 use super::tables::{Piece, TakenTable};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use headwater_block::{BufferMut, DebugEvent, Result, WriteFlags};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::Range;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 /// How many metadata writes of one rank are in flight.
 const DEPTH: usize = 32;
@@ -96,6 +98,17 @@ impl Image {
         });
         self.writer.borrow_mut().next = Some(cycle.clone());
         cycle
+    }
+
+    /// Waits until the file holds the entries of `range` as they are in memory, as [`Image::is_settled`] has it. That is before the last barrier of a
+    /// cycle, which is left for the next who needs it to drive.
+    pub(super) async fn wait_until_settled(self: &Rc<Self>, range: Range<u64>) -> Result<()> {
+        let mut cycle = self.commit();
+        poll_fn(|cx| {
+            let polled = Pin::new(&mut cycle).poll(cx);
+            if polled.is_pending() && self.is_settled(range.clone()) { Poll::Ready(Ok(())) } else { polled }
+        })
+        .await
     }
 
     /// Runs `work` when no commit cycle runs; later cycles wait for it. It must not wait for a cycle.
@@ -220,12 +233,12 @@ impl Image {
                 unflushed = true;
             }
         }
+        self.cache.written(&snapshot.l2);
         barrier(&mut unflushed).await
     }
 
     /// Everything of the cycle is durable: what it made unreachable may be used again.
     async fn cycle_done(self: &Rc<Self>, snapshot: Snapshot) -> Result<()> {
-        self.cache.written(&snapshot.l2);
         let bits = self.geometry.cluster_bits;
         let old_refcount_tables = self.refcount_table.borrow_mut().done(&snapshot.refcount_table);
         let old_l1_tables = self.l1.borrow_mut().done(&snapshot.l1);

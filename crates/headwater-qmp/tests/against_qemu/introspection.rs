@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::daemon::Daemon;
 
 /// Drivers that QEMU doesn't have.
-const OURS: [&str; 3] = ["az", "gs", "s3"];
+const OURS: [&str; 5] = ["az", "gs", "replicas", "s3", "verify"];
 
 pub(crate) fn is_ours(value: &Value) -> bool {
     value.as_str().is_some_and(|value| OURS.contains(&value))

@@ -218,13 +218,11 @@ fn a_source_that_hangs_does_not_hold_up_the_end() {
     let mut running = Running::start(&["stream", &source, &disk, "--serve", &uri, "--rate", "1M", "--json"]);
     running.wait_for_status("progress", |status| status["copied"].as_u64() > Some(100_000));
     kit.signal("STOP");
-    // A client waits for what only the source has; the job alone would give up at once.
+    // A client waits for what only the source has: that is given up as well.
     let script = format!("import nbd\nh = nbd.NBD()\nh.connect_uri('{uri}')\nh.pread(512, 6_700_000)");
     let _client = Background::start("/usr/bin/python3", &["-c", &script]);
     running.wait_for_status("a client", |status| status["guest_reads"].as_u64() > Some(0));
     let start = now();
-    running.signal("INT");
-    running.wait_until("a hint", |running| running.err().contains("interrupt again"));
     running.signal("INT");
     running.wait().code(130).says(&["disk.qcow2", "consistent"]);
     assert!(elapsed(start).as_secs() < 10);
