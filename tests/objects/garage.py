@@ -4,6 +4,7 @@ It is a program beside headwater that speaks S3; nothing of it is linked or kept
 """
 
 import contextlib
+import http.client
 import os
 import pathlib
 import socket
@@ -122,7 +123,11 @@ class Cluster:
         """Uploads a file."""
         end = time.monotonic() + PATIENCE
         while True:
-            status, said = self.client.put(BUCKET, key, path.read_bytes())
+            try:
+                status, said = self.client.put(BUCKET, key, path.read_bytes())
+            except (OSError, http.client.HTTPException) as error:
+                # A node that has just been started refuses before it has read what it is sent.
+                status, said = 0, str(error)
             if status == 200:
                 return
             # A layout takes a moment to be everywhere.
