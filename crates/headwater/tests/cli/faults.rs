@@ -15,6 +15,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const SIZE: u64 = 24 * MIB;
+/// Of an image that lasts for many faults.
+const LARGE: u64 = 64 * MIB;
 
 /// A client that reads and writes at random, and knows what every byte must be. It ends when it is told to, or with the first error.
 struct Guest {
@@ -40,6 +42,8 @@ while not os.path.exists('{stop}'):
     else:
         assert h.pread(size, at) == model[at:at + size], f'wrong bytes at {{at}}'
     n, longest = n + 1, max(longest, time.monotonic() - begun)
+    # Otherwise it would soon have read all of a small disk, and nothing be asked of the source any more.
+    time.sleep(0.05)
 for at in range(0, len(model), 1 << 20):
     assert h.pread(1 << 20, at) == model[at:at + (1 << 20)], f'wrong bytes at {{at}}'
 open('{raw}', 'wb').write(model)
@@ -73,9 +77,9 @@ fn address(server: &HttpServer) -> SocketAddr {
 }
 
 /// A web server with an image behind a proxy: the proxy, its URL, and a copy of the image.
-fn web(scratch: &Scratch) -> (HttpServer, FaultProxy, String, String) {
+fn web(scratch: &Scratch, size: u64) -> (HttpServer, FaultProxy, String, String) {
     let raw = scratch.path("a.raw");
-    make_raw(&raw, SIZE, 3);
+    make_raw(&raw, size, 3);
     let server = HttpServer::start(read_file(&raw), Wrong::None, Duration::ZERO);
     let proxy = FaultProxy::start(address(&server), Protocol::Http).unwrap();
     let url = format!("http://{}/image", proxy.address());
@@ -96,9 +100,9 @@ fn wait_for_bytes(running: &mut Running, proxy: &FaultProxy) {
 #[test]
 fn guests_see_no_fault_of_a_web_server_that_may_pass() {
     let scratch = Scratch::new();
-    let (_server, proxy, url, raw) = web(&scratch);
+    let (_server, proxy, url, raw) = web(&scratch, LARGE);
     let (disk, uri, control) = (scratch.path("a.qcow2"), scratch.uri("disk"), scratch.path("control.sock"));
-    let options = ["--rate", "600K", "--timeout", "1", "--retry", "1", "--json", "--control", &control];
+    let options = ["--rate", "400K", "--timeout", "1", "--retry", "1", "--json", "--control", &control];
     let mut running = Running::start(&[&["stream", &url, &disk, "--serve", &uri][..], &options].concat());
     running.wait_for_socket(&scratch.path("disk.sock"));
     let guest = Guest::start(&scratch, &uri, &raw);
@@ -150,7 +154,7 @@ fn guests_see_no_fault_of_a_web_server_that_may_pass() {
 fn guests_see_no_fault_of_an_nbd_server_that_may_pass() {
     let scratch = Scratch::new();
     let (raw, socket) = (scratch.path("a.raw"), scratch.path("kit.sock"));
-    make_raw(&raw, SIZE, 3);
+    make_raw(&raw, LARGE, 3);
     let copy = scratch.path("copy.raw");
     std::fs::copy(&raw, &copy).unwrap();
     // Not nbdkit: one of several threads that finds its connection lost makes it fail an assertion of its own.
@@ -159,8 +163,8 @@ fn guests_see_no_fault_of_an_nbd_server_that_may_pass() {
     wait_for_file(&socket);
     let proxy = FaultProxy::start(PathBuf::from(&socket), Protocol::Plain).unwrap();
     let source = format!("nbd://{}", proxy.address());
-    let (disk, uri) = (scratch.path("a.qcow2"), scratch.uri("disk"));
-    let options = ["--rate", "2M", "--timeout", "1", "--retry", "1", "--json"];
+    let (disk, uri, control) = (scratch.path("a.qcow2"), scratch.uri("disk"), scratch.path("control.sock"));
+    let options = ["--rate", "1M", "--timeout", "1", "--retry", "1", "--json", "--control", &control];
     let mut running = Running::start(&[&["stream", &source, &disk, "--serve", &uri][..], &options].concat());
     running.wait_for_socket(&scratch.path("disk.sock"));
     let guest = Guest::start(&scratch, &uri, &raw);
@@ -176,6 +180,7 @@ fn guests_see_no_fault_of_an_nbd_server_that_may_pass() {
         proxy.heal();
         wait_for_bytes(&mut running, &proxy);
     }
+    tool(env!("CARGO_BIN_EXE_headwater"), &["ctl", &control, "rate", "0"]);
     running.wait_for_status("the end", |status| status["result"] == "completed");
     guest.end();
     running.signal("TERM");
@@ -195,7 +200,7 @@ fn what_does_not_pass_is_told_at_once() {
         (Answer::Status { code: 404, retry_after: None }, "404"),
     ] {
         let scratch = Scratch::new();
-        let (_server, proxy, url, _raw) = web(&scratch);
+        let (_server, proxy, url, _raw) = web(&scratch, SIZE);
         let (disk, uri) = (scratch.path("a.qcow2"), scratch.uri("disk"));
         let mut running = Running::start(&[
             "stream",
@@ -221,7 +226,7 @@ fn what_does_not_pass_is_told_at_once() {
 #[test]
 fn the_bounds_that_were_set_hold() {
     let scratch = Scratch::new();
-    let (_server, proxy, url, raw) = web(&scratch);
+    let (_server, proxy, url, raw) = web(&scratch, SIZE);
     let (disk, uri) = (scratch.path("a.qcow2"), scratch.uri("disk"));
     let bounds = ["--hold", "2", "--wait", "4", "--retry", "0"];
     let mut running = Running::start(
@@ -258,7 +263,7 @@ assert 1.9 < took < 6, took"
 #[test]
 fn nothing_waits_for_requests_that_are_held() {
     let scratch = Scratch::new();
-    let (_server, proxy, url, _raw) = web(&scratch);
+    let (_server, proxy, url, _raw) = web(&scratch, SIZE);
     let (disk, uri) = (scratch.path("a.qcow2"), scratch.uri("disk"));
     // One end is a client that is killed, the other an interruption; in both the source either refuses or says nothing.
     for outage in [Outage::Refused, Outage::Stalled] {
@@ -323,7 +328,7 @@ fn daemon(scratch: &Scratch, url: &str, disk: &str, more: &[&str]) -> (Running, 
 #[test]
 fn a_daemon_that_is_told_to_holds_and_its_jobs_wait() {
     let scratch = Scratch::new();
-    let (_server, proxy, url, raw) = web(&scratch);
+    let (_server, proxy, url, raw) = web(&scratch, SIZE);
     let (disk, uri) = (scratch.path("a.qcow2"), scratch.uri("disk"));
     let (running, mut monitor) = daemon(&scratch, &url, &disk, &["--hold", "forever"]);
     let guest = Guest::start(&scratch, &uri, &raw);
@@ -371,7 +376,7 @@ fn a_daemon_that_is_told_to_holds_and_its_jobs_wait() {
 #[test]
 fn a_daemon_that_is_not_told_to_fails_requests_and_jobs_as_qemus_does() {
     let scratch = Scratch::new();
-    let (_server, proxy, url, _raw) = web(&scratch);
+    let (_server, proxy, url, _raw) = web(&scratch, SIZE);
     let (disk, uri) = (scratch.path("a.qcow2"), scratch.uri("disk"));
     let (running, mut monitor) = daemon(&scratch, &url, &disk, &[]);
     proxy.add(Rule::new(Answer::Status { code: 503, retry_after: Some(600) }));

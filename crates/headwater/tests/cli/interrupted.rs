@@ -224,7 +224,8 @@ fn a_source_that_hangs_does_not_hold_up_the_end() {
     running.wait_for_status("a client", |status| status["guest_reads"].as_u64() > Some(0));
     let start = now();
     running.signal("INT");
-    running.wait().code(130).says(&["disk.qcow2", "consistent"]);
+    let ended = running.wait().code(130);
+    assert!(ended.stderr.contains("disk.qcow2 is consistent"), "{}", ended.stderr);
     assert!(elapsed(start).as_secs() < 10);
     assert_no_errors(&disk);
     // Another server: nbdkit 1.32 may die of a client that left in the middle of a reply.
