@@ -3,7 +3,7 @@
 //! The crate wants futures that may move between threads, and the transport is of one thread: requests go to a task in the node's
 //! `LocalSet`, and responses come back. So there is one HTTP client in the program, with one bound on connections and one way of TLS.
 //!
-//! Answers to requests for ranges are judged here, where their headers still are ([`refusal`]); the crate
+//! Answers to requests for ranges are judged here, where their headers still are ([`super::refusal`]); the crate
 //! would keep a text.
 
 use super::refusal::{Refusal, judge};
