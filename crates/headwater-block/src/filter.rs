@@ -24,9 +24,25 @@ pub mod replicas;
 pub mod throttle;
 pub mod verify;
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 pub use blkdebug::BlkdebugNode;
 pub use blkverify::BlkverifyNode;
 pub use copy_on_read::CopyOnReadNode;
 pub use replicas::ReplicasNode;
 pub use throttle::{ThrottleGroup, ThrottleNode};
 pub use verify::VerifyNode;
+
+/// Gives way once to whatever else this thread has to do: completes when it is polled for the second time.
+async fn let_others_go_first() {
+    let mut first = true;
+    poll_fn(|cx| {
+        if !std::mem::take(&mut first) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}

@@ -258,3 +258,51 @@ pub struct BackingLink<'a> {
     /// The format's name, as written to the header ("raw", "qcow2").
     pub format: &'a str,
 }
+
+/// What of [`Node`] is the same for every node that can only be read: it refuses all changes with the error that its method `refusal` makes.
+#[macro_export]
+macro_rules! refuse_changes {
+    () => {
+        fn is_read_only(&self) -> bool {
+            true
+        }
+
+        fn access(
+            &self,
+            _range: std::ops::Range<u64>,
+            _change: $crate::node::Change,
+        ) -> $crate::node::Access {
+            $crate::node::Access::Shared
+        }
+
+        fn write(
+            &self,
+            _offset: u64,
+            _data: $crate::Buffer,
+            _flags: $crate::WriteFlags,
+        ) -> $crate::LocalFuture<'_, $crate::Result<()>> {
+            Box::pin(std::future::ready(Err(self.refusal())))
+        }
+
+        fn write_zeroes(
+            &self,
+            _offset: u64,
+            _len: u64,
+            _flags: $crate::ZeroFlags,
+        ) -> $crate::LocalFuture<'_, $crate::Result<()>> {
+            Box::pin(std::future::ready(Err(self.refusal())))
+        }
+
+        fn discard(&self, _offset: u64, _len: u64) -> $crate::LocalFuture<'_, $crate::Result<()>> {
+            Box::pin(std::future::ready(Err(self.refusal())))
+        }
+
+        fn flush(&self) -> $crate::LocalFuture<'_, $crate::Result<()>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn resize(&self, _size: u64) -> $crate::LocalFuture<'_, $crate::Result<()>> {
+            Box::pin(std::future::ready(Err(self.refusal())))
+        }
+    };
+}

@@ -22,10 +22,9 @@ pub(crate) use self::ranges::RangeSource;
 pub(crate) use self::url::Target;
 use futures_util::FutureExt;
 use futures_util::future::{Shared, try_join_all};
-use headwater_block::node::{Access, Change};
 use headwater_block::{
     Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Identity, Limits, LocalFuture, Node, Resolved,
-    Result, WriteFlags, ZeroFlags,
+    Result,
 };
 use std::cell::RefCell;
 use std::future::ready;
@@ -202,9 +201,9 @@ impl HttpNode {
         fetch
     }
 
-    fn read_only<T: 'static>(&self) -> LocalFuture<'_, Result<T>> {
+    fn refusal(&self) -> Error {
         let message = format!("{}: what is behind {} can only be read", self.name, self.driver);
-        Box::pin(ready(Err(Error::new(ErrorKind::ReadOnly, message))))
+        Error::new(ErrorKind::ReadOnly, message)
     }
 }
 
@@ -223,10 +222,6 @@ impl Node for HttpNode {
 
     fn limits(&self) -> Limits {
         Limits { preferred: 64 << 10, depth: self.depth, remote: true, ..Limits::default() }
-    }
-
-    fn is_read_only(&self) -> bool {
-        true
     }
 
     fn resolve(&self, range: Range<u64>) -> Resolved {
@@ -256,29 +251,7 @@ impl Node for HttpNode {
         Box::pin(ready(Ok(extent)))
     }
 
-    fn access(&self, _range: Range<u64>, _change: Change) -> Access {
-        Access::Shared
-    }
-
-    fn write(&self, _offset: u64, _data: Buffer, _flags: WriteFlags) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
-
-    fn flush(&self) -> LocalFuture<'_, Result<()>> {
-        Box::pin(ready(Ok(())))
-    }
-
-    fn resize(&self, _size: u64) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
+    headwater_block::refuse_changes!();
 
     fn identity(&self) -> Result<Identity> {
         Ok(Identity { contents: self.source.marks(), ..Identity::default() })

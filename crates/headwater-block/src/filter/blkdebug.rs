@@ -9,6 +9,7 @@
 //! There are no breakpoints (QEMU's suspend and resume).
 
 use super::child::{Child, as_the_child};
+use super::let_others_go_first;
 use crate::buffer::{Buffer, BufferMut};
 use crate::debug_event::DebugEvent;
 use crate::disk::Disk;
@@ -17,10 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::node::{Limits, LocalFuture, Node, WriteFlags, ZeroFlags};
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::ops::Range;
 use std::rc::Rc;
-use std::task::Poll;
 
 mod pieces;
 mod rules;
@@ -179,19 +178,6 @@ impl BlkdebugNode {
 
 fn range_of(offset: u64, len: usize) -> Range<u64> {
     offset..offset.saturating_add(len as u64)
-}
-
-/// Completes when it is polled for the second time.
-async fn let_others_go_first() {
-    let mut first = true;
-    poll_fn(|cx| {
-        if !std::mem::take(&mut first) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 impl Node for BlkdebugNode {

@@ -31,13 +31,13 @@ use self::attempts::Attempts;
 use self::race::{Answer, Request};
 use self::replica::{Health, Replica, add};
 use super::child::Child;
-use crate::buffer::{Buffer, BufferMut};
+use crate::buffer::BufferMut;
 use crate::clock::Clock;
 use crate::drain::Hurry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind, Resolved};
 use crate::identity::Identity;
-use crate::node::{Access, Change, Limits, LocalFuture, Node, WriteFlags, ZeroFlags};
+use crate::node::{Limits, LocalFuture, Node};
 use futures_util::future::{Either, join_all, select};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -328,9 +328,9 @@ impl ReplicasNode {
         }
     }
 
-    fn read_only<T: 'static>(&self) -> LocalFuture<'_, Result<T>> {
+    fn refusal(&self) -> Error {
         let message = format!("{}: an image of several replicas can only be read", self.name);
-        Box::pin(ready(Err(Error::new(ErrorKind::ReadOnly, message))))
+        Error::new(ErrorKind::ReadOnly, message)
     }
 }
 
@@ -409,10 +409,6 @@ impl Node for ReplicasNode {
         limits.reduce(both).map_or_else(Limits::default, |all| Limits { write_alignment: 1, ..all })
     }
 
-    fn is_read_only(&self) -> bool {
-        true
-    }
-
     fn resolve(&self, range: Range<u64>) -> Resolved {
         if range.start >= self.size {
             return Resolved::Zero { len: range.end - range.start, depth: 0 };
@@ -428,29 +424,7 @@ impl Node for ReplicasNode {
         Box::pin(self.status_of(range))
     }
 
-    fn access(&self, _range: Range<u64>, _change: Change) -> Access {
-        Access::Shared
-    }
-
-    fn write(&self, _offset: u64, _data: Buffer, _flags: WriteFlags) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
-
-    fn flush(&self) -> LocalFuture<'_, Result<()>> {
-        Box::pin(ready(Ok(())))
-    }
-
-    fn resize(&self, _size: u64) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
+    crate::refuse_changes!();
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(ready(Ok(())))

@@ -11,6 +11,7 @@
 //! Hashing is done here, on the disk's thread: a chunk of 256 KiB is a small part of a millisecond, and others go first between two chunks.
 
 use super::child::Child;
+use super::let_others_go_first;
 use crate::buffer::{Buffer, BufferMut};
 use crate::drain::Hurry;
 use crate::edge::Edge;
@@ -18,15 +19,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind, Resolved};
 use crate::identity::Identity;
 use crate::manifest::{Manifest, Promise, hex, promise_of};
-use crate::node::{Access, Change, Limits, LocalFuture, Node, WriteFlags, ZeroFlags};
+use crate::node::{Limits, LocalFuture, Node};
 use futures_util::FutureExt;
 use futures_util::future::{Shared, WeakShared, try_join3};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::{poll_fn, ready};
+use std::future::ready;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
-use std::task::Poll;
 
 /// How many bytes of checked chunks are kept for reads of parts of them.
 pub const CACHE: usize = 16 << 20;
@@ -262,23 +262,10 @@ impl VerifyNode {
         Ok(chunk)
     }
 
-    fn read_only<T: 'static>(&self) -> LocalFuture<'_, Result<T>> {
+    fn refusal(&self) -> Error {
         let message = format!("{}: what a manifest promises isn't changed", self.child.name());
-        Box::pin(ready(Err(Error::new(ErrorKind::ReadOnly, message))))
+        Error::new(ErrorKind::ReadOnly, message)
     }
-}
-
-/// Gives way once to whatever else this thread has to do.
-async fn let_others_go_first() {
-    let mut first = true;
-    poll_fn(|cx| {
-        if !std::mem::take(&mut first) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 impl Node for VerifyNode {
@@ -298,10 +285,6 @@ impl Node for VerifyNode {
         let below = self.child.disk().limits();
         let preferred = below.preferred.max(self.manifest().chunk_size().min(2 << 20));
         Limits { write_alignment: 1, preferred, ..below }
-    }
-
-    fn is_read_only(&self) -> bool {
-        true
     }
 
     fn resolve(&self, range: Range<u64>) -> Resolved {
@@ -333,29 +316,7 @@ impl Node for VerifyNode {
         Box::pin(ready(Ok(Extent::new(range.start, end - range.start, kind))))
     }
 
-    fn access(&self, _range: Range<u64>, _change: Change) -> Access {
-        Access::Shared
-    }
-
-    fn write(&self, _offset: u64, _data: Buffer, _flags: WriteFlags) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
-
-    fn flush(&self) -> LocalFuture<'_, Result<()>> {
-        Box::pin(ready(Ok(())))
-    }
-
-    fn resize(&self, _size: u64) -> LocalFuture<'_, Result<()>> {
-        self.read_only()
-    }
+    crate::refuse_changes!();
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(ready(Ok(())))
