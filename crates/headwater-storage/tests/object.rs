@@ -156,7 +156,8 @@ fn a_store_that_is_busy_is_asked_again_when_it_wants_to_be() {
         let node = open(&[&server]).await.unwrap();
         let begun = Instant::now();
         assert_eq!(read(&*node, 1 << 20, 100_000).await.unwrap(), pattern(1 << 20, 100_000));
-        assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+        // The least of a first pause with its jitter, and the second that the store wants.
+        assert!(begun.elapsed() >= Duration::from_millis(1050), "{:?}", begun.elapsed());
         assert_eq!(server.requests.get(), 4);
     });
 }
