@@ -13,6 +13,7 @@ pub(crate) struct Test {
 /// The tests' programs: package and test.
 pub(super) const BINARIES: &[(&str, &str)] = &[
     ("headwater-sim", "power_cuts"),
+    ("headwater-sim", "settled"),
     ("headwater-job", "windows"),
     ("headwater-job", "backup"),
     ("headwater-job", "backup_windows"),
@@ -33,6 +34,7 @@ const STREAM: Test = cuts("a_stream_survives_power_cuts_and_goes_on", 12);
 const COMMIT: Test = cuts("a_commit_survives_power_cuts", 8);
 const COMMIT_ACTIVE: Test = cuts("an_active_commit_survives_power_cuts", 8);
 const REPAIR: Test = cuts("a_repair_survives_power_cuts", 150);
+const SETTLED: Test = Test { binary: "settled", name: "a_successor_finds_what_was_settled", seeds: 20 };
 const COPY_UP: Test = Test {
     binary: "windows",
     name: "what_guests_do_while_the_source_is_read_wins_and_does_not_wait",
@@ -106,6 +108,24 @@ pub(super) const MUTANTS: &[Mutant] = &[
             to: "        if MUTANT { Ok(()) } else { barrier(&mut unflushed).await }\n    }",
         }],
         tests: &[ALONE],
+    },
+    Mutant {
+        name: "an answer doesn't wait for the write of its L2 entries",
+        edits: &[Edit {
+            file: META_WRITER,
+            from: "        if !snapshot.l2_pieces.is_empty() {\n",
+            to: "        if MUTANT { let mut writer = self.writer.borrow_mut(); writer.written = writer.snapshots; }\n        if !snapshot.l2_pieces.is_empty() {\n",
+        }],
+        tests: &[SETTLED],
+    },
+    Mutant {
+        name: "an answer waits for the cycle that runs, not for the next",
+        edits: &[Edit {
+            file: META_WRITER,
+            from: "let joined = self.writer.borrow().snapshots + 1;",
+            to: "let joined = self.writer.borrow().snapshots + u64::from(!MUTANT);",
+        }],
+        tests: &[SETTLED],
     },
     Mutant {
         name: "L2 tables are written before the barrier that covers data",

@@ -44,6 +44,10 @@ pub(super) struct Writer {
     tail: Option<Shared<()>>,
     /// The last commit cycle, if it hasn't taken its snapshot yet.
     next: Option<Shared<()>>,
+    /// How many cycles have taken their snapshots.
+    snapshots: u64,
+    /// The last of them, by number, of which all is written, although it may not be durable.
+    written: u64,
     /// Clusters whose last reference is gone in memory. Their refcounts go down after the cycle that makes it durable.
     dropped: Vec<Range<u64>>,
     /// Clusters whose last reference is durably gone.
@@ -100,13 +104,19 @@ impl Image {
         cycle
     }
 
-    /// Waits until the file holds the entries of `range` as they are in memory, as [`Image::is_settled`] has it. That is before the last barrier of a
-    /// cycle, which is left for the next who needs it to drive.
-    pub(super) async fn wait_until_settled(self: &Rc<Self>, range: Range<u64>) -> Result<()> {
+    /// Waits until the file holds every entry that was changed before this call, and whatever leads to it: for the writes of a cycle and not for its
+    /// last barrier, which is left to be driven by the next who needs it.
+    pub(super) async fn settle_entries(self: &Rc<Self>) -> Result<()> {
+        // The cycle that is joined hasn't taken its snapshot.
+        let joined = self.writer.borrow().snapshots + 1;
         let mut cycle = self.commit();
         poll_fn(|cx| {
             let polled = Pin::new(&mut cycle).poll(cx);
-            if polled.is_pending() && self.is_settled(range.clone()) { Poll::Ready(Ok(())) } else { polled }
+            if polled.is_pending() && self.writer.borrow().written >= joined {
+                Poll::Ready(Ok(()))
+            } else {
+                polled
+            }
         })
         .await
     }
@@ -148,6 +158,7 @@ impl Image {
         let copy =
             |slices: &[Rc<Slice>]| slices.iter().map(|slice| (slice.offset, slice.snapshot())).collect();
         let mut writer = self.writer.borrow_mut();
+        writer.snapshots += 1;
         Snapshot {
             refcount_pieces: copy(&refcounts),
             refcounts,
@@ -234,6 +245,11 @@ impl Image {
             }
         }
         self.cache.written(&snapshot.l2);
+        {
+            // Cycles never overlap, so the last snapshot is this one.
+            let mut writer = self.writer.borrow_mut();
+            writer.written = writer.snapshots;
+        }
         barrier(&mut unflushed).await
     }
 

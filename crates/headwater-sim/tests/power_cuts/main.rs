@@ -43,7 +43,7 @@ const SPARSE: Plan = Plan { short: 30, long: 30, states: 6700 };
 const STREAM: Plan = Plan { short: 20, long: 20, states: 14200 };
 const STREAM_ABOVE: Plan = Plan { short: 22, long: 22, states: 12500 };
 const COMMIT: Plan = Plan { short: 22, long: 18, states: 19000 };
-const COMMIT_ACTIVE: Plan = Plan { short: 20, long: 19, states: 15500 };
+const COMMIT_ACTIVE: Plan = Plan { short: 22, long: 22, states: 15500 };
 const REPAIR: Plan = Plan { short: 0, long: 300, states: 1000 };
 
 /// Looks for a failure.
