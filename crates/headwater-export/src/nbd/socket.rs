@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use headwater_tls::{TlsCredentials, TlsStream};
+use headwater_tls::{PlainSocket, TlsCredentials, TlsStream};
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -19,18 +19,9 @@ const BUFFER: usize = 2 << 20;
 #[derive(Debug)]
 pub(crate) enum Socket {
     /// As it is.
-    Plain(Plain),
+    Plain(PlainSocket),
     /// With TLS over it.
-    Tls(Box<TlsStream<Plain>>),
-}
-
-/// A socket on which bytes go as they are.
-#[derive(Debug)]
-pub(crate) enum Plain {
-    /// TCP.
-    Tcp(TcpStream),
-    /// A Unix socket.
-    Unix(UnixStream),
+    Tls(Box<TlsStream<PlainSocket>>),
 }
 
 impl Socket {
@@ -59,13 +50,13 @@ impl Socket {
         // A client whose machine is gone says no goodbye; its place must become free all the same.
         let _ = sockopt::set_socket_keepalive(&stream, true);
         enlarge_buffers(stream.as_fd());
-        Self::Plain(Plain::Tcp(stream))
+        Self::Plain(PlainSocket::Tcp(stream))
     }
 
     /// Takes over a connection of a Unix socket.
     pub(crate) fn unix(stream: UnixStream) -> Self {
         enlarge_buffers(stream.as_fd());
-        Self::Plain(Plain::Unix(stream))
+        Self::Plain(PlainSocket::Unix(stream))
     }
 
     /// Starts TLS. May be dropped at any time.
@@ -124,7 +115,7 @@ impl Socket {
         poll(&mut asked, Some(&Timespec::default())).is_ok() && asked[0].revents().intersects(ends)
     }
 
-    fn plain(&self) -> &Plain {
+    fn plain(&self) -> &PlainSocket {
         match self {
             Self::Plain(plain) => plain,
             Self::Tls(stream) => stream.get_ref().0,
@@ -133,59 +124,7 @@ impl Socket {
 
     /// Tells the client at once that the connection is over, while the socket may stay open for a while.
     pub(crate) fn cut(&self) {
-        // It fails only if the connection is gone already.
-        let _ = rustix::net::shutdown(self.plain().as_fd(), rustix::net::Shutdown::Both);
-    }
-}
-
-impl AsFd for Plain {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
-    }
-}
-
-impl AsyncRead for Plain {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Plain {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // What was written, the kernel has.
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        self.plain().shut_down();
     }
 }
 

@@ -5,16 +5,15 @@ use super::remote::Server;
 use headwater_block::{Error, ErrorKind};
 use headwater_nbd::error::OptionRefusal;
 use headwater_nbd::{ClientAsk, ClientHandshake, ProtocolError, ServerOffer, Step, TlsHandshake};
-use headwater_tls::{TlsCredentials, TlsStream};
+use headwater_tls::{PlainSocket, TlsCredentials, TlsStream};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net as unix;
+use std::os::unix::net as std_unix;
 use std::pin::Pin;
-use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -28,15 +27,9 @@ const MAX_ABSTRACT: usize = 107;
 /// A connected socket. All methods take `&self`: one task reads, another writes.
 pub(super) enum Socket {
     /// As it is.
-    Plain(Plain),
+    Plain(PlainSocket),
     /// With TLS over it. Each poll borrows it, none holds it; reading and writing wake their own tasks.
-    Tls(Box<RefCell<TlsStream<Plain>>>),
-}
-
-/// A socket on which bytes go as they are.
-pub(super) enum Plain {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+    Tls(Box<RefCell<TlsStream<PlainSocket>>>),
 }
 
 impl Socket {
@@ -50,16 +43,16 @@ impl Socket {
                     let why = format!("{host} has no address of the family that was asked for");
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
                 }
-                Plain::tcp(TcpStream::connect(&addresses[..]).await?)?
+                tcp(TcpStream::connect(&addresses[..]).await?)?
             }
-            Server::Unix { path } => Plain::unix(UnixStream::connect(path).await?)?,
+            Server::Unix { path } => unix(UnixStream::connect(path).await?)?,
             Server::Abstract { name, tight } => {
                 let mut name = name.clone();
                 if !tight && name.len() < MAX_ABSTRACT {
                     name.resize(MAX_ABSTRACT, 0);
                 }
-                let address = unix::SocketAddr::from_abstract_name(name)?;
-                Plain::adopt_unix(unix::UnixStream::connect_addr(&address)?)?
+                let address = std_unix::SocketAddr::from_abstract_name(name)?;
+                adopt_unix(std_unix::UnixStream::connect_addr(&address)?)?
             }
             // It is connected already.
             Server::Fd(fd) => return Self::adopt(fd.try_clone()?),
@@ -71,11 +64,11 @@ impl Socket {
     pub(super) fn adopt(fd: OwnedFd) -> io::Result<Self> {
         use rustix::net::{AddressFamily, sockopt::socket_domain};
         match socket_domain(&fd)? {
-            AddressFamily::UNIX => Plain::adopt_unix(unix::UnixStream::from(fd)).map(Self::Plain),
+            AddressFamily::UNIX => adopt_unix(std_unix::UnixStream::from(fd)).map(Self::Plain),
             AddressFamily::INET | AddressFamily::INET6 => {
                 let stream = std::net::TcpStream::from(fd);
                 stream.set_nonblocking(true)?;
-                Plain::tcp(TcpStream::from_std(stream)?).map(Self::Plain)
+                tcp(TcpStream::from_std(stream)?).map(Self::Plain)
             }
             _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a TCP nor a Unix socket")),
         }
@@ -95,7 +88,7 @@ impl Socket {
     /// Reads at least one byte; 0 means that the peer closed. Nothing is lost if the future is dropped.
     pub(super) async fn readv(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         match self {
-            Self::Plain(plain) => plain.readv(bufs).await,
+            Self::Plain(plain) => readv(plain, bufs).await,
             Self::Tls(stream) => {
                 // TLS fills one buffer at a time.
                 let Some(buf) = bufs.iter_mut().find(|buf| !buf.is_empty()) else { return Ok(0) };
@@ -109,7 +102,7 @@ impl Socket {
     /// Writes at least one byte. Nothing is lost if the future is dropped. See also [`Socket::flush`].
     pub(super) async fn writev(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         let written = match self {
-            Self::Plain(plain) => plain.writev(bufs).await?,
+            Self::Plain(plain) => writev(plain, bufs).await?,
             Self::Tls(stream) => {
                 poll_fn(|cx| Pin::new(&mut *stream.borrow_mut()).poll_write_vectored(cx, bufs)).await?
             }
@@ -142,112 +135,59 @@ impl Socket {
     }
 }
 
-impl Plain {
-    fn tcp(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        // A peer that vanished without a word is noticed even while nothing is in flight.
-        rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-        Ok(Self::Tcp(stream))
-    }
+fn tcp(stream: TcpStream) -> io::Result<PlainSocket> {
+    stream.set_nodelay(true)?;
+    // A peer that vanished without a word is noticed even while nothing is in flight.
+    rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+    Ok(PlainSocket::Tcp(stream))
+}
 
-    fn unix(stream: UnixStream) -> io::Result<Self> {
-        rustix::net::sockopt::set_socket_send_buffer_size(&stream, UNIX_SEND_BUFFER)?;
-        Ok(Self::Unix(stream))
-    }
+fn unix(stream: UnixStream) -> io::Result<PlainSocket> {
+    rustix::net::sockopt::set_socket_send_buffer_size(&stream, UNIX_SEND_BUFFER)?;
+    Ok(PlainSocket::Unix(stream))
+}
 
-    fn adopt_unix(stream: unix::UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        Self::unix(UnixStream::from_std(stream)?)
-    }
+fn adopt_unix(stream: std_unix::UnixStream) -> io::Result<PlainSocket> {
+    stream.set_nonblocking(true)?;
+    unix(UnixStream::from_std(stream)?)
+}
 
-    async fn readv(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        loop {
-            let got = Cell::new(None);
-            let tried = match self {
-                Self::Tcp(stream) => {
-                    stream.readable().await?;
-                    stream.try_io(Interest::READABLE, || receive(stream, bufs, &got))
-                }
-                Self::Unix(stream) => {
-                    stream.readable().await?;
-                    stream.try_io(Interest::READABLE, || receive(stream, bufs, &got))
-                }
-            };
-            match (got.get(), tried) {
-                (Some(n), _) => return Ok(n),
-                (None, Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
-                (None, tried) => return tried,
+async fn readv(socket: &PlainSocket, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    loop {
+        let got = Cell::new(None);
+        let tried = match socket {
+            PlainSocket::Tcp(stream) => {
+                stream.readable().await?;
+                stream.try_io(Interest::READABLE, || receive(stream, bufs, &got))
             }
-        }
-    }
-
-    async fn writev(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        loop {
-            let done = match self {
-                Self::Tcp(stream) => {
-                    stream.writable().await?;
-                    stream.try_write_vectored(bufs)
-                }
-                Self::Unix(stream) => {
-                    stream.writable().await?;
-                    stream.try_write_vectored(bufs)
-                }
-            };
-            match done {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                done => return done,
+            PlainSocket::Unix(stream) => {
+                stream.readable().await?;
+                stream.try_io(Interest::READABLE, || receive(stream, bufs, &got))
             }
-        }
-    }
-
-    fn shut_down(&self) {
-        use rustix::net::{Shutdown, shutdown};
-        // Fails only if the peer was faster, which is as good.
-        let _ = match self {
-            Self::Tcp(stream) => shutdown(stream, Shutdown::Both),
-            Self::Unix(stream) => shutdown(stream, Shutdown::Both),
         };
-    }
-}
-
-impl AsyncRead for Plain {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        match (got.get(), tried) {
+            (Some(n), _) => return Ok(n),
+            (None, Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
+            (None, tried) => return tried,
         }
     }
 }
 
-impl AsyncWrite for Plain {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // What was written, the kernel has.
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+async fn writev(socket: &PlainSocket, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    loop {
+        let done = match socket {
+            PlainSocket::Tcp(stream) => {
+                stream.writable().await?;
+                stream.try_write_vectored(bufs)
+            }
+            PlainSocket::Unix(stream) => {
+                stream.writable().await?;
+                stream.try_write_vectored(bufs)
+            }
+        };
+        match done {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
         }
     }
 }
