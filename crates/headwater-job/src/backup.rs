@@ -16,6 +16,7 @@
 use crate::control::{Control, Outcome, Wish};
 use crate::copier::Copier;
 use crate::copy_engine::{Engine, Pass, Stopped};
+use crate::group::Group;
 use crate::handle::JobHandle;
 use crate::lifecycle;
 use crate::on_error::OnErrors;
@@ -45,6 +46,8 @@ pub struct BackupOptions {
     pub wait_for_finalize: bool,
     /// Stays after its end until it is dismissed.
     pub wait_for_dismiss: bool,
+    /// The jobs that it ends with: all of them well, or none.
+    pub group: Option<Rc<Group>>,
     /// How many bytes one copy takes at most.
     pub most: Option<u64>,
     /// How much may be in flight, instead of what fits the layers.
@@ -55,6 +58,9 @@ pub struct BackupOptions {
 /// With the job, the point in time ends as well.
 pub fn backup(point: Rc<PointInTime>, options: BackupOptions) -> (JobHandle, impl Future<Output = Outcome>) {
     let control = Control::new(options.speed, options.on_error);
+    if let Some(group) = &options.group {
+        group.join(&control, options.wait_for_finalize);
+    }
     let handle = JobHandle::new(control.clone());
     let run = async move {
         let dismiss = options.wait_for_dismiss;

@@ -4,7 +4,8 @@
 //!
 //! # The commit point
 //! [`Control::commit`] decides, in one step without an await, whether the job may make its result final. A cancel that was asked for
-//! before it wins; one that comes later has lost and is told what became of the job. So the reply to a cancel is always true.
+//! before it wins; one that comes later has lost and is told what became of the job. So the reply to a cancel is always true. Jobs of a [`Group`] have
+//! one such point together.
 //!
 //! # Pausing
 //! One flag, which a user sets and an error that stops the job. To set it twice is refused, and so is to clear it when it isn't set; it
@@ -12,6 +13,7 @@
 //! without the flag.
 
 use crate::budget::GuestLatencyGoal;
+use crate::group::Group;
 use crate::on_error::{OnError, OnErrors};
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
@@ -103,6 +105,7 @@ pub(crate) struct Control {
     paused: Cell<bool>,
     cancelled: Cell<bool>,
     finalized: Cell<bool>,
+    group: RefCell<Option<Rc<Group>>>,
     committed: Cell<bool>,
     ending: Cell<Option<Ending>>,
     on_error: Cell<OnErrors>,
@@ -129,6 +132,7 @@ impl Control {
             paused: Cell::new(false),
             cancelled: Cell::new(false),
             finalized: Cell::new(false),
+            group: RefCell::default(),
             committed: Cell::new(false),
             ending: Cell::new(None),
             on_error: Cell::new(on_error.into()),
@@ -143,6 +147,16 @@ impl Control {
             version: Cell::new(0),
             waiting: RefCell::default(),
         })
+    }
+
+    /// Makes it one of several that end together.
+    pub(crate) fn set_group(&self, group: Rc<Group>) {
+        self.group.replace(Some(group));
+    }
+
+    /// Those that it ends with, itself as well; none if it ends alone.
+    fn group(&self) -> Option<Rc<Group>> {
+        self.group.borrow().clone()
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -242,7 +256,10 @@ impl Control {
                 self.set_wait(None);
             }
             Verb::Complete => self.end(Ending::Pivot)?,
-            Verb::Finalize => self.finalized.set(true),
+            Verb::Finalize => {
+                self.finalized.set(true);
+                self.each_of_group(|member| member.finalized.set(true));
+            }
             Verb::Dismiss => self.go(Status::Null),
             Verb::SetSpeed => {}
         }
@@ -333,17 +350,47 @@ impl Control {
         self.go(worked);
     }
 
-    /// Waits to be finalised. False if the job was cancelled instead.
-    pub(crate) async fn wait_for_finalize(&self) -> bool {
-        self.wait_until(|control| control.finalized.get() || control.cancelled.get()).await;
-        !self.cancelled.get()
+    /// Gives up, together with all those that it ends with.
+    pub(crate) fn give_up(&self) {
+        self.each_of_group(|member| member.cancelled.set(true));
+        self.changed();
+    }
+
+    /// Whether it is cancelled, or past the commit point, is settled.
+    fn is_decided(&self) -> bool {
+        self.cancelled.get() || self.committed.get()
+    }
+
+    /// Another of its group may have passed the commit point for it, and a cancel that comes then is too late.
+    // race-mark: group-commit-point
+    fn may_go_on(&self) -> bool {
+        self.committed.get() || !self.cancelled.get()
+    }
+
+    /// Waits until all those that it ends with have done their work. False if it was cancelled instead.
+    pub(crate) async fn wait_for_group(&self) -> bool {
+        if let Some(group) = self.group() {
+            self.wait_until(|control| control.is_decided() || group.have_all_done()).await;
+        }
+        self.may_go_on()
+    }
+
+    /// Waits to be finalised, if it or one of those that it ends with was `wanted` to. False if the job was cancelled instead.
+    pub(crate) async fn wait_for_finalize(&self, wanted: bool) -> bool {
+        if !wanted && !self.group().is_some_and(|group| group.waits_for_finalize()) {
+            return true;
+        }
+        self.wait_until(|control| control.finalized.get() || control.is_decided()).await;
+        self.may_go_on()
     }
 
     /// The commit point. True if the job may make its result final, which from now on no cancel prevents.
     pub(crate) fn commit(&self) -> bool {
         // race-mark: commit-point
-        if !self.cancelled.get() {
+        let members = self.group().map_or(Vec::new(), |group| group.members());
+        if !self.cancelled.get() && members.iter().all(|member| !member.cancelled.get()) {
             self.committed.set(true);
+            members.iter().for_each(|member| member.committed.set(true));
         }
         self.committed.get()
     }
@@ -358,8 +405,17 @@ impl Control {
         }
     }
 
-    /// Tells everyone who waits to look again.
+    fn each_of_group(&self, what: impl Fn(&Control)) {
+        self.group().iter().flat_map(|group| group.members()).for_each(|member| what(&member));
+    }
+
+    /// Tells everyone who waits to look again, also for those that it ends with.
     pub(crate) fn changed(&self) {
+        self.wake();
+        self.each_of_group(Control::wake);
+    }
+
+    fn wake(&self) {
         self.version.set(self.version.get() + 1);
         for waker in self.waiting.take() {
             waker.wake();

@@ -8,6 +8,7 @@
 //!   all jobs: a `copier` says what is to be copied, and copies it. `transfer` is the one of commit and mirror.
 //! - [`budget`]: how much copies may have in flight beside guests; `guests_first` makes the engine keep to it.
 //! - [`boot_trace`]: what guests read first. `boot_order`: a stream's first pass, in that order.
+//! - [`group`]: jobs that end together.
 //! - `lifecycle`: how all jobs begin and end. `on_error`: what they do about errors. `path`: what the layers on the way say about it.
 //! - `waiting`: a job that pauses itself, and goes on by itself; `outage`: when the source can't be reached.
 //! - `readahead`: what guests want next.
@@ -26,6 +27,7 @@ pub mod commit;
 mod control;
 mod copier;
 mod copy_engine;
+pub mod group;
 mod guests_first;
 mod handle;
 mod lifecycle;
@@ -49,6 +51,7 @@ pub use boot_trace::{BootRecorder, BootTrace};
 pub use budget::GuestLatencyGoal;
 pub use commit::{CommitOptions, commit};
 pub use control::{Action, Event, IoStatus, Outcome};
+pub use group::Group;
 pub use handle::JobHandle;
 pub use headwater_block::copy_up::Operation;
 pub use lifecycle::Finish;

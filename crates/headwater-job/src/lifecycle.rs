@@ -26,6 +26,7 @@ pub(crate) async fn run(
     let outcome = match result {
         Ok(()) => Outcome::Completed,
         Err(stopped) => {
+            control.give_up();
             control.go(Status::Aborting);
             match stopped {
                 Stopped::Cancelled => Outcome::Cancelled,
@@ -65,11 +66,14 @@ pub(crate) async fn try_flush(disk: &Disk, control: &Control) -> Result<bool, St
     if action == Action::Report { Err(Stopped::Failed(error)) } else { Ok(false) }
 }
 
-/// Waits until the result may be made final.
+/// Waits until the result may be made final, which it may with those of all jobs that end together.
 pub(crate) async fn wait_for_finalize(control: &Control, wanted: bool) -> Result<(), Stopped> {
     control.go(Status::Waiting);
+    if !control.wait_for_group().await {
+        return Err(Stopped::Cancelled);
+    }
     control.go(Status::Pending);
-    if wanted && !control.wait_for_finalize().await { Err(Stopped::Cancelled) } else { Ok(()) }
+    if control.wait_for_finalize(wanted).await { Ok(()) } else { Err(Stopped::Cancelled) }
 }
 
 /// Passes the commit point, and makes the result final.
