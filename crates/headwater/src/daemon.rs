@@ -19,6 +19,7 @@ mod graph;
 mod internal_snapshot;
 mod jobs;
 mod monitor;
+mod new_image;
 mod object_sources;
 mod objects;
 mod options;

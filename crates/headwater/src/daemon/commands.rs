@@ -329,10 +329,16 @@ impl Commands {
             "block-stream" => jobs::stream::start(&self.graph, &self.jobs, &self.turn, args, None).await,
             "block-commit" => jobs::commit::start(&self.graph, &self.jobs, &self.turn, args, None).await,
             "blockdev-backup" => {
-                let plan = jobs::backup::plan(&self.graph, &self.jobs, args).await?;
+                let plan = jobs::backup::plan(&self.graph, &self.jobs, args, None).await?;
                 self.jobs.start(plan).await;
                 Ok(())
             }
+            "drive-backup" => {
+                let plan = jobs::drive::plan_backup(&self.graph, &self.jobs, args, None).await?;
+                self.jobs.start(plan).await;
+                Ok(())
+            }
+            "drive-mirror" => jobs::drive::start_mirror(&self.graph, &self.jobs, &self.turn, args).await,
             "blockdev-mirror" => jobs::mirror::start(&self.graph, &self.jobs, &self.turn, args).await,
             "block-set-write-threshold" => {
                 let node = self.graph.node(text("node-name"))?;

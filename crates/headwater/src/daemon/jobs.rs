@@ -4,12 +4,14 @@
 //! had them. What it held in the graph is given back before its end is told, so that whoever hears of it finds the nodes free.
 //!
 //! - `hold`: what a job holds in the graph. [`stream`], [`commit`], [`mirror`], [`backup`]: how each kind starts, and what it changes in the graph when its work is done. [`create`]: the odd one, which makes a file.
+//! - [`drive`]: backups and mirrors into files that they make themselves.
 //! - [`durable`]: jobs that go on when the daemon is started again.
 
 pub(super) mod backup;
 pub(super) mod commit;
 pub(super) mod create;
 mod describe;
+pub(super) mod drive;
 pub(super) mod durable;
 mod hold;
 pub(super) mod mirror;

@@ -5,12 +5,8 @@
 use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Options, Read};
 use super::graph::{Graph, GraphNode, Role};
-use super::jobs::stream::recorded_name;
+use super::new_image;
 use headwater_block::node::BackingLink;
-use headwater_block::{ErrorKind, Node};
-use headwater_image::Format;
-use headwater_image::qcow2::create::{self, CreateOptions};
-use headwater_storage::file::{Cache, FileNode, FileOptions};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
@@ -108,8 +104,9 @@ pub(super) async fn take(
         }
         let existing = args.text("mode") == Some("existing");
         if !existing {
-            make_overlay(graph, &node, args).await?;
-            file = Some(text("snapshot-file").to_owned());
+            let (filename, format) = (text("snapshot-file"), args.text("format").unwrap_or("qcow2"));
+            new_image::make(graph, filename, format, node.disk.size(), Some(&node)).await?;
+            file = Some(filename.to_owned());
         }
         let opened = open_overlay(graph, args).await;
         if opened.is_err()
@@ -173,39 +170,6 @@ fn check(graph: &Graph, node: &Rc<GraphNode>, overlay: &Rc<GraphNode>) -> Result
         )));
     }
     Ok(())
-}
-
-/// Makes the file of an overlay over `node`.
-async fn make_overlay(graph: &Rc<Graph>, node: &Rc<GraphNode>, args: &Options) -> Result<(), Refusal> {
-    let filename = args.text("snapshot-file").unwrap_or_default();
-    let format = args.text("format").unwrap_or("qcow2");
-    if format != "qcow2" {
-        return Err(generic(match format {
-            "raw" => "Backing file not supported for file format 'raw'".to_owned(),
-            _ => format!("Unknown file format '{format}'"),
-        }));
-    }
-    let image = node.skip_filters();
-    let backing = recorded_name(filename, &image.filename);
-    let create = CreateOptions {
-        backing: Some((backing, Format::from_name(image.driver, &image.filename).unwrap_or(Format::Raw))),
-        ..CreateOptions::new(node.disk.size())
-    };
-    let options = FileOptions { cache: Cache::Buffered, ..FileOptions::default() };
-    let make = async {
-        let file = match FileNode::create(&graph.engine, filename, options) {
-            // As `qemu-img create` would: what is there is made empty, if nobody else uses it.
-            Err(err) if err.kind() == ErrorKind::AlreadyExists => {
-                let file = FileNode::open(&graph.engine, filename, options)?;
-                file.resize(0).await?;
-                file
-            }
-            made => made?,
-        };
-        create::create(&*file, &create).await?;
-        file.close().await
-    };
-    make.await.map_err(|err| of_error(&err))
 }
 
 async fn open_overlay(graph: &Rc<Graph>, args: &Options) -> Result<Rc<GraphNode>, Refusal> {

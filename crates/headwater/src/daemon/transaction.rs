@@ -1,12 +1,14 @@
 //! `transaction`: several snapshots and backups at one moment, or none.
 //!
-//! All who use nodes are held back until everything is done, or undone. Jobs that it begins start when all of it has succeeded.
+//! All who use nodes are held back until everything is done, or undone. Jobs that it begins start when all of it has succeeded. With completion-mode
+//! `grouped` they end together.
 
 use super::failure::{Refusal, generic};
 use super::graph::Graph;
 use super::graph::open::{Options, Read};
-use super::jobs::{Jobs, backup};
+use super::jobs::{Jobs, backup, drive};
 use super::{internal_snapshot, snapshot};
+use headwater_job::Group;
 use serde_json::Value;
 use std::rc::Rc;
 
@@ -27,6 +29,7 @@ pub(super) async fn run(graph: &Rc<Graph>, jobs: &Rc<Jobs>, args: &Options) -> R
     for action in &actions {
         check(action.text("type").unwrap_or_default(), grouped)?;
     }
+    let group = grouped.then(Group::new);
     // From here until all is done or undone.
     let held = graph.hold_everyone().await;
     let (mut overlays, mut internal, mut plans) = (Vec::new(), Vec::new(), Vec::new());
@@ -35,7 +38,12 @@ pub(super) async fn run(graph: &Rc<Graph>, jobs: &Rc<Jobs>, args: &Options) -> R
         let data = action.object("data").cloned().unwrap_or_default();
         taken = match action.text("type").unwrap_or_default() {
             "abort" => Err(generic("Transaction aborted using Abort action")),
-            "blockdev-backup" => backup::plan(graph, jobs, &data).await.map(|plan| plans.push(plan)),
+            "blockdev-backup" => {
+                backup::plan(graph, jobs, &data, group.as_ref()).await.map(|plan| plans.push(plan))
+            }
+            "drive-backup" => {
+                drive::plan_backup(graph, jobs, &data, group.as_ref()).await.map(|plan| plans.push(plan))
+            }
             "blockdev-snapshot-internal-sync" => {
                 internal_snapshot::take(graph, &data).await.map(|one| internal.push(one))
             }
@@ -64,19 +72,17 @@ pub(super) async fn run(graph: &Rc<Graph>, jobs: &Rc<Jobs>, args: &Options) -> R
 /// Whether an action can be part of such a transaction.
 fn check(kind: &str, grouped: bool) -> Result<(), Refusal> {
     match kind {
-        "blockdev-backup" | "abort" if grouped => Err(generic(
-            "completion-mode 'grouped' is not supported: each job of a transaction completes by itself",
-        )),
-        "blockdev-snapshot" | "blockdev-snapshot-sync" | "blockdev-snapshot-internal-sync" if grouped => {
+        "blockdev-backup" | "drive-backup" => Ok(()),
+        "blockdev-snapshot" | "blockdev-snapshot-sync" | "blockdev-snapshot-internal-sync" | "abort"
+            if grouped =>
+        {
             Err(generic(format!(
                 "Action '{kind}' does not support transaction property completion-mode = grouped"
             )))
         }
-        "blockdev-backup"
-        | "blockdev-snapshot"
-        | "blockdev-snapshot-sync"
-        | "blockdev-snapshot-internal-sync"
-        | "abort" => Ok(()),
+        "blockdev-snapshot" | "blockdev-snapshot-sync" | "blockdev-snapshot-internal-sync" | "abort" => {
+            Ok(())
+        }
         _ => Err(generic(format!("Transaction action '{kind}' is not supported"))),
     }
 }

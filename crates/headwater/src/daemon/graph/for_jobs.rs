@@ -114,7 +114,8 @@ impl Graph {
         drop(self.hold_everyone().await);
     }
 
-    /// Puts `base` in the place of `top`, for all who use that, at the end of the job that calls itself `user` and still holds both.
+    /// Puts `base` in the place of `top`, for all who use that, at the end of the job that calls itself `user` and still holds both. With `over` it stands
+    /// on `top` from then on: not before, because somebody writes to that as long as it is a disk. Nobody's request is let in between.
     ///
     /// # Errors
     /// If the users of both don't agree; then nothing has changed.
@@ -123,6 +124,7 @@ impl Graph {
         top: &Rc<GraphNode>,
         base: &Rc<GraphNode>,
         user: &str,
+        over: bool,
     ) -> Result<(), Refusal> {
         let own: Vec<_> = self.roots().into_iter().filter(|root| root.user == user).collect();
         let was: Vec<Rights> = own.iter().map(|root| root.rights.get()).collect();
@@ -131,7 +133,13 @@ impl Graph {
             root.rights.set(Rights { does: Doing::NOTHING, bears: Doing::ALL });
         }
         // The one that becomes the disk stays writable.
-        let replaced = self.replace(top, base).await;
+        let mut replaced = self.replace(top, base).await;
+        if replaced.is_ok() && over {
+            replaced = self.set_backing(base, Some(&top.skip_filters())).await;
+            if replaced.is_err() {
+                self.replace(base, top).await?;
+            }
+        }
         if replaced.is_err() {
             for (root, rights) in own.iter().zip(was) {
                 root.rights.set(rights);

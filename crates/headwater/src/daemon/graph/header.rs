@@ -89,7 +89,11 @@ fn image_options(location: &Location, format: &str) -> Result<Options, Refusal> 
     }
 }
 
-fn file_options(location: &Location) -> Result<Options, Refusal> {
+/// How to open what is there.
+///
+/// # Errors
+/// If it is an address of a kind that isn't known.
+pub(in crate::daemon) fn file_options(location: &Location) -> Result<Options, Refusal> {
     match location {
         Location::Path(path) => {
             use std::os::unix::fs::FileTypeExt;

@@ -1,4 +1,4 @@
-//! `blockdev-backup`: from arguments to a job that makes another node hold what a node holds now.
+//! `blockdev-backup`: from arguments to a job that makes another node hold what a node holds now. Of `drive-backup` what both have in common.
 
 use super::hold::Hold;
 use super::stream::{job_args, speed};
@@ -7,7 +7,7 @@ use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
 use crate::daemon::graph::{Graph, GraphNode};
-use headwater_job::BackupOptions;
+use headwater_job::{BackupOptions, Group};
 use serde_json::Value;
 use std::rc::Rc;
 
@@ -22,7 +22,8 @@ struct Perf {
     most: Option<u64>,
 }
 
-/// Plans a backup job as the arguments of `blockdev-backup` say. From now on guests save what they change; the job has only to be started.
+/// Plans a backup job as the arguments of `blockdev-backup` say, which ends with the others of `group`. From now on guests save what they change; the
+/// job has only to be started.
 ///
 /// # Errors
 /// If the arguments don't fit together or don't fit the graph, or something else is at work there.
@@ -30,10 +31,27 @@ pub(in crate::daemon) async fn plan(
     graph: &Rc<Graph>,
     jobs: &Rc<Jobs>,
     args: &Options,
+    group: Option<&Rc<Group>>,
+) -> Result<Plan, Refusal> {
+    let source = graph.any(args.text("device").unwrap_or_default())?;
+    let target = graph.any(args.text("target").unwrap_or_default())?;
+    // Others may read the target meanwhile.
+    plan_between(graph, jobs, args, source, (target, Doing::READ), group).await
+}
+
+/// As [`plan`], for a target of which the job bears `bears` that others do.
+///
+/// # Errors
+/// See there.
+pub(super) async fn plan_between(
+    graph: &Rc<Graph>,
+    jobs: &Rc<Jobs>,
+    args: &Options,
+    source: Rc<GraphNode>,
+    (target, bears): (Rc<GraphNode>, Doing),
+    group: Option<&Rc<Group>>,
 ) -> Result<Plan, Refusal> {
     let text = |key: &str| args.text(key).unwrap_or_default();
-    let source = graph.any(text("device"))?;
-    let target = graph.any(text("target"))?;
     check_bitmap(args)?;
     if Rc::ptr_eq(&source.skip_filters(), &target.skip_filters()) {
         return Err(generic("Source and target cannot be the same"));
@@ -72,7 +90,7 @@ pub(in crate::daemon) async fn plan(
         hold.make_writable(&target).await?;
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
         hold.attach(&source, "file", Doing::READ, shares).await?;
-        hold.attach(&target, "target", Doing::READ.and(Doing::WRITE), Doing::READ).await?;
+        hold.attach(&target, "target", Doing::READ.and(Doing::WRITE), bears).await?;
         hold.freeze_beside_others(std::slice::from_ref(&source));
         hold.occupy(&[source.clone(), target.clone()]);
         Ok(())
@@ -97,6 +115,7 @@ pub(in crate::daemon) async fn plan(
         patience: source.disk.options().patience,
         wait_for_finalize: !job.auto_finalize,
         wait_for_dismiss: !job.auto_dismiss,
+        group: group.cloned(),
         most: perf.most,
         ..BackupOptions::default()
     };

@@ -4,7 +4,7 @@
 //! it is completed, all who used that layer use the base instead.
 
 use super::durable::Work;
-use super::hold::{Hold, pivot_hooks};
+use super::hold::{AsDisk, Hold, pivot_hooks};
 use super::stream::{is_called, job_args, link_name, relink, speed};
 use super::{Jobs, Plan, device_not_found};
 use crate::daemon::commands::Turn;
@@ -108,7 +108,7 @@ pub(in crate::daemon) async fn start(
     let len = top.disk.size();
     let (kind, id) = ("commit", job.id.clone());
     let (handle, work): (_, LocalFuture<'static, _>) = if *active {
-        let (hold_guests, finish) = pivot_hooks(&hold, turn, top, base);
+        let (hold_guests, finish) = pivot_hooks(&hold, turn, top, base, AsDisk::default());
         let options = MirrorOptions {
             speed: job.speed,
             on_error: job.on_error.into(),

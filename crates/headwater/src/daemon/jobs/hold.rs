@@ -5,7 +5,7 @@ use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::rights::{Doing, Rights};
 use crate::daemon::graph::{Busy, Graph, GraphNode, Root, used_by};
-use headwater_block::{Error, ErrorKind};
+use headwater_block::{DiskOptions, Error, ErrorKind};
 use headwater_job::{Finish, HoldGuests};
 use std::any::Any;
 use std::cell::Cell;
@@ -162,12 +162,22 @@ impl Hold {
     }
 }
 
+/// What the target of a job is otherwise once it is the disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct AsDisk {
+    /// It stands on the node whose place it takes. Until then nobody may read it, because it lacks what nobody has changed.
+    pub(super) stands_on_source: bool,
+    /// What becomes of discards.
+    pub(super) ignores_discards: Option<bool>,
+}
+
 /// How a job that follows `from` ends: its users are held back, and when it is completed `to` takes its place.
 pub(super) fn pivot_hooks(
     hold: &Hold,
     turn: &Rc<Turn>,
     from: &Rc<GraphNode>,
     to: &Rc<GraphNode>,
+    as_disk: AsDisk,
 ) -> (HoldGuests, Finish) {
     let graph = hold.graph.clone();
     let hold_guests: HoldGuests = {
@@ -184,8 +194,11 @@ pub(super) fn pivot_hooks(
             Box::pin(async move {
                 let _turn = turn.take().await;
                 Hold::thaw(&graph, &id);
-                let pivoted = graph.pivot(&from, &to, &user).await;
+                let pivoted = graph.pivot(&from, &to, &user, as_disk.stands_on_source).await;
                 keep_writable.set(pivoted.is_ok());
+                if let (true, Some(ignore_discards)) = (pivoted.is_ok(), as_disk.ignores_discards) {
+                    to.disk.set_options(DiskOptions { ignore_discards, ..to.disk.options() });
+                }
                 pivoted.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))
             })
         })

@@ -1,7 +1,8 @@
-//! `blockdev-mirror`: from arguments to a job that copies a disk to another node while it is in use, and then puts that in its place.
+//! `blockdev-mirror`: from arguments to a job that copies a disk to another node while it is in use, and then puts that in its place. Of
+//! `drive-mirror` what both have in common.
 
 use super::backup::leads_to;
-use super::hold::{Hold, pivot_hooks};
+use super::hold::{AsDisk, Hold, pivot_hooks};
 use super::stream::{job_args, speed};
 use super::{Jobs, Plan, on_errors};
 use crate::daemon::commands::Turn;
@@ -23,9 +24,30 @@ pub(in crate::daemon) async fn start(
     turn: &Rc<Turn>,
     args: &Options,
 ) -> Result<(), Refusal> {
+    let source = graph.any(args.text("device").unwrap_or_default())?;
+    let target = graph.any(args.text("target").unwrap_or_default())?;
+    begin(graph, jobs, turn, args, source, Target { node: target, as_disk: AsDisk::default() }).await
+}
+
+/// Where a mirror goes.
+pub(super) struct Target {
+    pub(super) node: Rc<GraphNode>,
+    pub(super) as_disk: AsDisk,
+}
+
+/// As [`start`], between these nodes.
+///
+/// # Errors
+/// See there.
+pub(super) async fn begin(
+    graph: &Rc<Graph>,
+    jobs: &Rc<Jobs>,
+    turn: &Rc<Turn>,
+    args: &Options,
+    source: Rc<GraphNode>,
+    Target { node: target, as_disk }: Target,
+) -> Result<(), Refusal> {
     let text = |key: &str| args.text(key).unwrap_or_default();
-    let source = graph.any(text("device"))?;
-    let target = graph.any(text("target"))?;
     source.check_idle()?;
     target.check_idle()?;
     check_numbers(args)?;
@@ -42,7 +64,9 @@ pub(in crate::daemon) async fn start(
         return Err(generic("Source and target image have different sizes"));
     }
     let through = args.text("copy-mode") == Some("write-blocking");
-    let may_go_through = !leads_to(&target, &source);
+    let on_the_source = as_disk.stands_on_source;
+    // A change that goes through is written as it is, and the rest of its cluster would have to come from the source.
+    let may_go_through = !on_the_source && !leads_to(&target, &source);
     if through && !may_go_through {
         return Err(generic(format!(
             "copy-mode 'write-blocking' is not possible: '{}' stands on '{}'",
@@ -61,7 +85,8 @@ pub(in crate::daemon) async fn start(
         hold.make_writable(&target).await?;
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
         hold.attach(&source, "source", Doing::READ, shares).await?;
-        hold.attach(&target, "target", Doing::READ.and(Doing::WRITE), Doing::READ).await?;
+        let bears = if on_the_source { Doing::NOTHING } else { Doing::READ };
+        hold.attach(&target, "target", Doing::READ.and(Doing::WRITE), bears).await?;
         hold.freeze(std::slice::from_ref(&source))?;
         hold.occupy(&[source.clone(), target.clone()]);
         Ok(())
@@ -72,12 +97,12 @@ pub(in crate::daemon) async fn start(
         jobs.tell_still_born(&job.id);
         return Err(refusal);
     }
-    let (hold_guests, finish) = pivot_hooks(&hold, turn, &replaced, &target);
+    let (hold_guests, finish) = pivot_hooks(&hold, turn, &replaced, &target, as_disk);
     let write_through = Rc::new(Cell::new(through));
     let options = MirrorOptions {
         sync,
         write_through: write_through.clone(),
-        granularity: args.number("granularity").filter(|granularity| *granularity > 0),
+        granularity: granularity(args, &target, on_the_source),
         speed: job.speed,
         on_error: on_errors(args),
         patience: source.disk.options().patience,
@@ -103,6 +128,14 @@ pub(in crate::daemon) async fn start(
     })
     .await;
     Ok(())
+}
+
+/// In parts of how many bytes changes are followed; none is what fits the target. Those of a target that doesn't stand on the source yet are whole clusters,
+/// because nothing else would fill the rest of one.
+fn granularity(args: &Options, target: &GraphNode, on_the_source: bool) -> Option<u64> {
+    let given = args.number("granularity").filter(|granularity| *granularity > 0);
+    let unit = u64::from(target.disk.limits().allocation_unit);
+    if on_the_source { Some(given.unwrap_or(unit).max(unit).max(4096)) } else { given }
 }
 
 fn check_numbers(args: &Options) -> Result<(), Refusal> {

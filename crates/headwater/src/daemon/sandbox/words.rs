@@ -3,10 +3,14 @@
 //! By the keys of the schema that hold names of files. The values of others may be anything (ids, texts): to take each of them for a file
 //! would grant the data plane what nobody meant, a directory `etc` because a node is called so.
 //!
+//! Where `drive-backup` and `drive-mirror` write to is a file's name, too, and they are the only ones of whose `target` that is so: those of their kin are
+//! nodes, and have the same key.
+//!
 //! A node over an object store also names the files that the credentials of its kind may come from.
 //!
 //! A file under a raw node has no header, unless an image is read from that node: its first bytes are the guest's, and name nothing.
 
+use crate::daemon::jobs::drive;
 use crate::daemon::object_sources;
 use headwater_image::open_gate::Location;
 use headwater_nbd::{NbdAddress, NbdUri};
@@ -85,11 +89,32 @@ fn walk(value: &Value, above: Above, words: &mut Vec<Word>) {
 fn walk_object(object: &Map<String, Value>, above: Above, words: &mut Vec<Word>) {
     let driver = object.get("driver").and_then(Value::as_str);
     words.extend(driver.and_then(object_sources::service).into_iter().flat_map(of_service));
+    words.extend(target(object).into_iter().flat_map(of_target));
     for (key, value) in object {
         match value {
             Value::String(text) => words.extend(of_text(key, text, above)),
             _ => walk(value, above.below(driver, key), words),
         }
+    }
+}
+
+/// The target of a command, or of an action in a transaction, that opens it by its name.
+fn target(object: &Map<String, Value>) -> Option<&str> {
+    let (what, arguments) = match object.get("execute").or_else(|| object.get("exec-oob")) {
+        Some(command) => (command, object.get("arguments")),
+        None => (object.get("type")?, object.get("data")),
+    };
+    matches!(what.as_str()?, "drive-backup" | "drive-mirror").then_some(())?;
+    arguments?.get("target")?.as_str()
+}
+
+fn of_target(name: &str) -> Vec<Word> {
+    match drive::location(name) {
+        Location::Path(path) => vec![Word::Image(path)],
+        Location::Uri(_) => match drive::file_options(name) {
+            Ok(options) => of_options(&options),
+            Err(_) => Vec::new(),
+        },
     }
 }
 
@@ -130,6 +155,34 @@ mod tests {
         ];
         assert_eq!(words.len(), expected.len(), "{words:?}");
         assert!(expected.iter().all(|word| words.contains(word)), "{words:?}");
+    }
+
+    #[test]
+    fn a_target_is_a_file_where_it_is_opened_by_its_name() {
+        let target = |command: &str, name: &str| {
+            of_value(
+                &json!({"execute": command, "arguments": {"device": "disk", "target": name, "sync": "full"}}),
+            )
+        };
+        assert_eq!(target("drive-mirror", "copy"), [Word::Image("copy".into())]);
+        assert_eq!(target("drive-backup", "file:copy"), [Word::Image("copy".into())]);
+        assert_eq!(
+            target("drive-mirror", "nbd+unix:///disk?socket=/run/nbd"),
+            [Word::File("/run/nbd".into())]
+        );
+        assert_eq!(
+            target("drive-mirror", "nbd:unix:/run/nbd:exportname=disk"),
+            [Word::File("/run/nbd".into())]
+        );
+        assert_eq!(target("drive-mirror", "nbd:host:10809:exportname=/etc"), []);
+        assert_eq!(target("blockdev-mirror", "copy"), []);
+        let action = |kind: &str| {
+            of_value(
+                &json!({"execute": "transaction", "arguments": {"actions": [{"type": kind, "data": {"target": "copy"}}]}}),
+            )
+        };
+        assert_eq!(action("drive-backup"), [Word::Image("copy".into())]);
+        assert_eq!(action("blockdev-backup"), []);
     }
 
     #[test]
