@@ -10,7 +10,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::client::*;
+use headwater_front_end::protocol::*;
+use headwater_front_end::*;
 use crate::server::*;
 
 const IN: u32 = 0;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use headwater_block::ErrorKind;
 use headwater_export::Removal;
 
-use crate::client::*;
+use headwater_front_end::protocol::*;
+use headwater_front_end::*;
 use crate::server::*;
 
 const IN: u32 = 0;

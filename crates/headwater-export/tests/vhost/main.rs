@@ -2,7 +2,6 @@
 //! nonsense ([`hostile`]), how work goes on after it was killed or its export was taken away ([`life`]), and that what was durable stays so
 //! ([`durable`]).
 
-mod client;
 mod durable;
 mod hostile;
 mod life;

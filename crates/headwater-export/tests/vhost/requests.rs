@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use headwater_export::vhost::{BlkOptions, LogicalBlock};
 
-use crate::client::*;
+use headwater_front_end::protocol::*;
+use headwater_front_end::*;
 use crate::server::*;
 
 const IN: u32 = 0;
