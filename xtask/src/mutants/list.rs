@@ -104,8 +104,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         name: "no barrier at the end of a cycle",
         edits: &[Edit {
             file: META_WRITER,
-            from: "        barrier(&mut unflushed).await\n    }",
-            to: "        if MUTANT { Ok(()) } else { barrier(&mut unflushed).await }\n    }",
+            from: "if durable < number {",
+            to: "if durable < number && !MUTANT {",
         }],
         tests: &[ALONE],
     },
@@ -113,8 +113,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         name: "an answer doesn't wait for the write of its L2 entries",
         edits: &[Edit {
             file: META_WRITER,
-            from: "        if !snapshot.l2_pieces.is_empty() {\n",
-            to: "        if MUTANT { let mut writer = self.writer.borrow_mut(); writer.written = writer.snapshots; }\n        if !snapshot.l2_pieces.is_empty() {\n",
+            from: "        self.next_cycle().written.await\n    }",
+            to: "        if MUTANT { Ok(()) } else { self.next_cycle().written.await }\n    }",
         }],
         tests: &[SETTLED],
     },
@@ -122,10 +122,42 @@ pub(super) const MUTANTS: &[Mutant] = &[
         name: "an answer waits for the cycle that runs, not for the next",
         edits: &[Edit {
             file: META_WRITER,
-            from: "let joined = self.writer.borrow().snapshots + 1;",
-            to: "let joined = self.writer.borrow().snapshots + u64::from(!MUTANT);",
+            from: ".filter(|_| self.is_taken(range))",
+            to: ".filter(|_| MUTANT || self.is_taken(range))",
         }],
         tests: &[SETTLED],
+    },
+    Mutant {
+        name: "a barrier counts for what was written while it ran",
+        edits: &[
+            Edit {
+                file: META_WRITER,
+                from: "        *durable = covered.max(*durable);\n",
+                to: "        *durable = if MUTANT { *written } else { covered.max(*durable) };\n",
+            },
+            Edit {
+                file: META_WRITER,
+                from: "let Writer { durable, gone,",
+                to: "#[allow(unused)] let Writer { written, durable, gone,",
+            },
+        ],
+        tests: &[ALONE],
+    },
+    Mutant {
+        name: "freed clusters are used again before their cycle is durable",
+        edits: &[
+            Edit {
+                file: META_WRITER,
+                from: "            writer.gone.extend(",
+                to: "            if MUTANT { writer.released.extend(snapshot.dropped.clone()); }\n            if !MUTANT { writer.gone.extend(",
+            },
+            Edit {
+                file: META_WRITER,
+                from: "map(|clusters| (number, clusters)));\n",
+                to: "map(|clusters| (number, clusters))); }\n",
+            },
+        ],
+        tests: &[ALONE],
     },
     Mutant {
         name: "L2 tables are written before the barrier that covers data",

@@ -229,6 +229,12 @@ impl SliceCache {
         inner.map.get(&offset).is_none_or(|at| inner.slots[*at].written.get())
     }
 
+    /// True if the slice at `offset` was changed since it was last taken.
+    pub(super) fn is_dirty(&self, offset: u64) -> bool {
+        let inner = self.inner.borrow();
+        inner.map.get(&offset).is_some_and(|at| inner.slots[*at].dirty.get())
+    }
+
     /// True if there is anything to write.
     pub(super) fn has_dirty(&self) -> bool {
         !self.inner.borrow().dirty.is_empty()

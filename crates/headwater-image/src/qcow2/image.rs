@@ -297,11 +297,21 @@ impl Image {
     /// True if the file holds the L2 entries of `range` as they are in memory. The L1 entries that lead there are then in the file, too: they change
     /// together with the first entry of a table, or for a copy that says the same as the table it is of.
     pub(super) fn is_settled(&self, range: Range<u64>) -> bool {
+        self.all_l2_slices(range, |offset| self.cache.is_written(offset))
+    }
+
+    /// True if a commit cycle has taken the L2 entries of `range` as they are in memory, and whatever leads there.
+    pub(super) fn is_taken(&self, range: Range<u64>) -> bool {
+        self.all_l2_slices(range, |offset| !self.cache.is_dirty(offset))
+    }
+
+    /// True if `holds` is of the slices of L2 tables that have the entries of `range`.
+    fn all_l2_slices(&self, range: Range<u64>, holds: impl Fn(u64) -> bool) -> bool {
         let per_slice = (self.l2_slice_entries() as u64) << self.geometry.cluster_bits;
         let mut guest = range.start;
         while guest < range.end {
             match self.l2_table((guest >> self.geometry.l2_coverage_bits()) as usize) {
-                Ok(Some(table)) if !self.cache.is_written(self.l2_place(table, guest).0) => return false,
+                Ok(Some(table)) if !holds(self.l2_place(table, guest).0) => return false,
                 Ok(_) => {}
                 // Those who use the table hear of the error.
                 Err(_) => return false,

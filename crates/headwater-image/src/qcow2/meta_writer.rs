@@ -11,13 +11,14 @@
 //!
 //! - A write of one rank refers only to what lower ranks, or writes that completed before the snapshot, have put there.
 //! - Refcounts go up in memory before anything refers to a cluster, so a snapshot never holds a reference without its refcount.
-//! - Refcounts go down only after the cycle that removes the last reference has ended with a barrier ([`Image::release`]); only then may the
+//! - Refcounts go down only after a barrier has covered the cycle that removes the last reference ([`Image::release`]); only then may the
 //!   cluster be used again.
 //! - What fails stays dirty and is written again by the next cycle. A barrier that fails ends all changes ([`Image::fail`]): what
 //!   it covered may be lost, and no later barrier could tell.
 //!
-//! Cycles never overlap. Who needs durability joins the next cycle that hasn't taken its snapshot; all who wait for one cycle drive it,
-//! so none of them can stop it by going away.
+//! Cycles never overlap, but for their **last barriers**. A cycle is over when all is written; the barrier that makes it durable is made by those who need that,
+//! or is whatever barrier comes next, be it one of a later cycle. Who needs durability joins the next cycle that hasn't taken its snapshot; all who wait for one
+//! cycle drive it, so none of them can stop it by going away.
 
 use super::cache::{Kind, Slice};
 use super::image::Image;
@@ -26,11 +27,9 @@ use super::shared::Shared;
 use super::tables::{Piece, TakenTable};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use headwater_block::{BufferMut, DebugEvent, Result, WriteFlags};
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::ops::Range;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
 
 /// How many metadata writes of one rank are in flight.
 const DEPTH: usize = 32;
@@ -43,18 +42,33 @@ pub(super) struct Writer {
     /// The last operation of the queue: each waits for the one before.
     tail: Option<Shared<()>>,
     /// The last commit cycle, if it hasn't taken its snapshot yet.
-    next: Option<Shared<()>>,
-    /// How many cycles have taken their snapshots.
-    snapshots: u64,
-    /// The last of them, by number, of which all is written, although it may not be durable.
+    next: Option<Cycle>,
+    /// The writes of the last one that has.
+    running: Option<Shared<()>>,
+    /// How many cycles there were, which numbers them.
+    cycles: u64,
+    /// The last cycle of which all is written.
     written: u64,
-    /// Clusters whose last reference is gone in memory. Their refcounts go down after the cycle that makes it durable.
+    /// The last one that a barrier has covered since.
+    durable: u64,
+    /// Clusters whose last reference is gone in memory.
     dropped: Vec<Range<u64>>,
+    /// Those whose last reference is gone in the file, and the cycle that saw to it. Their refcounts go down when it is durable.
+    gone: Vec<(u64, Range<u64>)>,
     /// Clusters whose last reference is durably gone.
     released: Vec<Range<u64>>,
     /// A disk size that the header shall get.
     new_size: Option<u64>,
     pub(super) growth: Growth,
+}
+
+/// A commit cycle, for those who wait for it.
+#[derive(Clone)]
+struct Cycle {
+    /// Ends when all is written.
+    written: Shared<()>,
+    /// Ends when all is durable.
+    durable: Shared<()>,
 }
 
 /// What one cycle writes.
@@ -91,34 +105,41 @@ impl Image {
 
     /// Makes everything that completed before this call durable.
     pub(super) fn commit(self: &Rc<Self>) -> Shared<()> {
+        self.next_cycle().durable
+    }
+
+    /// The next commit cycle, which hasn't taken its snapshot.
+    fn next_cycle(self: &Rc<Self>) -> Cycle {
         if let Some(next) = self.writer.borrow().next.clone() {
             return next;
         }
+        let number = {
+            let mut writer = self.writer.borrow_mut();
+            writer.cycles += 1;
+            writer.cycles
+        };
         let image = self.clone();
-        let cycle = self.enqueue(async move {
-            image.writer.borrow_mut().next = None;
-            image.check_failed()?;
-            image.run_cycle().await
+        let written = self.enqueue(async move { image.write_cycle(number).await });
+        let (image, before) = (self.clone(), written.clone());
+        let durable = Shared::new(async move {
+            before.await?;
+            image.end_cycle(number).await
         });
+        let cycle = Cycle { written, durable };
         self.writer.borrow_mut().next = Some(cycle.clone());
         cycle
     }
 
-    /// Waits until the file holds every entry that was changed before this call, and whatever leads to it: for the writes of a cycle and not for its
-    /// last barrier, which is left to be driven by the next who needs it.
-    pub(super) async fn settle_entries(self: &Rc<Self>) -> Result<()> {
-        // The cycle that is joined hasn't taken its snapshot.
-        let joined = self.writer.borrow().snapshots + 1;
-        let mut cycle = self.commit();
-        poll_fn(|cx| {
-            let polled = Pin::new(&mut cycle).poll(cx);
-            if polled.is_pending() && self.writer.borrow().written >= joined {
-                Poll::Ready(Ok(()))
-            } else {
-                polled
-            }
-        })
-        .await
+    /// Waits until the file holds the L2 entries of `range` as they are now, and whatever leads to them: for the writes of a cycle, not for its durability.
+    pub(super) async fn settle_entries(self: &Rc<Self>, range: Range<u64>) -> Result<()> {
+        // Nobody needs another cycle for what this one has taken.
+        let running = self.writer.borrow().running.clone().filter(|_| self.is_taken(range));
+        if let Some(running) = running
+            && running.await.is_ok()
+        {
+            return Ok(());
+        }
+        self.next_cycle().written.await
     }
 
     /// Runs `work` when no commit cycle runs; later cycles wait for it. It must not wait for a cycle.
@@ -138,7 +159,7 @@ impl Image {
 
     /// Waits for a commit cycle if too much of the cache is dirty.
     pub(super) async fn relieve_pressure(self: &Rc<Self>) -> Result<()> {
-        if self.cache.is_pressed() { self.commit().await } else { Ok(()) }
+        if self.cache.is_pressed() { self.next_cycle().written.await } else { Ok(()) }
     }
 
     /// True if a cycle would have something to do beyond a barrier.
@@ -148,6 +169,7 @@ impl Image {
             || self.l1.borrow().is_dirty()
             || self.refcount_table.borrow().is_dirty()
             || !writer.dropped.is_empty()
+            || !writer.gone.is_empty()
             || !writer.released.is_empty()
             || writer.new_size.is_some()
     }
@@ -158,7 +180,7 @@ impl Image {
         let copy =
             |slices: &[Rc<Slice>]| slices.iter().map(|slice| (slice.offset, slice.snapshot())).collect();
         let mut writer = self.writer.borrow_mut();
-        writer.snapshots += 1;
+        writer.running = writer.next.take().map(|cycle| cycle.written);
         Snapshot {
             refcount_pieces: copy(&refcounts),
             refcounts,
@@ -171,16 +193,30 @@ impl Image {
         }
     }
 
-    async fn run_cycle(self: &Rc<Self>) -> Result<()> {
+    /// Does a cycle's work, all but the barrier that makes it durable.
+    async fn write_cycle(self: &Rc<Self>, number: u64) -> Result<()> {
+        // Before the snapshot, which then has the lower refcounts.
+        self.release_or_warn().await;
+        self.check_failed()?;
         // The snapshot: one instant, no await within.
         let mut snapshot = self.snapshot();
         match self.write_ranks(&mut snapshot).await {
-            Ok(()) => self.cycle_done(snapshot).await,
+            Ok(()) => self.cycle_written(number, snapshot).await,
             Err(err) => {
                 self.put_back(snapshot);
                 Err(err)
             }
         }
+    }
+
+    /// Makes a cycle durable that is written, unless it is already.
+    async fn end_cycle(&self, number: u64) -> Result<()> {
+        let durable = self.writer.borrow().durable;
+        if durable < number {
+            self.barrier().await?;
+        }
+        self.release_or_warn().await;
+        Ok(())
     }
 
     async fn write_ranks(&self, snapshot: &mut Snapshot) -> Result<()> {
@@ -241,36 +277,43 @@ impl Image {
                     header.size = size.unwrap_or(header.size);
                 })
                 .await?;
-                unflushed = true;
             }
         }
-        self.cache.written(&snapshot.l2);
-        {
-            // Cycles never overlap, so the last snapshot is this one.
-            let mut writer = self.writer.borrow_mut();
-            writer.written = writer.snapshots;
-        }
-        barrier(&mut unflushed).await
+        Ok(())
     }
 
-    /// Everything of the cycle is durable: what it made unreachable may be used again.
-    async fn cycle_done(self: &Rc<Self>, snapshot: Snapshot) -> Result<()> {
-        let bits = self.geometry.cluster_bits;
-        let old_refcount_tables = self.refcount_table.borrow_mut().done(&snapshot.refcount_table);
-        let old_l1_tables = self.l1.borrow_mut().done(&snapshot.l1);
-        let tables = old_refcount_tables.into_iter().chain(old_l1_tables).filter(|(_, len)| *len > 0);
-        let tables: Vec<_> = tables
-            .map(|(offset, len)| offset >> bits..(offset + len).div_ceil(self.geometry.cluster_size()))
-            .collect();
-        for cluster in tables.iter().cloned().flatten() {
-            self.metadata.borrow_mut().remove(&cluster);
+    /// All of the cycle is written. What it made unreachable may be used again when it is durable.
+    async fn cycle_written(&self, number: u64, snapshot: Snapshot) -> Result<()> {
+        self.cache.written(&snapshot.l2);
+        {
+            let mut writer = self.writer.borrow_mut();
+            writer.written = number;
+            writer.gone.extend(snapshot.dropped.into_iter().map(|clusters| (number, clusters)));
         }
-        self.writer.borrow_mut().released.extend(snapshot.dropped.into_iter().chain(tables));
-        if let Err(err) = self.release().await {
-            // What was asked for is durable. The clusters leak until a later cycle gets hold of their refcounts.
-            tracing::warn!(image = self.name, error = %err, "freed clusters can't be reused yet");
+        if snapshot.refcount_table.has_moved() || snapshot.l1.has_moved() {
+            // The next cycle shall not find them on the move.
+            self.barrier().await?;
+            let old_refcount_tables = self.refcount_table.borrow_mut().done(&snapshot.refcount_table);
+            let old_l1_tables = self.l1.borrow_mut().done(&snapshot.l1);
+            let tables = old_refcount_tables.into_iter().chain(old_l1_tables).filter(|(_, len)| *len > 0);
+            for (offset, len) in tables {
+                let bits = self.geometry.cluster_bits;
+                let clusters = offset >> bits..(offset + len).div_ceil(self.geometry.cluster_size());
+                for cluster in clusters.clone() {
+                    self.metadata.borrow_mut().remove(&cluster);
+                }
+                self.writer.borrow_mut().released.push(clusters);
+            }
         }
         Ok(())
+    }
+
+    /// As [`Image::release`]; what was asked for doesn't depend on it.
+    async fn release_or_warn(&self) {
+        if let Err(err) = self.release().await {
+            // The clusters leak until a later cycle gets hold of their refcounts.
+            tracing::warn!(image = self.name, error = %err, "freed clusters can't be reused yet");
+        }
     }
 
     /// Takes the refcounts of clusters down whose last reference is durably gone, and gives the clusters to the allocator.
@@ -339,6 +382,7 @@ impl Image {
     /// Makes everything durable that has been written so far. If that fails, nobody knows what is: the image takes no more changes.
     pub(super) async fn barrier(&self) -> Result<()> {
         self.events.tell(DebugEvent::FlushToDisk);
+        let covered = self.writer.borrow().written;
         let data = async {
             match &self.data_file {
                 Some(data_file) => data_file.flush().await,
@@ -346,7 +390,12 @@ impl Image {
             }
         };
         let (file, data) = futures_util::future::join(self.file.flush(), data).await;
-        file.and(data).map_err(|err| self.fail(err))
+        file.and(data).map_err(|err| self.fail(err))?;
+        let mut writer = self.writer.borrow_mut();
+        let Writer { durable, gone, released, .. } = &mut *writer;
+        *durable = covered.max(*durable);
+        released.extend(gone.extract_if(.., |(cycle, _)| *cycle <= *durable).map(|(_, clusters)| clusters));
+        Ok(())
     }
 
     /// Changes fields of the header proper with one write of the first sector, which is atomic. On error the header on the disk is

@@ -207,8 +207,8 @@ impl Node for Qcow2Node {
         self.image.is_settled(range)
     }
 
-    fn settle(&self, _range: Range<u64>) -> LocalFuture<'_, Result<()>> {
-        Box::pin(self.image.settle_entries())
+    fn settle(&self, range: Range<u64>) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.image.settle_entries(range))
     }
 
     fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {
