@@ -23,24 +23,35 @@
 //!
 //! # When it can't be copied
 //! The guest's change fails with that error, and changes nothing. (QEMU calls that `break-guest-write`; it is what its backup job does.) The copy stays
-//! whole, and its maker finds out when it comes by itself.
+//! whole, and its maker finds out when it comes by itself. Or, with [`OnUnsaved::BreakCopy`], the change is made and the copy is worth nothing from then on.
+//!
+//! With a time limit ([`Policy::timeout`]) the same happens when saving takes longer. A write to the target that is under way can't be dropped: it is kept, and
+//! driven on by the next change that has something to save ([`PointInTime::end`] at the latest). Its granules are still pending, so nothing is changed there
+//! before.
+//!
+//! # Reading it
+//! [`PointInTime::read`] gives what the disk held at that moment: saved granules are read from the target, pending ones from the source, under the range lock like every
+//! read. A change of pending bytes needs the lock for itself, before it saves them; so while a reader holds it, what is pending stays so, and is as it was.
 
 use crate::abort::Abort;
-use crate::buffer::BufferMut;
+use crate::buffer::{Buffer, BufferMut};
 use crate::chain::{self, Missing};
 use crate::copy_up::{Copied, Failed, Operation};
 use crate::dirty_map::DirtyMap;
 use crate::disk::Disk;
-use crate::error::{Error, Result};
-use crate::extent::ExtentKind;
-use crate::node::{Node, WriteFlags, ZeroFlags};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::{Extent, ExtentKind};
+use crate::node::{LocalFuture, Node, WriteFlags, ZeroFlags};
 use crate::range_lock::{Mode, Token};
-use futures_util::{StreamExt, stream};
+use futures_util::future::{Either, Shared, select};
+use futures_util::{FutureExt, StreamExt, stream};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::ops::Range;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 /// How much one step of what a guest waits for moves, in bytes.
 const STEP: u64 = 1 << 20;
@@ -50,6 +61,28 @@ const STEPS_AT_ONCE: usize = 8;
 
 /// The most that a copier is given at once, in bytes: guests' changes of it wait meanwhile.
 const MOST: u64 = 1 << 30;
+
+/// What is done if bytes that a guest is about to change can't be saved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnUnsaved {
+    /// The change fails.
+    #[default]
+    RefuseChange,
+    /// The change is made; the copy is worth nothing any more, and reading it fails.
+    BreakCopy,
+}
+
+/// How guests' changes are treated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// What is done if saving fails, or takes too long.
+    pub on_unsaved: OnUnsaved,
+    /// How long a change waits for what it saves; none is without limit.
+    pub timeout: Option<Duration>,
+}
+
+/// A write to the target that outlives those who wait for it.
+type Kept = Shared<LocalFuture<'static, Result<()>>>;
 
 /// How a part of the disk is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,8 +100,13 @@ pub struct PointInTime {
     /// What this node and those below it hold isn't copied.
     above: Option<Rc<dyn Node>>,
     pending: DirtyMap,
+    policy: Cell<Policy>,
     /// Guests need not save anything any more.
     ended: Cell<bool>,
+    /// Why the copy is worth nothing.
+    broken: RefCell<Option<Error>>,
+    /// Writes to the target that may be waited for no longer.
+    writes: RefCell<Vec<Kept>>,
     /// How many guests' changes are saving right now.
     saving: Cell<usize>,
     waiting: RefCell<Vec<Waker>>,
@@ -90,7 +128,10 @@ impl PointInTime {
             target: target.clone(),
             above,
             pending,
+            policy: Cell::default(),
             ended: Cell::new(false),
+            broken: RefCell::default(),
+            writes: RefCell::default(),
             saving: Cell::new(0),
             waiting: RefCell::default(),
         })
@@ -104,6 +145,16 @@ impl PointInTime {
     /// Where the copy is made.
     pub fn target(&self) -> &Rc<Disk> {
         &self.target
+    }
+
+    /// Treats guests' changes otherwise from now on.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.set(policy);
+    }
+
+    /// Why the copy is worth nothing, if it isn't.
+    pub fn broken(&self) -> Option<Error> {
+        self.broken.borrow().clone()
     }
 
     /// The size of a granule in bytes, a power of two.
@@ -198,6 +249,42 @@ impl PointInTime {
             return Ok(());
         }
         let _saving = Saving::begin(self);
+        let saved = match self.policy.get().timeout {
+            None => self.save_all(range).await,
+            Some(timeout) => {
+                let clock = self.target.clock();
+                let late = pin!(clock.sleep_until(clock.now() + timeout));
+                match select(pin!(self.save_all(range)), late).await {
+                    Either::Left((saved, _)) => saved,
+                    Either::Right(_) => {
+                        let message = format!("it takes longer than {} s", timeout.as_secs());
+                        Err(Error::new(ErrorKind::TimedOut, message))
+                    }
+                }
+            }
+        };
+        match saved {
+            // Nobody needs the copy any more.
+            _ if self.ended.get() => Ok(()),
+            Err(error) if self.policy.get().on_unsaved == OnUnsaved::BreakCopy => {
+                self.broken.replace(Some(error));
+                self.ended.set(true);
+                Ok(())
+            }
+            Err(error) => Err(Error::new(
+                error.kind(),
+                format!(
+                    "{}: not changed, because what is there could not be copied to {} before: {error}",
+                    self.source.name(),
+                    self.target.name()
+                ),
+            )),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    async fn save_all(&self, range: &Range<u64>) -> Result<()> {
+        self.drive_on().await;
         let mut at = range.start;
         let steps = std::iter::from_fn(|| {
             let run = self.pending.first(at..range.end, STEP).filter(|_| !self.ended.get())?;
@@ -210,19 +297,44 @@ impl PointInTime {
             .buffer_unordered(STEPS_AT_ONCE)
             .fold(None, async |first: Option<Failed>, saved| first.or(saved.err()))
             .await;
-        match first {
-            // Nobody needs the copy any more.
-            _ if self.ended.get() => Ok(()),
-            Some(Failed { error, .. }) => Err(Error::new(
-                error.kind(),
-                format!(
-                    "{}: not changed, because what is there could not be copied to {} before: {error}",
-                    self.source.name(),
-                    self.target.name()
-                ),
-            )),
-            None => Ok(()),
+        first.map_or(Ok(()), |failed| Err(failed.error))
+    }
+
+    /// Drives writes to their ends that nobody waits for any more. What became of them doesn't count: what they wrote is still pending.
+    async fn drive_on(&self) {
+        loop {
+            let kept = self.writes.borrow().iter().find(|kept| kept.strong_count() == Some(1)).cloned();
+            let Some(kept) = kept else { return };
+            let _ = kept.clone().await;
+            self.forget(&kept);
         }
+    }
+
+    fn forget(&self, write: &Kept) {
+        self.writes.borrow_mut().retain(|other| !other.ptr_eq(write));
+    }
+
+    /// Writes to the target, or makes it read as zeroes without data. Dropped under a time limit it is kept.
+    async fn write(&self, at: u64, len: u64, data: Option<Buffer>) -> Result<()> {
+        let target = self.target.clone();
+        let write = async move {
+            match data {
+                Some(data) => target.write(at, data, WriteFlags::default()).await,
+                None => {
+                    let flags = ZeroFlags { unmap: true, ..ZeroFlags::default() };
+                    target.write_zeroes(at, len, flags).await
+                }
+            }
+        };
+        if self.policy.get().timeout.is_none() {
+            return write.await;
+        }
+        let write: LocalFuture<'static, Result<()>> = Box::pin(write);
+        let write = write.shared();
+        self.writes.borrow_mut().push(write.clone());
+        let written = write.clone().await;
+        self.forget(&write);
+        written
     }
 
     /// Copies a pending run of whole granules. Somebody holds the lock over it.
@@ -250,12 +362,11 @@ impl PointInTime {
                 Some(data) => {
                     copied.fetched += len;
                     copied.data += len;
-                    self.target.write(at, data, WriteFlags::default()).await
+                    self.write(at, len, Some(data)).await
                 }
                 None if kind == Kind::Zeroes => {
                     copied.zero += len;
-                    let flags = ZeroFlags { unmap: true, ..ZeroFlags::default() };
-                    self.target.write_zeroes(at, len, flags).await
+                    self.write(at, len, None).await
                 }
                 None => Ok(()),
             };
@@ -272,6 +383,70 @@ impl PointInTime {
         self.ended.set(true);
         // race-mark: point-in-time-ends
         self.wait_until(|point| point.saving.get() == 0).await;
+        self.drive_on().await;
+    }
+
+    /// Fills `buf` with what the disk held at that moment from `offset`, of which nothing lies past its end. As a request to the source it waits for a drain of
+    /// that. May be dropped.
+    ///
+    /// # Errors
+    /// If the copy is worth nothing any more; those of the source and the target.
+    pub async fn read(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
+        let range = offset..offset + buf.len() as u64;
+        let _pass = self.source.gate().enter().await;
+        let _guard =
+            self.source.range_lock().acquire(Token::for_request(), range.clone(), Mode::Shared).await;
+        let top = self.source.top();
+        let mut at = range.start;
+        while at < range.end {
+            let (end, pending) = self.where_it_is(at..range.end)?;
+            if at == range.start && end == range.end {
+                return if pending { top.read(at, buf).await } else { self.target.read_into(at, buf).await };
+            }
+            let part = BufferMut::new((end - at) as usize);
+            let part =
+                if pending { top.read(at, part).await? } else { self.target.read_into(at, part).await? };
+            let start = (at - range.start) as usize;
+            buf[start..start + part.len()].copy_from_slice(&part);
+            at = end;
+        }
+        Ok(buf)
+    }
+
+    /// What the start of `range`, which isn't empty, read as at that moment: data or zeroes. As for [`PointInTime::read`].
+    ///
+    /// # Errors
+    /// See there.
+    pub async fn status(&self, range: Range<u64>) -> Result<Extent> {
+        let _pass = self.source.gate().enter().await;
+        let _guard =
+            self.source.range_lock().acquire(Token::for_request(), range.clone(), Mode::Shared).await;
+        let (end, pending) = self.where_it_is(range.clone())?;
+        let top = if pending { self.source.top() } else { self.target.top() };
+        let found = chain::status(&top, range.start..end, None).await?;
+        let kind = match found.kind {
+            ExtentKind::Data => ExtentKind::Data,
+            ExtentKind::Zero | ExtentKind::Unallocated => ExtentKind::Zero,
+        };
+        Ok(Extent::new(range.start, found.end().min(end) - range.start, kind))
+    }
+
+    /// How far the start of a range is pending, or saved. The caller holds the lock over it.
+    fn where_it_is(&self, range: Range<u64>) -> Result<(u64, bool)> {
+        if let Some(error) = self.broken() {
+            let message = format!(
+                "{}: what it held at that moment is lost, because it could not be copied to {}: {error}",
+                self.source.name(),
+                self.target.name()
+            );
+            return Err(Error::new(ErrorKind::Io, message));
+        }
+        // race-mark: point-in-time-read
+        Ok(match self.pending.first(range.clone(), range.end - range.start) {
+            Some(run) if run.start <= range.start => (run.end.min(range.end), true),
+            Some(run) => (run.start, false),
+            None => (range.end, false),
+        })
     }
 
     /// Waits until a condition is fulfilled, which depends on what is pending.

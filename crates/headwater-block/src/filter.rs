@@ -2,6 +2,7 @@
 //!
 //! - [`throttle`]: limits of rates, shared by the members of a group.
 //! - [`copy_on_read`]: what is read from a backing is kept.
+//! - [`copy_before_write`]: what was there at one moment is saved before it is changed. [`snapshot_access`] shows that.
 //! - [`blkdebug`]: faults, injected by rules.
 //! - [`blkverify`]: two images of one content, compared at every read.
 //! - [`replicas`]: several sources of one image, of which the one is read that will be done first.
@@ -19,8 +20,10 @@
 pub mod blkdebug;
 pub mod blkverify;
 mod child;
+pub mod copy_before_write;
 pub mod copy_on_read;
 pub mod replicas;
+pub mod snapshot_access;
 pub mod throttle;
 pub mod verify;
 
@@ -29,8 +32,10 @@ use std::task::Poll;
 
 pub use blkdebug::BlkdebugNode;
 pub use blkverify::BlkverifyNode;
+pub use copy_before_write::CopyBeforeWriteNode;
 pub use copy_on_read::CopyOnReadNode;
 pub use replicas::ReplicasNode;
+pub use snapshot_access::SnapshotAccessNode;
 pub use throttle::{ThrottleGroup, ThrottleNode};
 pub use verify::VerifyNode;
 

@@ -15,6 +15,7 @@ mod events;
 mod exports;
 mod failure;
 mod filters;
+mod fleecing;
 mod graph;
 mod internal_snapshot;
 mod jobs;

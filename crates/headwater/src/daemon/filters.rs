@@ -84,7 +84,11 @@ pub(super) async fn open(
     }
 }
 
-fn edge_of(link: &Link) -> Result<Rc<Edge>, Refusal> {
+/// Where requests pass a link of a filter.
+///
+/// # Errors
+/// If it isn't one.
+pub(super) fn edge_of(link: &Link) -> Result<Rc<Edge>, Refusal> {
     link.edge.clone().ok_or_else(|| generic("a filter needs an edge"))
 }
 

@@ -28,7 +28,7 @@ use super::failure::{Refusal, generic};
 use super::objects::Objects;
 use headwater_block::filter::throttle::ThrottleNode;
 use headwater_block::share::ShareNode;
-use headwater_block::{Clock, Disk, Edge, Node, TokioClock, chain};
+use headwater_block::{Clock, Disk, Edge, Node, PointInTime, TokioClock, chain};
 use headwater_image::qcow2::Qcow2Node;
 use headwater_image::qcow2::snapshots::SnapshotInfo;
 use headwater_storage::file::{Engine, FileNode};
@@ -49,6 +49,10 @@ pub(super) enum Role {
     Filtered,
     /// The second disk of a filter that compares two.
     Compared,
+    /// A filter saves to it what is about to be changed.
+    Target,
+    /// What it keeps of a moment is shown; requests don't pass there.
+    Moment,
     /// A job has the node's place in the books; requests don't pass there.
     Shadow,
 }
@@ -86,6 +90,8 @@ pub(super) struct Inside {
     pub(super) snapshots: Vec<SnapshotInfo>,
     /// The throttle filter that it is.
     pub(super) throttle: Option<Rc<ThrottleNode>>,
+    /// The moment that it keeps.
+    pub(super) point: Option<Rc<PointInTime>>,
     /// What shares its reads with others, in front of a source.
     pub(super) share: Option<Rc<ShareNode>>,
 }
@@ -190,9 +196,17 @@ impl GraphNode {
 
     /// Refuses changes of a link that a job needs.
     ///
+    /// So does a moment that is kept need it.
+    ///
     /// # Errors
     /// Names both ends.
     pub(super) fn check_not_frozen(&self) -> Result<(), Refusal> {
+        if let (Some(_), Some(below)) = (&self.inside.borrow().point, self.below()) {
+            return Err(generic(format!(
+                "Cannot change frozen 'file' link from '{}' to '{}'",
+                self.name, below.name
+            )));
+        }
         match (self.frozen.borrow().first(), self.below()) {
             (Some(job), Some(below)) => {
                 let link = if self.is_filter() { "file" } else { "backing" };

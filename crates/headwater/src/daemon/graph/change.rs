@@ -23,12 +23,9 @@ impl Graph {
             self.parents(from).into_iter().filter(|parent| !Rc::ptr_eq(parent, to)).collect();
         for parent in &parents {
             parent.check_not_frozen()?;
-            if parent
-                .links
-                .borrow()
-                .iter()
-                .any(|link| Rc::ptr_eq(&link.to, from) && matches!(link.role, Role::File | Role::DataFile))
-            {
+            if parent.links.borrow().iter().any(|link| {
+                Rc::ptr_eq(&link.to, from) && matches!(link.role, Role::File | Role::DataFile | Role::Target)
+            }) {
                 return Err(generic(format!(
                     "Node '{}' is the file of node '{}', which keeps it",
                     from.name, parent.name
@@ -38,7 +35,10 @@ impl Graph {
         let roots: Vec<_> = self.roots_of(from).into_iter().filter(|root| root.follows).collect();
         let relink = |one: &Rc<GraphNode>, other: &Rc<GraphNode>| {
             for parent in &parents {
-                for link in parent.links.borrow_mut().iter_mut().filter(|link| Rc::ptr_eq(&link.to, one)) {
+                let mut links = parent.links.borrow_mut();
+                // What shows a moment needs the one that keeps it.
+                let others = links.iter_mut().filter(|link| link.role != Role::Moment);
+                for link in others.filter(|link| Rc::ptr_eq(&link.to, one)) {
                     link.to = other.clone();
                 }
             }

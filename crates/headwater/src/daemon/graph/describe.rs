@@ -196,7 +196,8 @@ fn actual_size(node: &Rc<GraphNode>) -> Option<u64> {
         if at.inside.borrow().file.is_some() {
             return std::fs::metadata(&at.filename).ok().map(|metadata| metadata.blocks() * 512);
         }
-        let below = [Role::File, Role::Filtered, Role::Shadow].into_iter().find_map(|role| at.child(role))?;
+        let roles = [Role::File, Role::Filtered, Role::Shadow, Role::Moment];
+        let below = roles.into_iter().find_map(|role| at.child(role))?;
         at = below;
     }
 }

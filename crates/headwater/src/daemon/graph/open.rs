@@ -6,7 +6,7 @@
 use super::settings::{disk_options, settings};
 use super::{Graph, GraphNode, Inside, Link, Role, Settings, header};
 use crate::daemon::failure::{Refusal, cannot_open, generic, of_error};
-use crate::daemon::filters;
+use crate::daemon::{filters, fleecing};
 use crate::daemon::{object_sources, replicas, sources};
 use headwater_block::null::{NullDriver, NullNode, NullOptions};
 use headwater_block::{Disk, DiskOptions, Edge, LocalFuture, Node};
@@ -195,6 +195,8 @@ impl Graph {
             "raw" => self.open_raw(settings, level).await,
             "qcow2" => self.open_qcow2(settings, level).await,
             "replicas" | "verify" => replicas::open(self, driver, settings, level).await,
+            "copy-before-write" => fleecing::open_filter(self, settings, level).await,
+            "snapshot-access" => fleecing::open_access(self, settings, level).await,
             "throttle" | "copy-on-read" | "blkdebug" | "blkverify" => {
                 filters::open(self, driver, settings, level).await
             }
@@ -440,7 +442,7 @@ fn adapt_to_file(settings: &mut Settings, file: &GraphNode) -> Result<(), Refusa
 impl Built {
     /// The driver's name for as long as the program runs.
     fn top_driver(&self, driver: &str) -> &'static str {
-        const DRIVERS: [&str; 17] = [
+        const DRIVERS: [&str; 19] = [
             "file",
             "host_device",
             "null-co",
@@ -455,6 +457,8 @@ impl Built {
             "qcow2",
             "throttle",
             "copy-on-read",
+            "copy-before-write",
+            "snapshot-access",
             "blkdebug",
             "replicas",
             "verify",

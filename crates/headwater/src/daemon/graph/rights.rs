@@ -121,6 +121,13 @@ impl Graph {
                 let does = if copies { above.does.and(Doing::REARRANGE) } else { above.does };
                 Rights { does, bears: above.bears.and(Doing::REARRANGE) }
             }
+            Role::Target => {
+                Rights { does: Doing::READ.and(Doing::WRITE), bears: Doing::READ.and(Doing::REARRANGE) }
+            }
+            // Reading is all that is done there.
+            Role::Moment => {
+                Rights { does: self.together(parent).does.common(Doing::READ), bears: Doing::ALL }
+            }
             Role::Shadow => Rights { does: Doing::NOTHING, bears: Doing::ALL },
             // Who isn't used reads nothing.
             Role::Backing if self.together(parent).does == Doing::NOTHING => {

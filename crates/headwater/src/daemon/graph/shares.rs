@@ -62,7 +62,7 @@ impl Graph {
                 readers = readers.saturating_add(match link.role {
                     // A disk, or a layer that others stand on.
                     Role::Backing => above.max(1),
-                    Role::Shadow => 0,
+                    Role::Shadow | Role::Moment => 0,
                     _ => above,
                 });
             }

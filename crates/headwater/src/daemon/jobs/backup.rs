@@ -160,13 +160,9 @@ fn perf(args: &Options, target: &GraphNode) -> Result<Perf, Refusal> {
         }
         most => most.map(i64::unsigned_abs).filter(|most| *most > 0),
     };
-    let least = asked.number("min-cluster-size").unwrap_or(0);
-    if least > 0 && !least.is_power_of_two() {
-        return Err(generic(
-            "Could not create node: Cannot create block-copy-state: min-cluster-size needs to be a power of 2",
-        ));
-    }
-    let granule = least.max(GRANULE).max(u64::from(target.disk.limits().allocation_unit));
+    let granule = check_granule(&asked, target).map_err(|err| {
+        generic(format!("Could not create node: Cannot create block-copy-state: {}", err.desc))
+    })?;
     match most {
         Some(most) if most < granule => {
             Err(generic(format!("Required max-chunk ({most}) is less than backup cluster size ({granule})")))
@@ -175,8 +171,20 @@ fn perf(args: &Options, target: &GraphNode) -> Result<Perf, Refusal> {
     }
 }
 
+/// What is copied to `target` in one piece, in bytes, with `min-cluster-size` of the options.
+///
+/// # Errors
+/// If that is no power of two.
+pub(in crate::daemon) fn check_granule(options: &Options, target: &GraphNode) -> Result<u64, Refusal> {
+    let least = options.number("min-cluster-size").unwrap_or(0);
+    if least > 0 && !least.is_power_of_two() {
+        return Err(generic("min-cluster-size needs to be a power of 2"));
+    }
+    Ok(least.max(GRANULE).max(u64::from(target.disk.limits().allocation_unit)))
+}
+
 /// True if reads of `from` may come to `node`.
-pub(super) fn leads_to(from: &Rc<GraphNode>, node: &Rc<GraphNode>) -> bool {
+pub(in crate::daemon) fn leads_to(from: &Rc<GraphNode>, node: &Rc<GraphNode>) -> bool {
     let layer = node.skip_filters();
     from.chain().any(|below| Rc::ptr_eq(&below, node) || Rc::ptr_eq(&below, &layer))
 }

@@ -1,0 +1,89 @@
+//! Fleecing: the filter copy-before-write, which saves to another node what guests are about to change, and the node snapshot-access, which shows what was there when the
+//! filter was made.
+//!
+//! The moment belongs to the disk below all filters, which keeps it for as long as the filter is there; so the filter's link to what is below it stays as it is.
+
+use super::failure::{Refusal, generic};
+use super::filters::edge_of;
+use super::graph::open::{Built, Read, filter_link};
+use super::graph::{Graph, Inside, Link, Role, Settings};
+use super::jobs::backup::{check_granule, leads_to};
+use headwater_block::copy_before_write::{OnUnsaved, Policy};
+use headwater_block::filter::{CopyBeforeWriteNode, SnapshotAccessNode};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Opens a copy-before-write filter, the node that it is on, and the one that it saves to.
+///
+/// # Errors
+/// Those of the nodes below, and nodes that don't go together.
+pub(super) async fn open_filter(
+    graph: &Rc<Graph>,
+    settings: &mut Settings,
+    level: u32,
+) -> Result<Built, Refusal> {
+    let child = graph.need_child(settings, "file", Role::Filtered, level).await?;
+    let target = graph.need_child(settings, "target", Role::Target, level).await?;
+    let options = &settings.options;
+    if let Some(bitmap) = options.object("bitmap") {
+        let name = bitmap.text("name").unwrap_or_default();
+        graph.any(bitmap.text("node").unwrap_or_default())?;
+        return Err(generic(format!("Dirty bitmap '{name}' not found")));
+    }
+    let source = child.skip_filters();
+    if Rc::ptr_eq(&source, &target.skip_filters()) {
+        return Err(generic("Source and target cannot be the same"));
+    }
+    if leads_to(&target, &child) {
+        return Err(generic(format!(
+            "'{}' stands on '{}', which is read through it while it is changed; give a target without that backing, and read both through a \
+             snapshot-access node",
+            target.name, child.name
+        )));
+    }
+    target.check_idle()?;
+    if source.disk.size() != target.disk.size() {
+        return Err(generic("Source and target image have different sizes"));
+    }
+    if target.is_read_only() {
+        return Err(generic("Block node is read-only"));
+    }
+    let granule = check_granule(options, &target)
+        .map_err(|err| generic(format!("Cannot create block-copy-state: {}", err.desc)))?;
+    settings.read_only = child.is_read_only();
+    let timeout = options.number("cbw-timeout").filter(|seconds| *seconds > 0).map(Duration::from_secs);
+    let on_unsaved = match options.text("on-cbw-error") {
+        Some("break-snapshot") => OnUnsaved::BreakCopy,
+        _ => OnUnsaved::RefuseChange,
+    };
+    let point = source.disk.begin_point_in_time(&target.disk, granule, None).await;
+    point.set_policy(Policy { on_unsaved, timeout });
+    let filename = child.filename.clone();
+    let link = filter_link("file", Role::Filtered, child);
+    let node = CopyBeforeWriteNode::new(edge_of(&link)?, point.clone());
+    let saved = Link { name: "target", role: Role::Target, to: target, edge: None };
+    let inside = Inside { point: Some(point), ..Inside::default() };
+    Ok(Built { inside, ..Built::new(node, vec![link, saved], filename) })
+}
+
+/// Opens a node that shows what a copy-before-write filter keeps.
+///
+/// # Errors
+/// If it isn't on such a filter.
+pub(super) async fn open_access(
+    graph: &Rc<Graph>,
+    settings: &mut Settings,
+    level: u32,
+) -> Result<Built, Refusal> {
+    let filter = graph.need_child(settings, "file", Role::Moment, level).await?;
+    let Some(point) = filter.inside.borrow().point.clone() else {
+        return Err(generic(format!(
+            "Node '{}' keeps nothing that could be shown: snapshot-access goes on a copy-before-write node",
+            filter.name
+        )));
+    };
+    settings.read_only = true;
+    let filename = filter.filename.clone();
+    let link = Link { name: "file", role: Role::Moment, to: filter, edge: None };
+    Ok(Built::new(SnapshotAccessNode::new(point), vec![link], filename))
+}
