@@ -234,6 +234,39 @@ def mirror_none(case):
 
 
 @scenario
+def mirror_none_existing(case):
+    """Into an image with large clusters that stands on the source."""
+    chain, qmp = disk(case)
+    address = export(case, qmp, "disk")
+    case.images.qcow2("copy.qcow2", "4M", "disk.qcow2", options="cluster_size=1M")
+    qmp.run("drive-mirror", job_id="job", device="disk", target=case.path("copy.qcow2"), sync="none", mode="existing", node_name="copy", format="qcow2")
+    changes = ("write -P 50 3M 64k", "write -P 51 2000000 1000", "write -P 52 700 10")
+    qmp.wait("BLOCK_JOB_READY", device="job")
+    case.transcript.mask("len", "offset")
+    nbd.io(address, *changes)
+    chain.guest_wrote(*changes)
+    qmp.run("job-complete", id="job")
+    finish(qmp)
+    nbd.io(address, "read -P 52 700 10", "write -P 53 2500000 1000", "flush")
+    chain.guest_wrote("write -P 53 2500000 1000")
+    qmp.run("quit")
+    case.images.same("copy.qcow2", chain.expected)
+    case.images.check("copy.qcow2")
+
+
+@scenario
+def mirror_none_alone(case):
+    """Into an image that doesn't stand on the source: what isn't copied would be missing from it."""
+    _chain, qmp = disk(case)
+    case.images.qcow2("alone.qcow2", "4M")
+    if qmp.attempt("drive-mirror", job_id="odd", device="disk", target=case.path("alone.qcow2"), sync="none", mode="existing"):
+        qmp.wait("BLOCK_JOB_READY", device="odd")
+        qmp.run("job-cancel", id="odd")
+        qmp.wait_status("odd", "null")
+    qmp.run("query-named-block-nodes", flat=True)
+
+
+@scenario
 def mirror_replaces(case):
     """The node below a filter is exchanged for one with a name."""
     _chain, qmp = disk(case)

@@ -75,7 +75,8 @@ pub(super) async fn plan_between(
     }
     if leads_to(&target, &source) {
         return Err(generic(format!(
-            "'{}' stands on '{}'; a backup of a node into its own overlay is not supported",
+            "'{}' stands on '{}'; a backup of a node into its own overlay is not supported; copy-before-write \
+             and snapshot-access show what a node held",
             target.name, source.name
         )));
     }

@@ -19,6 +19,7 @@ use headwater_image::open_gate::Location;
 use headwater_image::probe::{self, Format};
 use headwater_job::Group;
 use serde_json::{Value, json};
+use std::path::Path;
 use std::rc::Rc;
 
 /// What a target is opened on.
@@ -92,6 +93,15 @@ pub(in crate::daemon) async fn start_mirror(
     let ignores = source.disk.options().ignore_discards;
     let more = json!({"discard": if ignores { "ignore" } else { "unmap" }});
     let node = open(graph, &source, &args, backing, more).await?;
+    if as_disk.stands_on_source && !names_as_backing(&node, &source) {
+        let target = node.filename.clone();
+        drop(node);
+        graph.collect().await;
+        return Err(generic(format!(
+            "{target}: its header doesn't name {} as backing file, as sync 'none' needs: what isn't copied would be missing later",
+            source.filename
+        )));
+    }
     if args.flag("unmap") == Some(false) {
         // While it is copied to.
         node.disk.set_options(DiskOptions { ignore_discards: true, ..node.disk.options() });
@@ -198,6 +208,18 @@ async fn open_layers(
         Backing::Node(node) => drop(options.insert("backing".into(), node.name.as_str().into())),
     }
     graph.add(options, false).await
+}
+
+/// True if the header of `over` says that it stands on the image `under`.
+fn names_as_backing(over: &GraphNode, under: &Rc<GraphNode>) -> bool {
+    let image = over.inside.borrow().image.clone();
+    let Some(name) = image.and_then(|image| image.header().backing_name.clone()) else { return false };
+    let directory = Path::new(&over.filename).parent().unwrap_or(Path::new(""));
+    let (named, there) = (directory.join(name), under.skip_filters().filename.clone());
+    match (std::fs::canonicalize(&named), std::fs::canonicalize(&there)) {
+        (Ok(named), Ok(there)) => named == there,
+        _ => named.to_string_lossy() == there,
+    }
 }
 
 /// The format of an image that exists: what it looks like.
