@@ -24,6 +24,7 @@ mod new_image;
 mod object_sources;
 mod objects;
 mod options;
+mod qom;
 mod replicas;
 mod sandbox;
 mod snapshot;
@@ -183,19 +184,13 @@ async fn apply(
         Setting::Chardev(options, _) => {
             let desk = confined.next_desk().map_err(|err| generic(format!("chardev: {err}")))?;
             let chardev = Chardev::open(options, desk).await?;
-            if chardevs.iter().any(|other| other.id == chardev.id) {
-                let id = &chardev.id;
-                return Err(generic(format!(
-                    "attempt to add duplicate property '{id}' to object (type 'container')"
-                )));
-            }
             if chardev.is_stdio() && chardevs.iter().any(|other| other.is_stdio()) {
                 return Err(generic("cannot use stdio by multiple character devices"));
             }
             if chardev.is_stdio() && background::is_child() {
                 return Err(generic("cannot use stdio with -daemonize"));
             }
-            commands.chardevs.borrow_mut().push((chardev.id.clone(), chardev.filename()));
+            commands.chardevs.enter(&chardev)?;
             chardevs.push(chardev);
             Ok(())
         }

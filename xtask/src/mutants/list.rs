@@ -17,6 +17,8 @@ pub(super) const BINARIES: &[(&str, &str)] = &[
     ("headwater-job", "windows"),
     ("headwater-job", "backup"),
     ("headwater-job", "backup_windows"),
+    ("headwater-job", "group"),
+    ("headwater-block", "fleecing"),
 ];
 
 const fn cuts(name: &'static str, seeds: u32) -> Test {
@@ -48,6 +50,15 @@ const MOMENT: Test = Test {
     name: "the_moment_comes_when_changes_that_are_under_way_have_ended",
     seeds: 1,
 };
+
+const GROUP: Test = Test { binary: "group", name: "all_complete_or_none_whatever_happens", seeds: 300 };
+const GROUP_COMMIT: Test = Test {
+    binary: "group",
+    name: "a_cancel_that_comes_after_the_commit_point_of_another_has_lost",
+    seeds: 1,
+};
+const FLEECING: Test =
+    Test { binary: "fleecing", name: "readers_see_the_moment_whatever_guests_do", seeds: 300 };
 
 const META_WRITER: &str = "crates/headwater-image/src/qcow2/meta_writer.rs";
 const NODE: &str = "crates/headwater-image/src/qcow2/node.rs";
@@ -417,6 +428,42 @@ pub(super) const MUTANTS: &[Mutant] = &[
             to: "        let _drained = if MUTANT { None } else { Some(self.drain().await) };\n        let point",
         }],
         tests: &[MOMENT],
+    },
+    Mutant {
+        name: "a moment is read without the lock",
+        edits: &[Edit {
+            file: "crates/headwater-block/src/copy_before_write.rs",
+            from: "range.clone(), Mode::Shared).await;\n        let top = self.source.top();",
+            to: "if MUTANT { 0..0 } else { range.clone() }, Mode::Shared).await;\n        let top = self.source.top();",
+        }],
+        tests: &[FLEECING],
+    },
+    Mutant {
+        name: "jobs that end together: one that fails leaves the others alone",
+        edits: &[Edit {
+            file: "crates/headwater-job/src/lifecycle.rs",
+            from: "            control.give_up();",
+            to: "            if !MUTANT { control.give_up(); }",
+        }],
+        tests: &[GROUP],
+    },
+    Mutant {
+        name: "jobs that end together: one waits for nobody",
+        edits: &[Edit {
+            file: "crates/headwater-job/src/control.rs",
+            from: "control.is_decided() || group.have_all_done()",
+            to: "MUTANT || control.is_decided() || group.have_all_done()",
+        }],
+        tests: &[GROUP],
+    },
+    Mutant {
+        name: "jobs that end together: a cancel counts after the commit point of another",
+        edits: &[Edit {
+            file: "crates/headwater-job/src/control.rs",
+            from: "        self.committed.get() || !self.cancelled.get()",
+            to: "        (!MUTANT && self.committed.get()) || !self.cancelled.get()",
+        }],
+        tests: &[GROUP_COMMIT],
     },
     Mutant {
         name: "a repair switches to refcounts that aren't durable",

@@ -1,11 +1,16 @@
 //! Character devices: where monitors are reached. Sockets that listen or connect, and standard input and output.
 //!
+//! - `table`: all of them, by their ids. `ring`: bytes that are kept for whoever asks.
+//!
 //! With a sandbox, what is [behind](Backend) a device is with the broker, which hears what the operator says first ([`Desk`]).
 
 mod backend;
+mod ring;
 mod stdio;
+mod table;
 
 pub(super) use self::backend::{Backend, Peer};
+pub(super) use self::table::Chardevs;
 use super::failure::{Refusal, generic};
 use super::sandbox::Desk;
 use headwater_qmp::opts;
@@ -83,6 +88,11 @@ impl Chardev {
             return Err(generic(format!("chardev '{}' is already in use", self.id)));
         }
         Ok(())
+    }
+
+    /// True if a monitor has it.
+    pub(super) fn is_taken(&self) -> bool {
+        self.taken.get()
     }
 
     /// True for standard input and output, which there is one of.

@@ -3,6 +3,7 @@
 //! Commands that change or read the graph take their [`Turn`], one at a time and in the order in which they came, whichever monitor they came
 //! from; so do jobs when they change the graph at their end. Verbs of jobs don't, because they may wait for a job that does.
 
+use super::chardev::Chardevs;
 use super::events::Events;
 use super::exports::Exports;
 use super::failure::{Refusal, generic, of_error};
@@ -12,6 +13,7 @@ use super::graph::rights::{Doing, Rights};
 use super::internal_snapshot;
 use super::jobs::durable::Durable;
 use super::jobs::{self, Jobs, refused};
+use super::qom;
 use super::snapshot;
 use super::transaction;
 use headwater_block::range_lock::{Guard, Mode, RangeLock, Token};
@@ -66,8 +68,7 @@ pub(super) struct Commands {
     /// What the daemon is up to.
     life: watch::Sender<Life>,
     pub(super) monitors: RefCell<Vec<JoinHandle<()>>>,
-    /// The character devices: their ids, and what they are.
-    pub(super) chardevs: RefCell<Vec<(String, String)>>,
+    pub(super) chardevs: Chardevs,
     durable: Option<Rc<Durable>>,
 }
 
@@ -83,7 +84,7 @@ impl Commands {
             turn,
             life: watch::Sender::new(Life::Starting),
             monitors: RefCell::default(),
-            chardevs: RefCell::default(),
+            chardevs: Chardevs::default(),
             durable,
         })
     }
@@ -223,23 +224,19 @@ impl Commands {
                     json!([])
                 }
             }
-            "query-chardev" => {
-                let chardevs = self.chardevs.borrow();
-                chardevs
-                    .iter()
-                    .map(|(id, name)| json!({"label": id, "filename": name, "frontend-open": true}))
-                    .collect()
-            }
+            "query-chardev" => self.chardevs.describe(),
+            "query-chardev-backends" => Chardevs::backends(),
+            "ringbuf-read" => return Some(self.chardevs.read(args)),
             "x-debug-query-block-graph" => self.graph.describe_graph(&self.exports.nodes()),
             "qom-list" => return Some(self.graph.objects.list(args.text("path").unwrap_or_default())),
             "qom-get" => {
                 let property = args.text("property").unwrap_or_default();
                 return Some(self.graph.objects.get(args.text("path").unwrap_or_default(), property));
             }
-            "qom-list-types" => json!(
-                ["throttle-group", "secret", "iothread", "tls-creds-x509", "tls-creds-psk"]
-                    .map(|name| json!({"name": name, "parent": "object"}))
-            ),
+            "qom-list-types" => qom::types(args),
+            "qom-list-properties" => {
+                return Some(qom::properties(args.text("typename").unwrap_or_default()));
+            }
             _ => return None,
         }))
     }
@@ -363,6 +360,11 @@ impl Commands {
                 let id = self.exports.id_of(text("name"))?;
                 self.exports.remove(&id, text("mode") == "hard").await
             }
+            "chardev-add" => self.chardevs.add(args).await,
+            "chardev-change" => self.chardevs.change(args).await,
+            "chardev-remove" => self.chardevs.remove(text("id")),
+            "chardev-send-break" => self.chardevs.find(text("id")),
+            "ringbuf-write" => self.chardevs.write(args),
             "object-add" => self.graph.objects.add(args),
             "object-del" => self.graph.objects.remove(text("id")),
             "qom-set" => {

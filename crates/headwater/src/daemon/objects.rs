@@ -3,6 +3,7 @@
 
 use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Options, Read};
+use super::qom;
 use headwater_block::filter::throttle::{Directions, Limit, ThrottleGroup, ThrottleLimits};
 use headwater_block::{Clock, Patience, TokioClock};
 use headwater_image::open_gate::Trust;
@@ -201,14 +202,7 @@ impl Objects {
             return Ok(std::iter::once(own).chain(children).collect());
         }
         let object = find(&objects, path)?;
-        let mut told = vec![json!({"name": "type", "type": "string"})];
-        if let Kind::ThrottleGroup(group) = &object.kind {
-            told.push(json!({"name": "limits", "type": "ThrottleLimits"}));
-            let limits = shown_limits(&group.limits());
-            let names = limits.as_object().into_iter().flatten().map(|(name, _)| name.clone());
-            told.extend(names.map(|name| json!({"name": format!("x-{name}"), "type": "int"})));
-        }
-        Ok(told.into())
+        Ok(qom::of_type(&object.qom_type).unwrap_or_default())
     }
 
     /// `qom-get`: one property of an object.
@@ -221,6 +215,8 @@ impl Objects {
         let none = || generic(format!("Property '{}.{property}' not found", object.qom_type));
         match (&object.kind, property) {
             (_, "type") => Ok(object.qom_type.clone().into()),
+            (Kind::Secret(Secret::Data(data)), "data") => Ok(data.clone().into()),
+            (Kind::Secret(Secret::File(file)), "file") => Ok(file.to_string_lossy().into()),
             (Kind::ThrottleGroup(group), "limits") => Ok(shown_limits(&group.limits())),
             (Kind::ThrottleGroup(group), _) => {
                 let limits = shown_limits(&group.limits());
