@@ -13,7 +13,7 @@
 //! - [`node`]: the trait that image formats and storage implement; [`extent`]: what they say about ranges; [`identity`]: how the bytes behind one are
 //!   recognised later.
 //! - [`buffer`]: pooled, aligned memory that requests carry. [`error`]: what every failure looks like.
-//! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control. [`backoff`]: trying again. [`mod@guest_latency`]: what guests'
+//! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control; [`shared_limiter`]: one limit for several. [`backoff`]: trying again. [`mod@guest_latency`]: what guests'
 //!   requests take, for those who yield to them.
 //! - [`filter`]: nodes that pass requests through and add one behaviour. [`debug_event`]: what layers tell the one that injects faults.
 //! - [`share`]: one fetch for many who read the same source.
@@ -48,6 +48,7 @@ pub mod null;
 pub mod range_lock;
 pub mod rate_limiter;
 pub mod share;
+pub mod shared_limiter;
 pub mod write_watch;
 pub mod zero;
 
@@ -69,3 +70,4 @@ pub use identity::Identity;
 pub use manifest::Manifest;
 pub use node::{Limits, LocalFuture, Node, WriteFlags, ZeroFlags};
 pub use rate_limiter::RateLimiter;
+pub use shared_limiter::{Share, SharedLimiter};
