@@ -1,7 +1,7 @@
 //! Questions to a whole chain of layers.
 
 use crate::error::Result;
-use crate::extent::{Extent, ExtentKind};
+use crate::extent::{Extent, ExtentKind, Resolved};
 use crate::node::Node;
 use std::ops::Range;
 use std::rc::Rc;
@@ -51,6 +51,20 @@ pub async fn status(top: &Rc<dyn Node>, range: Range<u64>, base: Option<&Rc<dyn 
         }
         depth += 1;
     }
+}
+
+/// True if a read of `range` through `node` would ask nothing of where its bytes are ([`Node::is_at_hand`]), as far as memory knows.
+pub fn is_at_hand(node: &Rc<dyn Node>, range: Range<u64>) -> bool {
+    let end = range.end.min(node.size());
+    let mut at = range.start;
+    while at < end && !node.is_at_hand(at..end) {
+        at += match node.resolve(at..end) {
+            Resolved::Zero { len, .. } => len,
+            Resolved::At { node, offset, len, .. } if node.is_at_hand(offset..offset + len) => len,
+            Resolved::At { .. } | Resolved::Ask => return false,
+        };
+    }
+    true
 }
 
 /// A run of whole allocation units that the top layer lacks and that must be copied into it.

@@ -121,6 +121,11 @@ pub trait Node {
     /// Fills the whole of `buf` from `offset` and gives it back, through all layers below. On error the buffer is gone.
     fn read(&self, offset: u64, buf: BufferMut) -> LocalFuture<'_, Result<BufferMut>>;
 
+    /// True if a read of `range` would ask nothing of storage, because all of it is kept here or on its way for somebody else; from memory alone.
+    fn is_at_hand(&self, _range: Range<u64>) -> bool {
+        false
+    }
+
     /// The status of the start of `range` (not empty) in this layer alone (`depth` 0), as one extent that starts at
     /// `range.start` and ends at or before `range.end`. Bytes past the node's end are `Zero`.
     fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>>;

@@ -208,6 +208,10 @@ impl Node for ShareNode {
         if self.is_sharing() { Box::pin(self.read_shared(offset, buf)) } else { self.node.read(offset, buf) }
     }
 
+    fn is_at_hand(&self, range: Range<u64>) -> bool {
+        self.is_sharing() && self.source.is_at_hand(range)
+    }
+
     fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>> {
         self.node.status(range)
     }

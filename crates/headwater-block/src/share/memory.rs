@@ -49,6 +49,11 @@ impl Memory {
         Some(Piece { offset, data })
     }
 
+    /// Up to where the bytes from `at` on are kept in one piece; none if they aren't.
+    pub(super) fn kept_until(&self, source: u64, at: u64) -> Option<u64> {
+        self.find(source, at).map(|(offset, data)| offset + data.len() as u64)
+    }
+
     fn find(&self, source: u64, at: u64) -> Option<(u64, Buffer)> {
         let ((_, offset), kept) = self.pieces.range((source, 0)..=(source, at)).next_back()?;
         (offset + kept.data.len() as u64 > at).then(|| (*offset, kept.data.clone()))

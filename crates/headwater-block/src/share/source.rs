@@ -202,6 +202,30 @@ impl Source {
         (range.start..until, Way::Fetch { stored })
     }
 
+    /// Whether a read of `range` would ask nothing of the source now.
+    pub(super) fn is_at_hand(&self, range: Range<u64>) -> bool {
+        let (memory, flights) = (self.memory.borrow(), self.flights.borrow());
+        let end = range.end.min(self.size);
+        let mut at = range.start;
+        while at < end {
+            let in_flight = || {
+                let (_, flight) = flights.range(..=at).next_back()?;
+                (flight.range.end > at).then_some(flight.range.end)
+            };
+            let stored = || {
+                let block = at - at % SHARE_BLOCK;
+                let (stored, until) =
+                    self.store.as_ref()?.holds(block, end.next_multiple_of(SHARE_BLOCK).min(self.size));
+                stored.then_some(until)
+            };
+            match memory.kept_until(self.id, at).or_else(in_flight).or_else(stored) {
+                Some(until) => at = until,
+                None => return false,
+            }
+        }
+        true
+    }
+
     fn claim(self: &Rc<Self>, range: Range<u64>) -> Claim {
         let flight = Rc::new(Flight { range, landed: RefCell::default(), waiting: RefCell::default() });
         self.flights.borrow_mut().insert(flight.range.start, flight.clone());
