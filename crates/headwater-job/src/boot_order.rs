@@ -93,6 +93,10 @@ impl Copier for BootOrder {
         true
     }
 
+    fn is_at_hand(&self, range: &Range<u64>) -> bool {
+        self.rest.is_at_hand(range)
+    }
+
     fn copy(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<Copied, Failed>> {
         let options = CopyUpOptions {
             base: self.base.clone(),

@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
 use crate::waiting::{Wait, Waiting};
 use headwater_block::copy_up::{Failed, Operation};
-use headwater_block::{Error, ErrorKind, RateLimiter};
+use headwater_block::{Error, ErrorKind, RateLimiter, Share};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -112,6 +112,8 @@ pub(crate) struct Control {
     /// A ready job has nothing to do.
     idle: Cell<bool>,
     limiter: Rc<RateLimiter>,
+    /// Of a limit for several jobs.
+    share: RefCell<Option<Rc<Share>>>,
     guest_latency: Cell<GuestLatencyGoal>,
     progress: Cell<Progress>,
     /// What the job has paused itself for.
@@ -138,6 +140,7 @@ impl Control {
             on_error: Cell::new(on_error.into()),
             idle: Cell::new(false),
             limiter: RateLimiter::new(speed),
+            share: RefCell::default(),
             guest_latency: Cell::default(),
             progress: Cell::default(),
             wait: RefCell::default(),
@@ -176,6 +179,14 @@ impl Control {
 
     pub(crate) fn limiter(&self) -> &Rc<RateLimiter> {
         &self.limiter
+    }
+
+    pub(crate) fn share(&self) -> Option<Rc<Share>> {
+        self.share.borrow().clone()
+    }
+
+    pub(crate) fn set_share(&self, share: Share) {
+        self.share.replace(Some(Rc::new(share)));
     }
 
     pub(crate) fn progress(&self) -> Progress {

@@ -38,6 +38,11 @@ pub(crate) trait Copier {
     /// Whether a run that was found need be copied at all.
     fn needs(&self, run: &Missing) -> bool;
 
+    /// Whether all of `range` is in memory, or on its way there, so that a copy of it costs its source nothing.
+    fn is_at_hand(&self, _range: &Range<u64>) -> bool {
+        false
+    }
+
     /// Copies a run, or a part of one. Gives up with `Cancelled` when `abort` is thrown before anything was changed. Is polled to its end.
     /// Never runs twice at once for the same bytes.
     fn copy(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<Copied, Failed>>;

@@ -1,7 +1,7 @@
 //! The copy engine: keeps a window of copies in flight over everything that a [`Copier`] finds to copy. All jobs that copy share it.
 //!
 //! One loop. It does what the job's [`Control`] wishes, starts looks ([`crate::scan`]) and copies until the [`Window`] is full, and waits for
-//! whatever happens next: a copy or a look that completes, a command, or leave from the rate limiter.
+//! whatever happens next: a copy or a look that completes, a command, or leave from the limits (`leave`).
 //!
 //! - **Pause and cancel** take effect at once: reads of the source are given up through [`Abort`], however slow it is. Copies
 //!   that have begun to write are driven to their ends, because half a cluster must never be left. What was given up is
@@ -37,12 +37,14 @@ use std::time::Duration;
 
 mod ahead;
 mod failures;
+mod leave;
 mod shortage;
 mod show;
 
 use ahead::Ahead;
 use failures::Failures;
 pub(crate) use failures::{At, Trouble};
+use leave::Leaves;
 
 /// Copies in flight at most, however small they are.
 const MOST_COPIES: usize = 128;
@@ -174,8 +176,7 @@ impl Engine {
             ahead: Ahead::default(),
             shortage: None,
             tried_again: false,
-            leave: None,
-            granted: None,
+            leaves: Leaves::default(),
             copy: self.window.copy(),
             seen: 0,
             found_any: false,
@@ -208,9 +209,7 @@ struct Run<'a> {
     /// There is no room for the next copy.
     shortage: Option<Error>,
     tried_again: bool,
-    /// Waits for the rate limiter's leave to copy so many bytes, at the rate that it was asked at.
-    leave: Option<(u64, u64, LocalFuture<'static, ()>)>,
-    granted: Option<u64>,
+    leaves: Leaves,
     /// The size of copies, in bytes.
     copy: u64,
     seen: u64,
@@ -264,16 +263,12 @@ impl Run<'_> {
                 self.try_again();
                 continue;
             }
-            // Nothing is under way: the speed limit is what it waits for.
-            self.engine.control.set_idle(self.leave.is_some() && self.copies.is_empty());
+            // Nothing is under way: a limit is what it waits for.
+            self.engine.control.set_idle(self.leaves.is_waiting() && self.copies.is_empty());
             let happened = self.next().await;
             self.engine.control.set_idle(false);
             let failed = match happened {
-                Happened::Command | Happened::Rested => None,
-                Happened::Leave => {
-                    self.granted = self.leave.take().map(|(bytes, ..)| bytes);
-                    None
-                }
+                Happened::Command | Happened::Rested | Happened::Leave => None,
                 Happened::Scanned(scanned) => self.take_scanned(scanned),
                 Happened::Copied(done) => self.take_done(done),
             };
@@ -311,9 +306,7 @@ impl Run<'_> {
             if let Poll::Ready(Some(done)) = self.copies.poll_next_unpin(cx) {
                 return Poll::Ready(Happened::Copied(done));
             }
-            if let Some((_, _, leave)) = &mut self.leave
-                && leave.as_mut().poll(cx).is_ready()
-            {
+            if self.leaves.poll(cx).is_ready() {
                 return Poll::Ready(Happened::Leave);
             }
             if self.engine.guests.poll(cx).is_ready() {
@@ -348,7 +341,7 @@ impl Run<'_> {
                 self.engine.window.held_back();
                 return;
             }
-            if !what.zero && !self.has_leave(len(&what.range)) {
+            if !what.zero && !self.has_leave(&what) {
                 self.engine.window.held_back();
                 return;
             }
@@ -369,37 +362,6 @@ impl Run<'_> {
         // Cut at multiples, so that what follows is aligned as well.
         let end = (run.range.start / most + 1).saturating_mul(most).min(run.range.end);
         Missing { range: run.range.start..end, zero: run.zero }
-    }
-
-    /// How many bytes of data one copy takes.
-    fn copy_size(&self) -> u64 {
-        let size = self.granted.unwrap_or(self.copy);
-        match self.engine.control.limiter().rate() {
-            _ if self.engine.holds() => size,
-            0 => size,
-            // Small enough that a limited job moves several times a second.
-            rate => size.min((rate / 8).next_power_of_two()),
-        }
-    }
-
-    /// Asks the rate limiter for leave to copy `bytes` now; if not, its leave will be waited for.
-    fn has_leave(&mut self, bytes: u64) -> bool {
-        let limiter = self.engine.control.limiter();
-        let rate = limiter.rate();
-        if rate == 0 || self.engine.holds() {
-            (self.leave, self.granted) = (None, None);
-            return true;
-        }
-        if self.granted.take().is_some() {
-            return true;
-        }
-        // A change of the rate cancels what was reserved at the old one.
-        if self.leave.as_ref().is_none_or(|(_, at_rate, _)| *at_rate != rate) {
-            let (limiter, clock) = (limiter.clone(), self.engine.copier.clock().clone());
-            let leave = Box::pin(async move { limiter.acquire(bytes, &*clock).await });
-            self.leave = Some((bytes, rate, leave));
-        }
-        false
     }
 
     fn start(&mut self, what: Missing, weight: u64) {
@@ -475,7 +437,7 @@ impl Run<'_> {
         // race-mark: engine-withdraw
         self.abort.abort();
         self.scanner.withdraw();
-        (self.leave, self.granted) = (None, None);
+        self.leaves = Leaves::default();
         while let Some(done) = self.copies.next().await {
             self.take_done(done);
         }

@@ -6,7 +6,7 @@ use crate::on_error::OnError;
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
 use crate::waiting::Wait;
-use headwater_block::Error;
+use headwater_block::{Error, Share};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -94,6 +94,31 @@ impl JobHandle {
         Verb::SetSpeed.check(self.0.status())?;
         self.0.limiter().set_rate(bytes_per_second);
         self.0.ask(Verb::SetSpeed)
+    }
+
+    /// Has the job keep to a limit that it shares with others, beside its own speed. To be said before it is polled.
+    pub fn set_share(&self, share: Share) {
+        self.0.set_share(share);
+    }
+
+    /// The job's weight among those with which it shares a limit; none if it shares none.
+    pub fn weight(&self) -> Option<u32> {
+        self.0.share().map(|share| share.weight())
+    }
+
+    /// Changes the job's weight, from 1 to 10000 ([`headwater_block::SharedLimiter::WEIGHTS`]). Nothing happens if it shares no limit.
+    ///
+    /// # Errors
+    /// If the job is over.
+    pub fn set_weight(&self, weight: u32) -> Result<(), Illegal> {
+        Verb::SetSpeed.check(self.0.status())?;
+        self.0.share().inspect(|share| share.set_weight(weight));
+        Ok(())
+    }
+
+    /// What guests are promised while it copies.
+    pub fn guest_latency(&self) -> GuestLatencyGoal {
+        self.0.guest_latency()
     }
 
     /// Changes what guests are promised while it copies.

@@ -10,7 +10,7 @@
 
 use headwater_block::copy_up::CopyUpOptions;
 use headwater_block::disk::ReadWatch;
-use headwater_block::{Abort, Disk, LocalFuture, Node, RateLimiter};
+use headwater_block::{Abort, Disk, LocalFuture, Node};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -152,16 +152,15 @@ impl Readahead {
         Poll::Pending
     }
 
-    /// Copies `range`. Is polled to its end.
+    /// Copies `range` when it has leave. Is polled to its end.
     pub(crate) fn copy(
         self: Rc<Self>,
         range: Range<u64>,
-        limiter: Rc<RateLimiter>,
+        leave: impl Future<Output = ()> + 'static,
         abort: Rc<Abort>,
     ) -> LocalFuture<'static, ()> {
         Box::pin(async move {
-            let len = range.end - range.start;
-            if limiter.rate() > 0 && abort.guard(limiter.acquire(len, &**self.disk.clock())).await.is_err() {
+            if abort.guard(leave).await.is_err() {
                 return;
             }
             let options = CopyUpOptions {

@@ -30,7 +30,7 @@ use crate::path::Path;
 use crate::readahead::Readahead;
 use crate::space::Space;
 use crate::window::Bounds;
-use headwater_block::chain::Missing;
+use headwater_block::chain::{self, Missing};
 use headwater_block::copy_up::{Copied, CopyUpOptions, Failed, Supply};
 use headwater_block::disk::CopyOnRead;
 use headwater_block::node::BackingLink;
@@ -202,6 +202,10 @@ impl Copier for FromBelow {
     fn needs(&self, run: &Missing) -> bool {
         // When no backing remains, what nobody holds reads as zeroes: it need not be written, and takes no metadata.
         !run.zero || self.base.is_some()
+    }
+
+    fn is_at_hand(&self, range: &Range<u64>) -> bool {
+        self.disk.top().backing().is_some_and(|backing| chain::is_at_hand(&backing, range.clone()))
     }
 
     fn copy(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<Copied, Failed>> {

@@ -34,8 +34,8 @@ impl Run<'_> {
                 self.shortage = None;
                 return;
             }
-            let limiter = self.engine.control.limiter().clone();
-            let copy = readahead.clone().copy(range, limiter, self.abort.clone());
+            let leave = self.leave_ahead(&range);
+            let copy = readahead.clone().copy(range, leave, self.abort.clone());
             self.ahead.bytes += bytes;
             self.ahead.copies.push(Box::pin(async move {
                 copy.await;
