@@ -19,6 +19,8 @@ pub(super) const BINARIES: &[(&str, &str)] = &[
     ("headwater-job", "backup_windows"),
     ("headwater-job", "group"),
     ("headwater-block", "fleecing"),
+    ("headwater-block", "shared_limiter"),
+    ("headwater-job", "shared_limit"),
 ];
 
 const fn cuts(name: &'static str, seeds: u32) -> Test {
@@ -59,10 +61,19 @@ const GROUP_COMMIT: Test = Test {
 };
 const FLEECING: Test =
     Test { binary: "fleecing", name: "readers_see_the_moment_whatever_guests_do", seeds: 300 };
+const fn limit(name: &'static str) -> Test {
+    Test { binary: "shared_limiter", name, seeds: 20 }
+}
+
+const SHARES: Test = limit("those_that_wait_share_by_weight_whatever_their_sizes");
+const RESTS: Test = limit("what_one_does_not_use_the_others_have");
+const LEAVES: Test = limit("one_that_leaves_while_it_waits_counts_nowhere");
+const CHANGES: Test = limit("changes_of_the_limit_and_of_weights_count_at_once_for_those_that_wait");
 
 const META_WRITER: &str = "crates/headwater-image/src/qcow2/meta_writer.rs";
 const NODE: &str = "crates/headwater-image/src/qcow2/node.rs";
 const BACKING_LINK: &str = "crates/headwater-image/src/qcow2/backing_link.rs";
+const SHARED_LIMITER: &str = "crates/headwater-block/src/shared_limiter.rs";
 const STREAM_JOB: &str = "crates/headwater-job/src/stream.rs";
 
 pub(super) const MUTANTS: &[Mutant] = &[
@@ -473,5 +484,72 @@ pub(super) const MUTANTS: &[Mutant] = &[
             to: "        if !MUTANT { self.medium.flush().await?; }\n\n        let mut fields",
         }],
         tests: &[REPAIR],
+    },
+    Mutant {
+        name: "a shared limit: weights don't count",
+        edits: &[Edit {
+            file: SHARED_LIMITER,
+            from: "u128::from(units) * SCALE / u128::from(self.weight)",
+            to: "u128::from(units) * SCALE / if MUTANT { 100 } else { u128::from(self.weight) }",
+        }],
+        tests: &[SHARES],
+    },
+    Mutant {
+        name: "a shared limit: who rests saves up",
+        edits: &[Edit {
+            file: SHARED_LIMITER,
+            from: "line.tag = line.tag.max(limiter.tag.get());\n            }",
+            to: "if !MUTANT { line.tag = line.tag.max(limiter.tag.get()); }\n            }",
+        }],
+        tests: &[RESTS],
+    },
+    Mutant {
+        name: "a shared limit: who leaves lets nobody go on",
+        edits: &[Edit {
+            file: SHARED_LIMITER,
+            from: "        self.share.limiter.wake_head();\n",
+            to: "        if !MUTANT { self.share.limiter.wake_head(); }\n",
+        }],
+        tests: &[LEAVES],
+    },
+    Mutant {
+        name: "a shared limit: a new one isn't told to those who wait",
+        edits: &[Edit {
+            file: SHARED_LIMITER,
+            from: "            self.limiter.set_rate(rate);\n            self.wake_head();",
+            to: "            self.limiter.set_rate(rate);\n            if !MUTANT { self.wake_head(); }",
+        }],
+        tests: &[CHANGES],
+    },
+    Mutant {
+        name: "a shared limit: holes count",
+        edits: &[Edit {
+            file: "crates/headwater-job/src/copy_engine.rs",
+            from: "if !what.zero && !self.has_leave(&what) {",
+            to: "if (MUTANT || !what.zero) && !self.has_leave(&what) {",
+        }],
+        tests: &[Test { binary: "shared_limit", name: "holes_and_zeroes_do_not_count", seeds: 3 }],
+    },
+    Mutant {
+        name: "a shared limit: a paused job keeps its turn",
+        edits: &[Edit {
+            file: "crates/headwater-job/src/copy_engine.rs",
+            from: "        self.leaves = Leaves::default();\n        while let Some(done)",
+            to: "        if !MUTANT { self.leaves = Leaves::default(); }\n        while let Some(done)",
+        }],
+        tests: &[Test {
+            binary: "shared_limit",
+            name: "jobs_share_a_limit_by_weight_and_keep_to_their_own_speeds",
+            seeds: 3,
+        }],
+    },
+    Mutant {
+        name: "a shared limit: what is in memory counts",
+        edits: &[Edit {
+            file: "crates/headwater-job/src/copy_engine/leave.rs",
+            from: "share.filter(|_| !copier.is_at_hand(&what.range))",
+            to: "share.filter(|_| MUTANT || !copier.is_at_hand(&what.range))",
+        }],
+        tests: &[Test { binary: "shared_limit", name: "what_disks_share_of_a_source_counts_once", seeds: 3 }],
     },
 ];
