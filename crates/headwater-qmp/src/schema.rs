@@ -31,6 +31,7 @@ static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
         include_str!("schema/export.txt"),
         include_str!("schema/object.txt"),
         include_str!("schema/chardev.txt"),
+        include_str!("schema/headwater.txt"),
     ])
 });
 

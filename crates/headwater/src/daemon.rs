@@ -3,6 +3,7 @@
 //! - [`options`]: the command line, in order. [`chardev`], [`mod@monitor`]: where QMP is spoken. [`commands`]: what is done about it.
 //! - [`graph`]: nodes and who may do what to them; [`filters`], [`sources`], [`object_sources`]: nodes of some kinds; [`objects`]: what they refer to.
 //! - [`jobs`]: stream, commit, create. [`snapshot`]: overlays that take a node's place; [`internal_snapshot`]: those inside an image; [`transaction`]. [`exports`]: the NBD server.
+//! - [`own_commands`]: what QEMU has no commands for.
 //! - [`sandbox`]: two processes, one of which can't open files by itself.
 //! - [`events`]: what is told to all monitors. [`trace`]: what is told to people who look for faults. [`background`]: leaving the terminal.
 //!
@@ -24,6 +25,7 @@ mod new_image;
 mod object_sources;
 mod objects;
 mod options;
+mod own_commands;
 mod qom;
 mod replicas;
 mod sandbox;
@@ -98,7 +100,7 @@ async fn serve(
     let shared = SharePool::new(line.share_memory.unwrap_or(SHARE_MEMORY));
     let graph = Graph::new(engine, objects, Sources { shared, cache });
     graph.low_water.set(line.low_water);
-    let commands = Commands::new(graph, events, durable);
+    let commands = Commands::new(graph, events, durable, line.job_limit);
     let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
         .map(signal)
         .into_iter()

@@ -10,7 +10,7 @@ use headwater_qmp::{Map, Value, schema};
 use serde_json::json;
 
 use crate::daemon::Daemon;
-use crate::introspection::is_ours;
+use crate::introspection::{is_our_command, is_ours};
 
 const UNEXPECTED: &str = "unexpected-member";
 
@@ -154,7 +154,7 @@ fn wrong_arguments_are_refused_alike() {
     let mut daemon = Daemon::start();
     let mut differences = Vec::new();
     let mut count = 0;
-    for name in schema::command_names() {
+    for name in schema::command_names().filter(|name| !is_our_command(name)) {
         let arguments = generator.entry(name)["arg-type"].as_str().expect("a command has arguments");
         generator.tried.remove(arguments);
         for attempt in generator.attempts(arguments) {

@@ -4,6 +4,8 @@ use crate::failure::{Failure, Outcome, code};
 use crate::output;
 use crate::size::{human, parse_size};
 use clap::{Args, Subcommand};
+use headwater_block::SharedLimiter;
+use headwater_job::GuestLatencyGoal;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
@@ -64,6 +66,28 @@ pub enum JobsCommand {
         #[arg(value_parser = parse_size)]
         rate: u64,
     },
+    /// Let all jobs together copy at most RATE bytes a second from now on, which they share by their weights; 0 is without limit.
+    Limit {
+        /// Bytes a second (50M).
+        #[arg(value_parser = parse_size)]
+        rate: u64,
+    },
+    /// Change a job's weight: of the limit for all jobs it gets twice what one of half its weight gets.
+    Weight {
+        /// The job.
+        id: String,
+        /// From 1 to 10000; a job has 100 by itself.
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        weight: u32,
+    },
+    /// Let copies of a job add at most TIME to clients' requests from now on, 99 in 100 of them.
+    GuestLatency {
+        /// The job.
+        id: String,
+        /// A time (500us, 2ms), or `default`.
+        #[arg(value_parser = crate::guest_latency::parse)]
+        time: GuestLatencyGoal,
+    },
     /// Give a job up; what it copied stays.
     Cancel {
         /// The job.
@@ -113,6 +137,19 @@ pub fn run(args: JobsArgs) -> Outcome {
         JobsCommand::Rate { id, rate } => {
             daemon.command("block-job-set-speed", json!({"device": id, "speed": rate})).map(drop)
         }
+        JobsCommand::Limit { rate } => {
+            daemon.command("headwater-set-job-limit", json!({"rate": rate})).map(drop)
+        }
+        JobsCommand::Weight { id, weight } => {
+            daemon.command("headwater-set-job-weight", json!({"id": id, "weight": weight})).map(drop)
+        }
+        JobsCommand::GuestLatency { id, time } => {
+            let arguments = match time {
+                GuestLatencyGoal::Relative => json!({"id": id}),
+                GuestLatencyGoal::Added(time) => json!({"id": id, "microseconds": time.as_micros() as u64}),
+            };
+            daemon.command("headwater-set-guest-latency", arguments).map(drop)
+        }
         JobsCommand::Cancel { id } => verb(&mut daemon, "job-cancel", &id),
         JobsCommand::Complete { id } => verb(&mut daemon, "job-complete", &id),
         JobsCommand::Finalize { id } => verb(&mut daemon, "job-finalize", &id),
@@ -124,19 +161,31 @@ pub fn run(args: JobsArgs) -> Outcome {
 fn list(daemon: &mut Daemon, as_json: bool) -> Outcome {
     let jobs = daemon.command("query-jobs", json!({}))?;
     let block_jobs = daemon.command("query-block-jobs", json!({}))?;
+    let own = daemon.command("headwater-query", json!({}))?;
     let mut lines = String::new();
     for job in jobs.as_array().into_iter().flatten() {
         let text = |key: &str| job.get(key).and_then(Value::as_str).unwrap_or_default();
         let block_job =
             block_jobs.as_array().into_iter().flatten().find(|other| other.get("device") == job.get("id"));
         let number = |key: &str| block_job.and_then(|job| job.get(key)).and_then(Value::as_u64).unwrap_or(0);
+        let own_of_job =
+            own["jobs"].as_array().into_iter().flatten().find(|other| other.get("id") == job.get("id"));
         if as_json {
-            lines.push_str(&format!("{}\n", block_job.unwrap_or(job)));
+            let mut told = block_job.unwrap_or(job).clone();
+            if let Value::Object(told) = &mut told {
+                told.extend(own_of_job.and_then(Value::as_object).cloned().unwrap_or_default());
+            }
+            lines.push_str(&format!("{told}\n"));
             continue;
         }
         let (offset, len, speed) = (number("offset"), number("len"), number("speed"));
         let percent = (u128::from(offset) * 100).checked_div(u128::from(len)).unwrap_or(100);
         let limit = if speed > 0 { format!(", at most {}/s", human(speed)) } else { String::new() };
+        let weight = own_of_job.and_then(|job| job["weight"].as_u64()).unwrap_or_default();
+        let weight = match weight == u64::from(SharedLimiter::DEFAULT_WEIGHT) {
+            true => String::new(),
+            false => format!(", weight {weight}"),
+        };
         let waits = match text("x-waiting-for") {
             "" => String::new(),
             what => format!(", waits for the {what}"),
@@ -144,12 +193,15 @@ fn list(daemon: &mut Daemon, as_json: bool) -> Outcome {
         let error =
             job.get("error").and_then(Value::as_str).map(|error| format!(": {error}")).unwrap_or_default();
         lines.push_str(&format!(
-            "{}  {}  {}  {percent}% of {}{limit}{waits}{error}\n",
+            "{}  {}  {}  {percent}% of {}{limit}{weight}{waits}{error}\n",
             text("id"),
             text("type"),
             text("status"),
             human(len),
         ));
+    }
+    if let Some(limit) = own["job-limit"].as_u64().filter(|limit| *limit > 0 && !as_json) {
+        lines.push_str(&format!("all jobs together: at most {}/s\n", human(limit)));
     }
     output::print(lines.as_bytes())
 }

@@ -73,11 +73,16 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    /// Jobs are recorded where `durable` says, if anywhere.
-    pub(super) fn new(graph: Rc<Graph>, events: Rc<Events>, durable: Option<Rc<Durable>>) -> Rc<Self> {
+    /// Jobs are recorded where `durable` says, if anywhere, and copy at most `job_limit` bytes per second together; 0 is without limit.
+    pub(super) fn new(
+        graph: Rc<Graph>,
+        events: Rc<Events>,
+        durable: Option<Rc<Durable>>,
+        job_limit: u64,
+    ) -> Rc<Self> {
         let turn = Turn::new();
         Rc::new(Self {
-            jobs: Jobs::new(events.clone(), turn.clone(), durable.clone()),
+            jobs: Jobs::new(events.clone(), turn.clone(), durable.clone(), job_limit),
             exports: Exports::new(graph.clone(), events.clone()),
             graph,
             events,
@@ -188,6 +193,9 @@ impl Commands {
             return done.map(|()| json!({}));
         }
         if let Some(answer) = self.query(name, &args) {
+            return answer;
+        }
+        if let Some(answer) = self.own(name, &args).await {
             return answer;
         }
         if name == "quit" {

@@ -24,7 +24,7 @@ use super::events::Events;
 use super::failure::{Refusal, brief, generic, no_device};
 use super::graph::open::{Options, Read};
 use crate::durable::kept::Kept;
-use headwater_block::LocalFuture;
+use headwater_block::{LocalFuture, SharedLimiter, TokioClock};
 use headwater_job::{Action, Event, JobHandle, OnError, OnErrors, Operation, Outcome, Status};
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -100,11 +100,19 @@ pub(super) struct Jobs {
     turn: Rc<Turn>,
     jobs: RefCell<Vec<Rc<Job>>>,
     durable: Option<Rc<Durable>>,
+    /// What all may copy together.
+    pub(super) limit: Rc<SharedLimiter>,
 }
 
 impl Jobs {
-    pub(super) fn new(events: Rc<Events>, turn: Rc<Turn>, durable: Option<Rc<Durable>>) -> Rc<Self> {
-        Rc::new(Self { events, turn, jobs: RefCell::default(), durable })
+    pub(super) fn new(
+        events: Rc<Events>,
+        turn: Rc<Turn>,
+        durable: Option<Rc<Durable>>,
+        limit: u64,
+    ) -> Rc<Self> {
+        let limit = SharedLimiter::new(limit, Rc::new(TokioClock::new()));
+        Rc::new(Self { events, turn, jobs: RefCell::default(), durable, limit })
     }
 
     /// Checks the id of a job that is to be.
@@ -165,6 +173,8 @@ impl Jobs {
             // It was so when the daemon ended. A job that doesn't exist yet can always be paused.
             let _ = job.handle.pause();
         }
+        let weight = job.kept.as_ref().and_then(|kept| kept.record().weight);
+        job.handle.set_share(self.limit.join(weight.unwrap_or(SharedLimiter::DEFAULT_WEIGHT)));
         self.jobs.borrow_mut().push(job.clone());
         // It gets as far as it gets at once, so that what it tells of its beginning comes before the command's answer.
         let ended =
@@ -298,6 +308,11 @@ impl Jobs {
     }
 
     /// All jobs, the newest first.
+    pub(super) fn all(&self) -> Vec<Rc<Job>> {
+        self.jobs.borrow().iter().rev().cloned().collect()
+    }
+
+    /// What is told of all of them.
     pub(super) fn query(&self) -> Value {
         self.jobs.borrow().iter().rev().map(|job| job.describe()).collect()
     }

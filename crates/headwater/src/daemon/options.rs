@@ -49,6 +49,8 @@ pub(super) struct Line {
     pub(super) share_memory: Option<u64>,
     pub(super) sandbox: Wish,
     pub(super) hold: Patience,
+    /// In bytes per second; 0 is without limit.
+    pub(super) job_limit: u64,
 }
 
 /// One thing that is set up, with the text that asked for it.
@@ -77,7 +79,7 @@ impl Setting {
 }
 
 /// Options that take a value.
-const WITH_VALUE: [&str; 16] = [
+const WITH_VALUE: [&str; 17] = [
     "blockdev",
     "chardev",
     "export",
@@ -94,6 +96,7 @@ const WITH_VALUE: [&str; 16] = [
     "cache-size",
     "sandbox",
     "hold",
+    "job-limit",
 ];
 
 /// What `--help` prints.
@@ -140,6 +143,7 @@ Serves disk images and works on them, controlled by QMP; takes the options and s
   --cache-size SIZE      let DIR take at most so much (32G); what was unused the longest goes first
   --hold SECONDS|forever when a source can't be reached, hold clients' requests for so long instead of failing them, and let jobs wait; both go on
                          by themselves. Without this option nothing is held
+  --job-limit RATE       let all jobs together copy at most so many bytes a second (50M), whatever each may by itself; they share it by their weights
   --low-water SIZE       let streams leave so much free where they write: they wait before it is less, and go on when there is room
   --sandbox on|off       what reads images and talks to clients can't open files that nobody named, nor run programs. Without this option: on
                          if the kernel has what it takes
@@ -262,6 +266,10 @@ fn take(line: &mut Line, name: &'static str, value: String) -> Outcome<Option<St
         }
         "low-water" => {
             line.low_water = parse_size(&value).map_err(|why| wrong(&why))?;
+            return Ok(None);
+        }
+        "job-limit" => {
+            line.job_limit = parse_size(&value).map_err(|why| wrong(&why))?;
             return Ok(None);
         }
         "share-memory" => {

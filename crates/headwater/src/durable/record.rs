@@ -15,7 +15,8 @@
 //! }
 //! ```
 //!
-//! A file of another format or version, with a field too many or too few, is refused as a whole: half of a record may lead to the wrong disk.
+//! A `"weight"` is there if a user has set one. A file of another format or version, with a field too many or too few, is refused as a whole: half of a record
+//! may lead to the wrong disk.
 
 use super::storage::Storage;
 use headwater_block::{Error, ErrorKind, Result};
@@ -55,6 +56,9 @@ pub struct Record {
     pub speed: u64,
     /// A user has paused it.
     pub paused: bool,
+    /// Among the jobs of a daemon, if a user has set it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
     /// What becomes of the backing link.
     pub link: LinkChange,
     /// The image whose link changes, first, and everything else that the job writes to.

@@ -230,6 +230,7 @@ async fn describe(args: &StreamArgs, overlay: &Overlay, mirrors: Option<&Mirrors
         arguments,
         speed: args.rate,
         paused: false,
+        weight: None,
         link: LinkChange {
             was: overlay.link.clone(),
             becomes: overlay.base.as_ref().map(|base| base.link.name.clone()),

@@ -8,6 +8,7 @@ mod daemon;
 mod durable;
 mod faults;
 mod interrupted;
+mod job_limit;
 mod kills;
 mod malformed;
 mod mirrors;

@@ -124,6 +124,7 @@ impl Durable {
             arguments: args.clone(),
             speed: job.speed,
             paused: false,
+            weight: None,
             link: LinkChange { was, becomes: work.becomes.clone() },
             written,
             read,
@@ -248,6 +249,7 @@ impl Job {
         let Some(kept) = &self.kept else { return Ok(()) };
         let written = match verb {
             "set-speed" => kept.update(|record| record.speed = self.handle.speed()).await,
+            "set-weight" => kept.update(|record| record.weight = self.handle.weight()).await,
             "pause" => kept.update(|record| record.paused = true).await,
             "resume" => kept.update(|record| record.paused = false).await,
             "cancel" => kept.forget().await,

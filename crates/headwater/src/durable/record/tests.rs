@@ -13,6 +13,7 @@ fn record() -> Record {
         arguments,
         speed: 7,
         paused: true,
+        weight: Some(300),
         link: LinkChange { was: Some("base.raw".into()), becomes: None },
         written: vec![Storage { name: "d".into(), object: marks("inode", "1"), ..Storage::default() }],
         read: vec![Storage {
