@@ -2,7 +2,7 @@
 
 use headwater_block::{Buffer, Clock, Disk, DiskOptions, Limits, WriteFlags};
 use headwater_job::{GuestLatencyGoal, Outcome, StreamOptions, stream};
-use headwater_sim::{Device, Op, Pace, Pages, Sim, SimFile, SimOverlay};
+use headwater_sim::{Device, Op, Pace, Pages, Sim, SimFile, SimOverlay, for_seeds};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -176,4 +176,38 @@ fn a_guest_whose_disk_is_busy_with_copies_is_held_to_the_target_that_it_was_give
         let tail = took[took.len() * 99 / 100];
         assert!(tail < MILLI * 3, "seed {seed}: {tail:?}");
     }
+}
+
+/// Writes of 4 KiB one after the other, without a pause, until told to end.
+async fn hammer(disk: Rc<Disk>, ends: Rc<Cell<bool>>, at: u64) {
+    let mut n = 0;
+    while !ends.get() {
+        let data = Buffer::zeroed(4096);
+        disk.write(at + n % 16 * 4096, data, WriteFlags::default()).await.unwrap();
+        n += 1;
+    }
+}
+
+#[test]
+fn guests_that_never_pause_do_not_starve_the_copies() {
+    const SIZE: u64 = 8 * MIB;
+    for_seeds(5, |seed| {
+        let far = |guests: u64, goal| {
+            let far = Far::new(seed, SIZE, link(1, 1, 0));
+            // The local disk is what all queue for, one after the other.
+            far.top.data().set_pace(Pace { least: MILLI / 20, most: MILLI / 10, bandwidth: 400_000_000 });
+            let hammers = (0..guests).map(|n| hammer(far.disk.clone(), far.over.clone(), n * MIB));
+            let beside = futures_util::future::join_all(hammers);
+            let options = StreamOptions { guest_latency: goal, ..StreamOptions::default() };
+            far.stream(options, async move { drop(beside.await) })
+        };
+        let alone = far(0, GuestLatencyGoal::Relative);
+        for goal in [GuestLatencyGoal::Relative, GuestLatencyGoal::Added(MILLI / 1000)] {
+            for guests in [1, 4] {
+                let took = far(guests, goal);
+                // A sixteenth of the time is the copies', whatever the guests do, and half of that for lulls and for what copies queue behind.
+                assert!(took <= alone * 32 + MILLI * 200, "{guests} guests, {goal:?}: {took:?}, alone {alone:?}");
+            }
+        }
+    });
 }
