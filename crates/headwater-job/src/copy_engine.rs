@@ -360,7 +360,11 @@ impl Run<'_> {
         let most = if run.zero { MOST_ZEROES } else { self.copy_size() };
         let most = (most / self.engine.unit).max(1) * self.engine.unit;
         // Cut at multiples, so that what follows is aligned as well.
-        let end = (run.range.start / most + 1).saturating_mul(most).min(run.range.end);
+        let end = match self.engine.window.is_staggering() {
+            true => run.range.start.saturating_add(most),
+            false => (run.range.start / most + 1).saturating_mul(most),
+        };
+        let end = end.min(run.range.end);
         Missing { range: run.range.start..end, zero: run.zero }
     }
 
@@ -369,6 +373,7 @@ impl Run<'_> {
         if !what.zero {
             self.found_data -= len(&what.range);
             self.in_flight_data += len(&what.range);
+            self.engine.window.begins();
         }
         let copier = self.engine.copier.clone();
         let began = copier.clock().now();

@@ -10,6 +10,10 @@
 //!
 //! Trials that fail make the next one wait longer; a rate that changes by itself makes it come at once.
 //!
+//! The first copies of a window on a far source are *staggered*: of different sizes, in equal steps up to the full one. Connections that share a link share it
+//! evenly, so that copies of one size which began together end together, and the link then stands still for a round trip, again and again: they never come apart by
+//! themselves.
+//!
 //! An *epoch* is as long as it takes to copy one window. After a change one passes unmeasured, for what was begun before it. Epochs
 //! in which something else held the engine back (a speed limit, a pause, a guest) say nothing and are left out.
 
@@ -39,6 +43,8 @@ pub struct Bounds {
     pub start: u64,
     /// The most that is ever in flight.
     pub most: u64,
+    /// The first copies are staggered; see the [module](self).
+    pub stagger: bool,
 }
 
 impl Bounds {
@@ -49,6 +55,7 @@ impl Bounds {
         least_copies: 8,
         start: 16 << 20,
         most: 32 << 20,
+        stagger: false,
     };
 
     /// For what is reached over a network: starts with 16 copies of 2 MiB, enough for 1.6 GB/s at 20 ms.
@@ -58,6 +65,7 @@ impl Bounds {
         least_copies: 4,
         start: 32 << 20,
         most: 64 << 20,
+        stagger: true,
     };
 
     /// The same with no copy larger than `bytes`, and all of it kept in order.
@@ -107,6 +115,8 @@ pub struct Window {
     rate: u64,
     wait: u32,
     patience: u32,
+    /// How many copies have begun since the start.
+    begun: u64,
 }
 
 impl Window {
@@ -124,7 +134,28 @@ impl Window {
             rate: 0,
             wait: 0,
             patience: PATIENCE.0,
+            begun: 0,
         }
+    }
+
+    /// The size of the copy that begins next, where it would be `copy` bytes if it weren't staggered.
+    pub fn staggered(&self, copy: u64) -> u64 {
+        let copies = self.bounds.start / self.bounds.most_copy.max(1);
+        if !self.is_staggering() {
+            return copy;
+        }
+        let size = u128::from(copy) * u128::from(self.begun + 1) / u128::from(copies);
+        u64::try_from(size).unwrap_or(u64::MAX).max(self.bounds.least_copy).min(copy)
+    }
+
+    /// True while the copies that begin are staggered.
+    pub fn is_staggering(&self) -> bool {
+        self.bounds.stagger && self.begun + 1 < self.bounds.start / self.bounds.most_copy.max(1)
+    }
+
+    /// A copy of data begins.
+    pub fn begins(&mut self) {
+        self.begun += 1;
     }
 
     /// How many bytes should be in flight now.
@@ -152,6 +183,7 @@ impl Window {
     /// The engine starts after a pause: what was measured in the epoch so far means nothing.
     pub fn restart(&mut self) {
         self.epoch = None;
+        self.begun = 0;
     }
 
     /// A copy of `bytes` that took `latency` completed at `now`.

@@ -39,6 +39,7 @@ fn first_boot(seed: u64, trace: Option<BootTrace>) -> (BootTrace, u64, u64) {
         least_copy: 16 << 10,
         most_copy: 64 << 10,
         least_copies: 4,
+        stagger: false,
         start: 256 << 10,
         most: 256 << 10,
     };

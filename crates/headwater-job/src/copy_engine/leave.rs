@@ -78,7 +78,7 @@ impl Run<'_> {
     pub(super) fn copy_size(&self) -> u64 {
         let Leaves { own, shared } = &self.leaves;
         let granted = [own.granted, shared.granted].into_iter().flatten().min();
-        let size = granted.unwrap_or(self.copy);
+        let size = granted.unwrap_or(self.engine.window.staggered(self.copy));
         if self.engine.holds() {
             return size;
         }

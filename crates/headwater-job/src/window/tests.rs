@@ -130,3 +130,63 @@ proptest! {
         }
     }
 }
+
+/// Bytes a second of 512 MiB over connections that share a link evenly, each with one copy at a time, which waits for the latency first.
+fn over_connections(bounds: Bounds, latency: f64, link: f64, connections: usize) -> f64 {
+    let size = 512.0 * MIB as f64;
+    let mut window = Window::new(bounds);
+    let next = |window: &mut Window| {
+        let bytes = window.staggered(window.copy());
+        window.begins();
+        bytes as f64
+    };
+    let (mut now, mut done) = (0.0, 0.0);
+    // Of each connection: until when it waits, and what is left of its copy.
+    let mut flights: Vec<(f64, f64)> = (0..connections).map(|_| (latency, next(&mut window))).collect();
+    while done < size {
+        let flowing: Vec<usize> = (0..connections).filter(|n| flights[*n].0 <= now).collect();
+        let share = link / flowing.len().max(1) as f64;
+        let wakes = flights.iter().map(|flight| flight.0).filter(|at| *at > now);
+        let ends = flowing.iter().map(|n| now + flights[*n].1 / share);
+        let then = wakes.chain(ends).fold(f64::INFINITY, f64::min);
+        for n in flowing {
+            let passed = (then - now) * share;
+            done += passed;
+            flights[n].1 -= passed;
+            if flights[n].1 < 1.0 {
+                flights[n] = (then + latency, next(&mut window));
+            }
+        }
+        now = then;
+    }
+    done / now
+}
+
+#[test]
+fn copies_that_share_a_link_do_not_end_together() {
+    const LINK: f64 = 125e6;
+    for millis in [5.0, 20.0, 80.0] {
+        let staggered = over_connections(Bounds::REMOTE, millis / 1e3, LINK, 16);
+        assert!(staggered > LINK * 0.95, "{millis} ms: {staggered}");
+    }
+    let together = over_connections(Bounds { stagger: false, ..Bounds::REMOTE }, 0.08, LINK, 16);
+    assert!(together < LINK * 0.8, "{together}: then it needn't be");
+}
+
+#[test]
+fn the_first_copies_grow_in_equal_steps() {
+    let mut window = Window::new(Bounds::REMOTE);
+    let mut sizes = || -> Vec<u64> {
+        let mut next = || {
+            let size = window.staggered(window.copy());
+            window.begins();
+            size
+        };
+        (0..18).map(|_| next() >> 10).collect()
+    };
+    let expected: Vec<u64> = (1..=16).map(|n| n * 128).chain([2048, 2048]).collect();
+    assert_eq!(sizes(), expected);
+    window.restart();
+    assert_eq!(window.staggered(window.copy()), 128 << 10, "after a pause they begin together again");
+    assert!(!Window::new(Bounds::LOCAL).is_staggering());
+}
