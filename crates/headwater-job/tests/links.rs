@@ -191,7 +191,7 @@ async fn hammer(disk: Rc<Disk>, ends: Rc<Cell<bool>>, at: u64) {
 #[test]
 fn guests_that_never_pause_do_not_starve_the_copies() {
     const SIZE: u64 = 8 * MIB;
-    for_seeds(5, |seed| {
+    for_seeds(2, |seed| {
         let far = |guests: u64, goal| {
             let far = Far::new(seed, SIZE, link(1, 1, 0));
             // The local disk is what all queue for, one after the other.

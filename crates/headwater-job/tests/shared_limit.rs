@@ -69,7 +69,7 @@ fn assert_near(got: u64, want: u64) {
 
 #[test]
 fn jobs_share_a_limit_by_weight_and_keep_to_their_own_speeds() {
-    for_seeds(10, |seed| {
+    for_seeds(4, |seed| {
         run(seed, async |sim| {
             let limiter = SharedLimiter::new(RATE, sim.clock());
             let heavy = start(&sim, source(&sim, |_| true), &limiter, 300, 0);
@@ -110,7 +110,7 @@ fn jobs_share_a_limit_by_weight_and_keep_to_their_own_speeds() {
 
 #[test]
 fn nobody_waits_for_a_job_that_waits_for_its_share() {
-    for_seeds(20, |seed| {
+    for_seeds(8, |seed| {
         run(seed, async move |sim| {
             let limiter = SharedLimiter::new(1, sim.clock());
             let source = source(&sim, |_| true);
@@ -159,7 +159,7 @@ fn holes_and_zeroes_do_not_count() {
 
 #[test]
 fn what_disks_share_of_a_source_counts_once() {
-    for_seeds(10, |seed| {
+    for_seeds(3, |seed| {
         run(seed, async |sim| {
             let limiter = SharedLimiter::new(4 * MIB, sim.clock());
             let source = source(&sim, |_| true);
