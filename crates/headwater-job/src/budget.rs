@@ -11,9 +11,16 @@
 //! - **Steps.** Each request moves both by a little: up if it was within the limit, down if not, and by so much that it balances where as many
 //!   requests are over the limit as may be. No quantile of requests beside copies is ever computed, and a busy guest steers faster than one that
 //!   asks for little.
+//! - **A source that is far away** is another matter: what is in flight is on the way most of the time and costs nobody anything, until it queues in front of the
+//!   line. Several copies share the depth, there are no rests, and the depth follows the median as well as the tail: so it settles where the line is full and hardly
+//!   anything queues; each kind of requests has a depth of its own, and the least counts. It begins with what the way was seen to hold before a guest came. A guest that boots asks for little, and much of what it asks is here already and takes
+//!   a time that is scattered anyway: so the first steps are large, and as many requests more may be over a limit as are without copies.
 //! - **Bounds.** A burst is one smallest copy at least, and bursts take a sixteenth of the time at least: whatever the guests do, copies go on.
 //! - **Silence.** The longer no guest asks for anything, the more copies may take, up to all. The first request that comes then ends that.
 
+mod far;
+
+use far::FarDepth;
 use headwater_block::guest_latency::{Histogram, Kind, Seen};
 use std::time::Duration;
 
@@ -29,6 +36,9 @@ const DUTY: (f64, f64) = (1.0 / 16.0, 0.95);
 /// By how much (of itself) a request that was within its limit lets a knob grow. A guest with 5000 requests a second doubles it in 35 ms.
 const STEP: f64 = 1.0 / 256.0;
 
+/// How many copies share the depth, if the source is far.
+const FAR_COPIES: u64 = 4;
+
 /// The part of requests that may be over the duty's limit. Half of them would be the median itself, which then jumps between what a request takes
 /// that meets a burst and one that meets none.
 const OVER_MEDIAN: f64 = 0.4;
@@ -36,8 +46,8 @@ const OVER_MEDIAN: f64 = 0.4;
 /// The part of requests that copies may bring over the depth's limit.
 const TAIL: f64 = 0.01;
 
-/// What is assumed of quiet requests before any was seen: so many, of which half a one is over that limit.
-const ASSUMED: f64 = 100.0;
+/// What is assumed of quiet requests before any was seen: so many, of which half a one is over that limit; and so many if the source is far.
+const ASSUMED: (f64, f64) = (100.0, 10.0);
 
 /// A knob's logarithm changes by no more than this at once, whatever was seen.
 const MOST_AT_ONCE: f64 = 1.4;
@@ -50,6 +60,9 @@ const LULL_WANTS: u32 = 16;
 
 /// How long a lull waits for copies to end, and then for quiet requests.
 const LULL_MOST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(20));
+
+/// How long it waits for quiet requests if the source is far and too few are known.
+const FIRST_LULL: Duration = Duration::from_millis(100);
 
 /// A lull is followed by so many times its length without one.
 const LULLS_APART: u32 = 32;
@@ -93,6 +106,8 @@ struct Lull {
     /// Since when no copy is in flight.
     still: Option<Duration>,
     quiet: u32,
+    /// How long it waits for quiet requests.
+    patience: Duration,
 }
 
 /// A time with copies, up to the depth.
@@ -106,6 +121,8 @@ struct Burst {
 #[derive(Debug)]
 pub struct Budget {
     goal: GuestLatencyGoal,
+    /// The source is far away: then this is the depth.
+    far: Option<FarDepth>,
     /// Bytes in flight in a burst.
     depth: f64,
     /// The part of the time that bursts take.
@@ -124,12 +141,13 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget that has seen no guest.
-    pub fn new(goal: GuestLatencyGoal) -> Self {
+    /// A budget that has seen no guest, for copies from a source that is `far` away or not.
+    pub fn new(goal: GuestLatencyGoal, far: bool) -> Self {
         Self {
             goal,
+            far: far.then(FarDepth::new),
             depth: START.0,
-            duty: START.1,
+            duty: if far { 1.0 } else { START.1 },
             burst: None,
             quiet: Default::default(),
             busy: Default::default(),
@@ -145,6 +163,13 @@ impl Budget {
         self.goal = goal;
     }
 
+    /// The way is known to hold so many bytes, with nothing queueing anywhere. Counts until a guest comes.
+    pub fn way_holds(&mut self, bytes: u64) {
+        if let Some(far) = self.far.as_mut().filter(|_| self.guest_at.is_none()) {
+            far.begin_with(bytes);
+        }
+    }
+
     /// How many bytes copies may have in flight beside a guest, and for what part of the time.
     pub fn knobs(&self) -> (u64, f64) {
         (self.depth as u64, self.duty)
@@ -156,8 +181,11 @@ impl Budget {
             self.guest_at = Some(now);
             let mut steps = [0.0; 2];
             for kind in Kind::ALL {
-                let more = self.steps(kind as usize, seen);
-                steps = [steps[0] + more[0], steps[1] + more[1]];
+                let Some((count, within)) = self.within(kind as usize, seen) else { continue };
+                match &mut self.far {
+                    Some(far) => far.moves(kind as usize, count, within[0].min(within[1])),
+                    None => steps = [0, 1].map(|knob| steps[knob] + within[knob] * STEP),
+                }
             }
             let [depth, duty] = steps.map(|step| step.clamp(-MOST_AT_ONCE, MOST_AT_ONCE / 2.0).exp());
             self.depth = (self.depth * depth).max(LEAST_COPY as f64);
@@ -167,14 +195,14 @@ impl Budget {
         self.lull(seen.quiet.iter().map(Histogram::len).sum(), copies, now);
     }
 
-    /// The change of the logarithms of depth and duty by requests of one kind.
-    fn steps(&mut self, kind: usize, seen: &Seen) -> [f64; 2] {
+    /// How many requests of one kind were seen, and by how many more than must be they were within the limits of depth and duty.
+    fn within(&mut self, kind: usize, seen: &Seen) -> Option<(f64, [f64; 2])> {
         let quiet = &mut self.quiet[kind];
         quiet.add_all(&seen.quiet[kind]);
         if quiet.len() > REMEMBERED {
             quiet.fade();
         }
-        let Some((median, tail)) = self.limits(kind, &seen.busy[kind]) else { return [0.0; 2] };
+        let (median, tail) = self.limits(kind, &seen.busy[kind])?;
         let over = |limit| f64::from(seen.busy[kind].over(limit));
         // Where copies rest, many requests meet none, and those count as well; but not those of a lull, which meet none in any case.
         let mut count = f64::from(seen.busy[kind].len());
@@ -186,8 +214,12 @@ impl Budget {
         }
         // Some are over it without us.
         let quiet = &self.quiet[kind];
-        let may_be = TAIL + (f64::from(quiet.over(tail)) + 0.5) / (f64::from(quiet.len()) + ASSUMED);
-        [count - over_tail / may_be, count - over_median / OVER_MEDIAN].map(|steps| steps * STEP)
+        let assumed = if self.far.is_some() { ASSUMED.1 } else { ASSUMED.0 };
+        let may_be = TAIL + (f64::from(quiet.over(tail)) + 0.5) / (f64::from(quiet.len()) + assumed);
+        let anyway = median.filter(|_| self.far.is_some() && quiet.len() >= ENOUGH.0);
+        let anyway = anyway.map_or(0.0, |median| f64::from(quiet.over(median)) / f64::from(quiet.len()));
+        let half_may_be = anyway + (1.0 - anyway) * OVER_MEDIAN;
+        Some((count, [count - over_tail / may_be, count - over_median / half_may_be]))
     }
 
     /// What half of the requests of a kind may exceed, if that counts, and what one in a hundred may. None if nothing is known to compare
@@ -196,7 +228,9 @@ impl Budget {
         let quiet = &self.quiet[kind];
         let (median, tail) = if quiet.len() >= ENOUGH.0 {
             let tail = if quiet.len() >= ENOUGH.1 { quiet.quantile(0.99) } else { None };
-            (quiet.quantile(0.5)?, tail)
+            // The median of a few may be far from the median of all.
+            let unsure = if self.far.is_some() { f64::from(quiet.len()).sqrt().recip() } else { 0.0 };
+            (quiet.quantile(0.5 + unsure)?, tail)
         } else {
             // Requests that take longer than a lull: the quickest are as near to quiet as can be seen.
             let busy_so_far = &mut self.busy[kind];
@@ -205,7 +239,12 @@ impl Budget {
                 busy_so_far.fade();
             }
             let enough = busy_so_far.len() >= 2 * ENOUGH.0;
-            (busy_so_far.quantile(0.1).filter(|_| enough)?, None)
+            let quickest = busy_so_far.quantile(0.1).filter(|_| enough)?;
+            if self.far.is_some() && quickest < LULL_MOST.1 / 2 {
+                // They are not too long: there just were few.
+                return None;
+            }
+            (quickest, None)
         };
         Some(match self.goal {
             // Two buckets less than half as much again: both the median and the limit count with the whole of theirs. A burst may cost three times what a request
@@ -220,7 +259,10 @@ impl Budget {
         let Some(lull) = &mut self.lull else {
             let guest_is_there = self.guest_at.is_some_and(|at| now.saturating_sub(at) < SILENCE / 4);
             if guest_is_there && now >= self.next_lull {
-                self.lull = Some(Lull { since: now, still: (copies == 0).then_some(now), quiet: 0 });
+                let known: u32 = self.quiet.iter().map(Histogram::len).sum();
+                let patience = if self.far.is_some() && known < ENOUGH.0 { FIRST_LULL } else { LULL_MOST.1 };
+                let still = (copies == 0).then_some(now);
+                self.lull = Some(Lull { since: now, still, quiet: 0, patience });
             }
             return;
         };
@@ -257,7 +299,11 @@ impl Budget {
 
     /// What copies may do at `now`, where the window would have `target` bytes in flight in copies of `copy` bytes.
     pub fn allowance(&mut self, target: u64, copy: u64, now: Duration) -> Allowance {
-        self.depth = self.depth.min(target.max(LEAST_COPY) as f64);
+        let most = target.max(LEAST_COPY) as f64;
+        self.depth = match &mut self.far {
+            Some(far) => far.least(most),
+            None => self.depth.min(most),
+        };
         let Some(guest_at) = self.guest_at else { return Allowance::All };
         if let Some(lull) = &self.lull {
             return Allowance::Rest(lull.ends());
@@ -273,9 +319,9 @@ impl Budget {
         if depth >= target as f64 && !rests {
             return Allowance::All;
         }
-        // One large copy before several: it moves more than two of half its size, and a guest's read waits less for it.
+        // On a disk, one large copy before several: it moves more than two of half its size, and a guest's read waits less for it.
         let depth = depth.min(target.max(LEAST_COPY) as f64);
-        let size = depth as u64;
+        let size = depth as u64 / if self.far.is_some() { FAR_COPIES } else { 1 };
         let size = if size.is_power_of_two() { size } else { size.next_power_of_two() / 2 };
         let copy = size.max(LEAST_COPY).min(copy);
         if rests && self.burst.is_some_and(|burst| (burst.bytes + copy) as f64 > depth) {
@@ -288,7 +334,7 @@ impl Budget {
 
 impl Lull {
     fn ends(&self) -> Duration {
-        self.still.map_or(self.since + LULL_MOST.0, |still| still + LULL_MOST.1)
+        self.still.map_or(self.since + LULL_MOST.0, |still| still + self.patience)
     }
 }
 

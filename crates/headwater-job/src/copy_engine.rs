@@ -111,7 +111,7 @@ impl Engine {
     pub(crate) fn new(copier: Rc<dyn Copier>, control: &Rc<Control>, bounds: Bounds) -> Self {
         Self {
             unit: copier.unit(),
-            guests: GuestsFirst::new(copier.guests()),
+            guests: GuestsFirst::new(copier.guests(), bounds.far),
             copier,
             control: control.clone(),
             patience: Patience::None,

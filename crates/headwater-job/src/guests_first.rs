@@ -17,9 +17,9 @@ pub(crate) struct GuestsFirst {
 }
 
 impl GuestsFirst {
-    /// Watches the guests whose requests are counted there.
-    pub(crate) fn new(guests: Option<&Rc<GuestLatency>>) -> Self {
-        let budget = Budget::new(GuestLatencyGoal::default());
+    /// Watches the guests whose requests are counted there, beside copies from a source that is `far` away or not.
+    pub(crate) fn new(guests: Option<&Rc<GuestLatency>>, far: bool) -> Self {
+        let budget = Budget::new(GuestLatencyGoal::default(), far);
         Self { watching: guests.map(GuestLatency::watch), budget, rest: None }
     }
 
@@ -37,7 +37,13 @@ impl GuestsFirst {
         let (Some(watching), Some(goal)) = (&self.watching, goal) else { return all };
         let now = clock.now();
         self.budget.set_goal(goal);
-        self.budget.observe(&watching.meter().take(), copies, now);
+        self.budget.way_holds(window.held());
+        let seen = watching.meter().take();
+        self.budget.observe(&seen, copies, now);
+        if seen.came + seen.went > 0 {
+            let (depth, duty) = self.budget.knobs();
+            tracing::trace!(depth, duty, window = window.target(), came = seen.came, "beside guests");
+        }
         match self.budget.allowance(window.target(), window.copy(), now) {
             Allowance::All => all,
             Allowance::Some { target, copy } => Some((target, copy)),

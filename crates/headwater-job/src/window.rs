@@ -43,8 +43,8 @@ pub struct Bounds {
     pub start: u64,
     /// The most that is ever in flight.
     pub most: u64,
-    /// The first copies are staggered; see the [module](self).
-    pub stagger: bool,
+    /// What is in flight is on its way most of the time, so that the first copies are staggered; see the [module](self) and [`crate::budget`].
+    pub far: bool,
 }
 
 impl Bounds {
@@ -55,7 +55,7 @@ impl Bounds {
         least_copies: 8,
         start: 16 << 20,
         most: 32 << 20,
-        stagger: false,
+        far: false,
     };
 
     /// For what is reached over a network: starts with 16 copies of 2 MiB, enough for 1.6 GB/s at 20 ms.
@@ -65,7 +65,7 @@ impl Bounds {
         least_copies: 4,
         start: 32 << 20,
         most: 64 << 20,
-        stagger: true,
+        far: true,
     };
 
     /// The same with no copy larger than `bytes`, and all of it kept in order.
@@ -150,7 +150,7 @@ impl Window {
 
     /// True while the copies that begin are staggered.
     pub fn is_staggering(&self) -> bool {
-        self.bounds.stagger && self.begun + 1 < self.bounds.start / self.bounds.most_copy.max(1)
+        self.bounds.far && self.begun + 1 < self.bounds.start / self.bounds.most_copy.max(1)
     }
 
     /// A copy of data begins.
@@ -251,6 +251,13 @@ impl Window {
         }
     }
 
+    /// What the path holds by its rate and its least latency, in bytes: so much is in flight where nothing queues. 0 if nothing was measured.
+    pub fn held(&self) -> u64 {
+        let latency = self.latencies.iter().min().copied().unwrap_or_default();
+        let held = u128::from(self.rate) * latency.as_nanos() / 1_000_000_000;
+        u64::try_from(held).unwrap_or(u64::MAX)
+    }
+
     /// Starts the next trial.
     fn propose(&mut self) {
         let (from, before) = (self.target, self.rate);
@@ -262,9 +269,7 @@ impl Window {
             }
             self.next_is_up = false;
         }
-        let latency = self.latencies.iter().min().copied().unwrap_or_default();
-        let held = u128::from(before) * latency.as_nanos() / 1_000_000_000;
-        let held = u64::try_from(held).unwrap_or(u64::MAX);
+        let held = self.held();
         // A quarter more than the path holds, and two copies, because copies end in lumps.
         let enough = held.saturating_add(held / 4).saturating_add(2 * self.copy);
         let less = enough.max(from / 4).max(self.floor());

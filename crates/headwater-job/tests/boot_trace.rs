@@ -42,6 +42,7 @@ fn first_boot(seed: u64, trace: Option<BootTrace>) -> (BootTrace, u64, u64) {
         stagger: false,
         start: 256 << 10,
         most: 256 << 10,
+        far: false,
     };
     let options = StreamOptions { bounds: Some(bounds), boot_trace: trace, ..StreamOptions::default() };
     let (job, work) = stream(world.disk.clone(), options);

@@ -1,4 +1,4 @@
-//! Tests of the budget against a simple device: it serves one operation after the other, in virtual time.
+//! Tests of the budget against a simple device, which serves one operation after the other, and a simple source that is far away; in virtual time.
 
 use super::*;
 use proptest::prelude::*;
@@ -23,36 +23,112 @@ impl Device {
 
     /// When an operation that comes at `now` is done.
     fn serve(&mut self, bytes: u64, now: Duration) -> Duration {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let chance = (self.random >> 40) as f64 / f64::from(1 << 24);
+        let chance = random(&mut self.random);
         let time = self.overhead + Duration::from_secs_f64(bytes as f64 / self.bandwidth);
         self.free_at = self.free_at.max(now) + time.mul_f64(1.0 + self.jitter * chance);
         self.free_at
     }
 }
 
-/// A guest that reads 4 KiB at a time with a pause in between, beside copies that follow a budget.
-struct World {
-    device: Device,
+/// Random numbers from 0 to 1.
+fn random(state: &mut u64) -> f64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+    (*state >> 40) as f64 / f64::from(1 << 24)
+}
+
+/// Where guests' requests and copies meet.
+trait Place {
+    /// The source is far away.
+    const FAR: bool;
+
+    /// When a guest's request that comes at `now` is done, and of which kind it is.
+    fn guest(&mut self, now: Duration) -> (Kind, Duration);
+
+    /// When a copy that begins at `now` is done.
+    fn copy(&mut self, bytes: u64, now: Duration) -> Duration;
+}
+
+impl Place for Device {
+    const FAR: bool = false;
+
+    fn guest(&mut self, now: Duration) -> (Kind, Duration) {
+        (Kind::Read, self.serve(4096, now))
+    }
+
+    fn copy(&mut self, bytes: u64, now: Duration) -> Duration {
+        // What is read must be written: twice the bytes.
+        self.serve(2 * bytes, now)
+    }
+}
+
+/// A source at the end of a line, whose answers pass one after the other, and a disk which copies don't burden but others do: what a hit takes is
+/// scattered widely.
+struct Far {
+    latency: Duration,
+    bandwidth: f64,
+    line_free_at: Duration,
+    /// How many of eight reads miss.
+    misses: u64,
+    reads: u64,
+    random: u64,
+}
+
+impl Far {
+    fn new(millis: u64, mib_per_second: f64, misses: u64) -> Self {
+        let latency = Duration::from_millis(millis);
+        let bandwidth = mib_per_second * MIB;
+        Self { latency, bandwidth, line_free_at: Duration::ZERO, misses, reads: 0, random: 1 }
+    }
+
+    fn answer(&mut self, bytes: u64, now: Duration) -> Duration {
+        let time = Duration::from_secs_f64(bytes as f64 / self.bandwidth);
+        self.line_free_at = self.line_free_at.max(now + self.latency) + time;
+        self.line_free_at
+    }
+}
+
+impl Place for Far {
+    const FAR: bool = true;
+
+    fn guest(&mut self, now: Duration) -> (Kind, Duration) {
+        self.reads += 1;
+        if self.reads % 8 < self.misses {
+            return (Kind::Miss, self.answer(64 << 10, now));
+        }
+        let scattered = -random(&mut self.random).max(0.001).ln();
+        (Kind::Read, now + Duration::from_micros(200).mul_f64(0.3 + scattered))
+    }
+
+    fn copy(&mut self, bytes: u64, now: Duration) -> Duration {
+        self.answer(bytes, now)
+    }
+}
+
+/// A guest that reads with a pause in between, beside copies that follow a budget.
+struct World<P = Device> {
+    device: P,
     budget: Budget,
     now: Duration,
     copied: u64,
     in_flight: Vec<(Duration, Duration, u64)>,
-    /// What the guest's requests took, and when they came.
+    /// When the guest's requests came, and what they took.
     latencies: Vec<(Duration, Duration)>,
+    /// Those that missed.
+    misses: Vec<(Duration, Duration)>,
     target: u64,
     copies: bool,
 }
 
-impl World {
-    fn new(device: Device, goal: GuestLatencyGoal) -> Self {
+impl<P: Place> World<P> {
+    fn new(device: P, goal: GuestLatencyGoal) -> Self {
         Self {
             device,
-            budget: Budget::new(goal),
+            budget: Budget::new(goal, P::FAR),
             now: Duration::ZERO,
             copied: 0,
             in_flight: Vec::new(),
             latencies: Vec::new(),
+            misses: Vec::new(),
             target: 16 << 20,
             copies: true,
         }
@@ -62,7 +138,7 @@ impl World {
     fn run(&mut self, time: Duration, think: Option<Duration>) {
         let until = self.now + time;
         let mut asks = think.map(|think| self.now + think);
-        let mut asked: Option<(Duration, Duration)> = None;
+        let mut asked: Option<(Kind, Duration, Duration)> = None;
         let mut begun = 0_u64;
         let mut quiet = None;
         while self.now < until {
@@ -72,9 +148,12 @@ impl World {
                 self.in_flight.remove(0);
                 self.copied += bytes;
             }
-            if let Some((came, end)) = asked.filter(|(_, end)| *end <= self.now) {
+            if let Some((kind, came, end)) = asked.filter(|(.., end)| *end <= self.now) {
                 let side = if quiet == Some(begun) { &mut seen.quiet } else { &mut seen.busy };
-                side[0].add(end - came);
+                side[kind as usize].add(end - came);
+                if kind == Kind::Miss {
+                    self.misses.push((came, end - came));
+                }
                 seen.went = 1;
                 self.latencies.push((came, end - came));
                 asked = None;
@@ -82,13 +161,14 @@ impl World {
             }
             if asks.is_some_and(|at| at <= self.now) {
                 asks = None;
-                asked = Some((self.now, self.device.serve(4096, self.now)));
+                let (kind, end) = self.device.guest(self.now);
+                asked = Some((kind, self.now, end));
                 quiet = self.in_flight.is_empty().then_some(begun);
                 seen.came = 1;
             }
             self.budget.observe(&seen, self.in_flight.len(), self.now);
             let rest = if self.copies { self.fill(&mut begun) } else { None };
-            let ends = self.in_flight.iter().map(|(end, ..)| *end).chain(asked.map(|(_, end)| end));
+            let ends = self.in_flight.iter().map(|(end, ..)| *end).chain(asked.map(|(.., end)| end));
             let next = ends.chain(asks).chain(rest).chain([until]).min().unwrap_or(until);
             self.now = next.max(self.now + Duration::from_nanos(1));
         }
@@ -105,8 +185,7 @@ impl World {
             if flying + copy > target && flying > 0 {
                 return None;
             }
-            // What is read must be written: twice the bytes.
-            let end = self.device.serve(2 * copy, self.now);
+            let end = self.device.copy(copy, self.now);
             self.in_flight.push((end, self.now, copy));
             self.budget.begun(copy, self.now);
             *begun += 1;
@@ -115,11 +194,15 @@ impl World {
 
     /// A quantile of what requests took that came since `since`.
     fn quantile(&self, part: f64, since: Duration) -> Duration {
-        let mut times: Vec<_> =
-            self.latencies.iter().filter(|(came, _)| *came >= since).map(|(_, took)| *took).collect();
-        times.sort_unstable();
-        times[((times.len() - 1) as f64 * part) as usize]
+        quantile(&self.latencies, part, since)
     }
+}
+
+fn quantile(latencies: &[(Duration, Duration)], part: f64, since: Duration) -> Duration {
+    let mut times: Vec<_> =
+        latencies.iter().filter(|(came, _)| *came >= since).map(|(_, took)| *took).collect();
+    times.sort_unstable();
+    times[((times.len() - 1) as f64 * part) as usize]
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -197,6 +280,34 @@ fn it_follows_a_device_that_becomes_slow() {
     assert!(median <= idle * 3 / 2, "{median:?}, alone {idle:?}");
 }
 
+/// What passes the line beside a guest that boots, as a part of what it holds, and the misses' median.
+fn beside_a_boot(source: Far, time: Duration) -> (f64, Duration) {
+    let (bandwidth, latency) = (source.bandwidth, source.latency);
+    let mut world = World::new(source, GuestLatencyGoal::Relative);
+    world.target = 32 << 20;
+    let held = bandwidth * latency.as_secs_f64();
+    world.budget.way_holds(held as u64);
+    // A firmware reads every ten milliseconds.
+    world.run(time, Some(SECOND / 100));
+    let guests = world.misses.len() as f64 * 65536.0;
+    let used = (world.copied as f64 + guests) / (bandwidth * time.as_secs_f64());
+    (used, quantile(&world.misses, 0.5, time / 4))
+}
+
+#[test]
+fn a_far_sources_line_is_used_beside_a_guest_that_boots() {
+    for (millis, bandwidth) in [(10, 50.0), (20, 50.0), (20, 100.0)] {
+        for misses in [1, 4, 8] {
+            for seconds in [2, 8] {
+                let (used, median) = beside_a_boot(Far::new(millis, bandwidth, misses), SECOND * seconds);
+                let case = format!("{millis} ms, {bandwidth} MiB/s, {misses} of 8 miss, {seconds} s");
+                assert!(used > 0.75, "{case}: {used:.2} of the line");
+                assert!(median < Duration::from_millis(millis) * 7 / 4, "{case}: misses take {median:?}");
+            }
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn copies_never_rest_for_long_and_keep_to_the_window_whatever_is_seen(
@@ -204,9 +315,10 @@ proptest! {
         target in 1_u64..(64 << 20),
         copy in (64_u64 << 10)..(2 << 20),
         added in prop::option::of(1_u64..10_000_000),
+        far in any::<bool>(),
     ) {
         let goal = added.map_or(GuestLatencyGoal::Relative, |nanos| GuestLatencyGoal::Added(Duration::from_nanos(nanos)));
-        let mut budget = Budget::new(goal);
+        let mut budget = Budget::new(goal, far);
         let mut now = Duration::ZERO;
         for (step, kind, took, quiet, copies) in events {
             now += Duration::from_nanos(step);

@@ -169,7 +169,7 @@ fn copies_that_share_a_link_do_not_end_together() {
         let staggered = over_connections(Bounds::REMOTE, millis / 1e3, LINK, 16);
         assert!(staggered > LINK * 0.95, "{millis} ms: {staggered}");
     }
-    let together = over_connections(Bounds { stagger: false, ..Bounds::REMOTE }, 0.08, LINK, 16);
+    let together = over_connections(Bounds { far: false, ..Bounds::REMOTE }, 0.08, LINK, 16);
     assert!(together < LINK * 0.8, "{together}: then it needn't be");
 }
 

@@ -236,8 +236,14 @@ pub fn preset(sim: &Sim, layer: &SimOverlay, size: u64, unit: u64, tag: u8, cont
 }
 
 /// A window that fits a small disk.
-pub const SMALL: Bounds =
-    Bounds { least_copy: 1024, most_copy: 4096, least_copies: 2, start: 32 << 10, most: 64 << 10, stagger: false };
+pub const SMALL: Bounds = Bounds {
+    least_copy: 1024,
+    most_copy: 4096,
+    least_copies: 2,
+    start: 32 << 10,
+    most: 64 << 10,
+    far: false,
+};
 
 pub fn small_options() -> StreamOptions {
     StreamOptions { bounds: Some(SMALL), detect_zeroes: true, ..StreamOptions::default() }

@@ -283,8 +283,14 @@ impl Guest {
     }
 
     fn start(&self, disks: &Disks, edge: &Rc<Edge>) -> (JobHandle, Task<Outcome>) {
-        const SMALL: Bounds =
-            Bounds { least_copy: 1024, most_copy: 4096, least_copies: 2, start: 16 << 10, most: 32 << 10, stagger: false };
+        const SMALL: Bounds = Bounds {
+            least_copy: 1024,
+            most_copy: 4096,
+            least_copies: 2,
+            start: 16 << 10,
+            most: 32 << 10,
+            far: false,
+        };
         let bounds = Some(SMALL);
         match (&disks.base, self.workload) {
             (Some(base), Workload::CommitActive) => {
