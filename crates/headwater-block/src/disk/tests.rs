@@ -125,3 +125,26 @@ fn status_is_coalesced_and_bounded() {
     );
     assert_eq!(now(disk.block_status(0..64 << 10, 2)).unwrap().len(), 2);
 }
+
+/// Requests that come while a disk is opened anew are judged by what it is afterwards: what it is in between, or was meant to be, is not their affair.
+#[test]
+fn changes_that_come_during_a_drain_are_judged_when_it_is_over() {
+    let disk = disk(8192, 512);
+    let read_only = |read_only| disk.set_options(DiskOptions { read_only, ..disk.options() });
+    for refused in [false, true] {
+        let drained = now(disk.drain());
+        read_only(!refused);
+        let mut write = Box::pin(disk.write(0, Buffer::zeroed(512), WriteFlags::default()));
+        let mut zeroes = Box::pin(disk.write_zeroes(512, 512, ZeroFlags::default()));
+        let mut discard = Box::pin(disk.discard(1024, 512));
+        assert!((&mut write).now_or_never().is_none(), "a write doesn't wait for the end of the drain");
+        assert!((&mut zeroes).now_or_never().is_none(), "zeroes don't wait for the end of the drain");
+        assert!((&mut discard).now_or_never().is_none(), "a discard doesn't wait for the end of the drain");
+        read_only(refused);
+        drop(drained);
+        for (what, done) in [("write", now(write)), ("zeroes", now(zeroes)), ("discard", now(discard))] {
+            let kind = done.err().map(|err| err.kind());
+            assert_eq!(kind, refused.then_some(ErrorKind::ReadOnly), "{what}");
+        }
+    }
+}

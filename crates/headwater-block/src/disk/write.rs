@@ -31,27 +31,25 @@ impl Disk {
     /// # Errors
     /// `OutOfRange`, `ReadOnly`, `NoSpace`, and those of the storage. The range then holds old and new bytes in any mixture.
     pub async fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> Result<()> {
-        let range = self.check_change(offset, data.len() as u64)?;
+        let len = data.len() as u64;
         if data.is_empty() {
-            return Ok(());
+            return self.check_change(offset, len).map(drop);
         }
         let detect = self.options.get().detect_zeroes;
         if detect != DetectZeroes::Off && is_zero(&data) {
             let unmap = detect == DetectZeroes::Unmap;
             return self
-                .write_zeroes(
-                    offset,
-                    data.len() as u64,
-                    ZeroFlags { fua: flags.fua, unmap, fast_only: false },
-                )
+                .write_zeroes(offset, len, ZeroFlags { fua: flags.fua, unmap, fast_only: false })
                 .await;
         }
         let admitted = self.admit().await;
+        // Only now: while requests were held back, the disk may have been opened anew in another way.
+        let range = self.check_change(offset, len)?;
         admitted.is(Kind::Write);
         tracing::trace!(target: "qemu", event = "bdrv_co_pwritev_part", node = self.name(), offset, bytes = data.len());
         add(&self.stats.writes, 1);
         self.write_watch.writes_until(range.end);
-        add(&self.stats.write_bytes, data.len() as u64);
+        add(&self.stats.write_bytes, len);
         let aligned = self.aligned(&range);
         let locked = self.lock_for(&range, &aligned, Change::Write).await;
         self.save_before_change(&range).await?;
@@ -71,11 +69,11 @@ impl Disk {
     /// # Errors
     /// As for [`Disk::write`]; `Unsupported` if `fast_only` was asked for and the storage can only write zeroes as data.
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        let range = self.check_change(offset, len)?;
         if len == 0 {
-            return Ok(());
+            return self.check_change(offset, len).map(drop);
         }
         let _admitted = self.admit().await;
+        let range = self.check_change(offset, len)?;
         add(&self.stats.zeroes_and_discards, 1);
         tracing::trace!(target: "qemu", event = "bdrv_co_pwrite_zeroes", node = self.name(), offset, bytes = len);
         let flags = ZeroFlags { unmap: flags.unmap && !self.options.get().ignore_discards, ..flags };
@@ -97,6 +95,7 @@ impl Disk {
     /// # Errors
     /// As for [`Disk::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        let _admitted = self.admit().await;
         let range = self.check_change(offset, len)?;
         // Advisory: only whole aligned blocks are passed on.
         let alignment = u64::from(self.top().limits().write_alignment);
@@ -107,7 +106,6 @@ impl Disk {
         if start >= end || self.options.get().ignore_discards {
             return Ok(());
         }
-        let _admitted = self.admit().await;
         tracing::trace!(target: "qemu", event = "bdrv_co_pdiscard", node = self.name(), offset, bytes = len);
         add(&self.stats.zeroes_and_discards, 1);
         let inner = start..end;
