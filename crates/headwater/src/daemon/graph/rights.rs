@@ -152,7 +152,11 @@ impl Graph {
         }
     }
 
-    fn check_rights(&self) -> Result<(), Refusal> {
+    /// Looks whether all users of all nodes agree.
+    ///
+    /// # Errors
+    /// The first conflict, or a node that is written although it is open for reading only.
+    pub(super) fn check_rights(&self) -> Result<(), Refusal> {
         for node in self.nodes() {
             let users = self.users(&node);
             for (at, one) in users.iter().enumerate() {
