@@ -39,10 +39,9 @@ fn first_boot(seed: u64, trace: Option<BootTrace>) -> (BootTrace, u64, u64) {
         least_copy: 16 << 10,
         most_copy: 64 << 10,
         least_copies: 4,
-        stagger: false,
+        far: false,
         start: 256 << 10,
         most: 256 << 10,
-        far: false,
     };
     let options = StreamOptions { bounds: Some(bounds), boot_trace: trace, ..StreamOptions::default() };
     let (job, work) = stream(world.disk.clone(), options);

@@ -406,3 +406,27 @@ def transaction(case):
     qmp.run("quit")
     case.images.same("copy.qcow2", chain.expected)
     case.images.write(case.path("small.qcow2"), "read -P 7 0 2M")
+
+
+@scenario
+def read_only_target(case):
+    """What is open for reading only is no target of a copy, neither a backup nor a mirror."""
+    case.images.raw("disk.raw", "1M", 1)
+    case.images.raw("target.raw", "1M", 2)
+    qmp = case.daemon().qmp
+    for name, more in (("disk", {}), ("target", {"read_only": True})):
+        qmp.run("blockdev-add", driver="raw", node_name=name, file={"driver": "file", "filename": case.path(f"{name}.raw")}, **more)
+    qmp.refuse("blockdev-mirror", job_id="job", device="disk", target="target", sync="full")
+    qmp.refuse("blockdev-backup", job_id="job", device="disk", target="target", sync="full")
+    qmp.run("quit")
+    case.images.same("target.raw", case.images.raw("expected.raw", "1M", 2), form="raw")
+
+
+@scenario
+def mirror_in_the_middle(case):
+    """Only what nothing stands on is mirrored: an image above names its backing file, and keeps its own."""
+    case.images.chain("base", "top").add(qmp := case.daemon().qmp)
+    qmp.run("blockdev-add", driver="null-co", node_name="target", size=4 << 20)
+    for source in ("base", "top-file"):
+        qmp.refuse("blockdev-mirror", job_id="job", device=source, target="target", sync="full")
+    qmp.run("quit")

@@ -88,7 +88,6 @@ pub(super) async fn plan_between(
         return Err(refusal);
     }
     let prepared = async {
-        hold.make_writable(&target).await?;
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
         hold.attach(&source, "file", Doing::READ, shares).await?;
         hold.attach(&target, "target", Doing::READ.and(Doing::WRITE), bears).await?;

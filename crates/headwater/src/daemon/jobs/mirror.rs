@@ -48,6 +48,10 @@ pub(super) async fn begin(
     Target { node: target, as_disk }: Target,
 ) -> Result<(), Refusal> {
     let text = |key: &str| args.text(key).unwrap_or_default();
+    if !graph.parents(&source).is_empty() {
+        // The target takes its place at the end: under an image whose header names another file, or as the file of one, which keeps it.
+        return Err(generic("Need a root block node"));
+    }
     source.check_idle()?;
     target.check_idle()?;
     check_numbers(args)?;
@@ -82,7 +86,6 @@ pub(super) async fn begin(
     }
     let prepared = async {
         speed(args)?;
-        hold.make_writable(&target).await?;
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
         hold.attach(&source, "source", Doing::READ, shares).await?;
         let bears = if on_the_source { Doing::NOTHING } else { Doing::READ };
