@@ -329,3 +329,29 @@ def paced(case):
     let_go(qmp)
     qmp.run("quit")
     chain.reads_as_before()
+
+
+@scenario
+def base_of_two(case):
+    """A base that another disk stands on as well: what a commit wrote there, that disk would read."""
+    chain = case.images.chain("base", "top")
+    other = case.images.qcow2("other.qcow2", None, backing="base.qcow2")
+    case.images.copy("other.qcow2", "other-expected.raw")
+    qmp = case.daemon().qmp
+    chain.add(qmp)
+    qmp.run("blockdev-add", driver="qcow2", node_name="other", file={"driver": "file", "filename": other}, backing="base")
+    address = export(case, qmp, "other", writable=False)
+    started = qmp.attempt("block-commit", job_id="job", device="top")
+    case.note("started", started)
+    if started:
+        # The reference lets its users see to that.
+        qmp.run("quit")
+        return
+    nbd.io(address, "read -P 1 0 64k", "read -P 0 1M 64k", read_only=True)
+    qmp.run("block-export-del", id="export-other")
+    qmp.run("block-commit", job_id="job", device="top", speed=SLOW)
+    idle(qmp)
+    qmp.refuse("block-export-add", type="nbd", id="again", node_name="other")
+    qmp.run("job-cancel", id="job")
+    qmp.run("quit")
+    chain.reads_as_before()

@@ -7,7 +7,7 @@
 //!
 //! The locks on files follow: they tell other processes what the users of the file's node do together.
 
-use super::{Graph, GraphNode, Link, Role};
+use super::{Graph, GraphNode, Link, Role, used_by};
 use crate::daemon::failure::{Refusal, generic};
 use headwater_storage::file::Use;
 use std::rc::Rc;
@@ -133,7 +133,12 @@ impl Graph {
             Role::Backing if self.together(parent).does == Doing::NOTHING => {
                 Rights { does: Doing::NOTHING, bears: Doing::ALL }
             }
-            Role::Backing => Rights { does: Doing::READ, bears: Doing::READ.and(Doing::REARRANGE) },
+            Role::Backing => {
+                let bears = Doing::READ.and(Doing::REARRANGE);
+                // What a commit writes below is hidden from here by the layers that it comes from.
+                let bears = if is_committed(parent, &link.to) { bears.and(Doing::WRITE) } else { bears };
+                Rights { does: Doing::READ, bears }
+            }
             Role::File | Role::DataFile if parent.driver == "raw" => {
                 // The bytes of the file are the disk: what is done to one is done to the other.
                 let above = self.together(parent);
@@ -224,6 +229,12 @@ impl Graph {
             None
         }
     }
+}
+
+/// True if a commit works on both nodes: then the link between them is one that it goes along, or will make.
+fn is_committed(over: &GraphNode, below: &GraphNode) -> bool {
+    let (over, below) = (over.busy.borrow(), below.busy.borrow());
+    over.iter().any(|one| one.why == used_by("commit") && below.iter().any(|other| other.job == one.job))
 }
 
 /// A process that was killed keeps its locks for some milliseconds: to start again at once must work.

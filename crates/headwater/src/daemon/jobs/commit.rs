@@ -40,7 +40,7 @@ pub(in crate::daemon) async fn start(
     let scope = scope(graph, args)?;
     let Scope { device, top, base, active } = &scope;
     let part = Graph::part(top, None);
-    let mut nodes: Vec<_> = part.iter().take_while(|node| !Rc::ptr_eq(node, base)).cloned().collect();
+    let nodes: Vec<_> = part.iter().take_while(|node| !Rc::ptr_eq(node, base)).cloned().collect();
     let over = if *active { None } else { Graph::overlay_of(device, top) };
     for node in over.iter().chain(&nodes).chain([base]) {
         node.check_idle()?;
@@ -71,10 +71,14 @@ pub(in crate::daemon) async fn start(
             let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
             hold.attach(over, "overlay", Doing::READ.and(Doing::REARRANGE), shares).await?;
         }
-        // What is written to the base is not seen by those above, who find the same bytes in a layer that is nearer.
-        hold.attach(&target, "base", Doing::READ.and(Doing::REARRANGE), Doing::READ.and(Doing::REARRANGE))
-            .await?;
-        for node in nodes.iter().filter(|node| !node.is_filter()) {
+        let layers = nodes.iter().filter(|node| !node.is_filter()).cloned().collect::<Vec<_>>();
+        hold.occupy(&nodes);
+        hold.occupy(&over.iter().chain([base]).cloned().collect::<Vec<_>>());
+        // What is written to the base is not seen by those above, who find the same bytes in a layer that is nearer. Another image on the base
+        // would see it.
+        let does = Doing::READ.and(Doing::WRITE);
+        hold.attach(&target, "base", does, Doing::READ.and(Doing::REARRANGE)).await?;
+        for node in &layers {
             let shares = Doing::READ.and(Doing::REARRANGE);
             let shares = if *active && Rc::ptr_eq(node, &top.skip_filters()) {
                 shares.and(Doing::WRITE)
@@ -83,10 +87,6 @@ pub(in crate::daemon) async fn start(
             };
             hold.attach(node, "intermediate node", Doing::READ, shares).await?;
         }
-        let layers = nodes.iter().filter(|node| !node.is_filter()).cloned().collect();
-        nodes.extend(over.iter().cloned());
-        nodes.push(base.clone());
-        hold.occupy(&nodes);
         match &over {
             Some(over) if kept.is_none() => {
                 let becomes = Some(link_name(over, &target, backing_file.as_deref()));
