@@ -220,3 +220,17 @@ def snapshot_during_stream(case):
     qmp.run("query-named-block-nodes", flat=True)
     qmp.run("quit")
     chain.reads_as_before()
+
+
+@scenario
+def base_below_a_filter(case):
+    """A stream that is started on a filter, with what that is on as its base: nothing lies between them."""
+    chain = case.images.chain("base", "top")
+    qmp = case.daemon().qmp
+    chain.add(qmp)
+    qmp.run("blockdev-add", driver="copy-on-read", node_name="copies", file="top")
+    qmp.refuse("block-stream", job_id="job", device="copies", base_node="top")
+    qmp.run("block-stream", job_id="job", device="copies")
+    finish(qmp)
+    qmp.run("quit")
+    chain.reads_as_before()

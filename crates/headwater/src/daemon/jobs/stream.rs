@@ -175,6 +175,10 @@ fn end(graph: &Graph, top: &Rc<GraphNode>, args: &Options) -> Result<Option<Rc<G
         if Rc::ptr_eq(&base, top) || !Graph::is_in_chain(top, &base) {
             return Err(generic(format!("Node '{name}' is not a backing image of '{}'", top.name)));
         }
+        if Rc::ptr_eq(&base.skip_filters(), &top.skip_filters()) {
+            // Between them are only filters: there is no link that could lead to it.
+            return Err(generic(format!("'{name}' is not in the backing chain of '{}'", top.name)));
+        }
         return Ok(Some(base));
     }
     if let Some(name) = args.text("bottom") {
