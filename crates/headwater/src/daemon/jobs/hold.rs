@@ -199,7 +199,16 @@ pub(super) fn pivot_hooks(
                 if let (true, Some(ignore_discards)) = (pivoted.is_ok(), as_disk.ignores_discards) {
                     to.disk.set_options(DiskOptions { ignore_discards, ..to.disk.options() });
                 }
-                pivoted.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))
+                pivoted.map_err(|refusal| {
+                    // The event has only an error number's text for it.
+                    tracing::warn!(
+                        "{user} can't put {} in the place of {}: {}",
+                        to.name,
+                        from.name,
+                        refusal.desc
+                    );
+                    Error::new(ErrorKind::Io, refusal.desc)
+                })
             })
         })
     };
