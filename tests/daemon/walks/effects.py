@@ -17,6 +17,9 @@ def before(world, command, args):
     if command == "transaction":
         jobs = [_job(world, "backup", one["data"], now) for one in args["actions"] if one["type"] == "blockdev-backup"]
         return now, jobs
+    if command.endswith("job-complete") and (job := world.jobs.get(args.get("id") or args.get("device"))):
+        # Its end may be told before the answer.
+        job.asked.append("complete")
     return now, None
 
 
@@ -49,6 +52,8 @@ def after(world, command, args, error, memory):
         if began:
             world.refused(began) if error else world.started(began)
         return
+    if error and command.endswith("job-complete") and (job := world.jobs.get(args.get("id") or args.get("device"))):
+        job.asked.remove("complete")
     if error:
         for job in began or []:
             if job:
@@ -87,10 +92,10 @@ def _add(world, args, _sent=None, owned=True):
         _found(world, node, "backing" in args)
     elif driver == "null-co":
         node.image = Image(node.name, "null", Disk.unknown(args.get("size", 0) // UNIT))
+    node.file = args.get("file")
     if not node.name.startswith("#") or not owned:
         world.nodes[node.name] = node
-    if driver == "file" and isinstance(args.get("filename"), str):
-        node.filename = args["filename"]
+    node.filename = args.get("filename", "")
     return node
 
 
@@ -104,7 +109,7 @@ def _filename(file, world):
             if node.child:
                 file = node.child
                 continue
-            return getattr(node, "filename", "")
+            return node.filename
         if "filename" in file:
             return file["filename"]
         file = file.get("file") or file.get("image")
@@ -165,7 +170,9 @@ def _snapshot_sync(world, args, sent):
         return
     image = Image(name, "qcow2", Disk(below.disk.units), header=below.name, below=below.name, fresh=True)
     world.images[name] = image
-    world.nodes[args["snapshot-node-name"]] = Node(args["snapshot-node-name"], "qcow2", image, owned=False)
+    overlay = Node(args["snapshot-node-name"], "qcow2", image, owned=False)
+    overlay.file = {"driver": "file", "filename": name}
+    world.nodes[overlay.name] = overlay
     world.snapshot(args["node-name"], args["snapshot-node-name"], sent)
 
 
@@ -208,12 +215,6 @@ def _group(world, args, _sent):
         world.groups.add(args["id"])
 
 
-def _verb(world, args, _sent, verb):
-    job = world.jobs.get(args.get("id") or args.get("device"))
-    if job:
-        job.asked.append(verb)
-
-
 def _change_backing_file(world, args, _sent):
     image = world.resolve(args["image-node-name"])
     if image:
@@ -232,6 +233,4 @@ HANDLERS = {
     "block_resize": _resize,
     "object-add": _group,
     "change-backing-file": _change_backing_file,
-    "job-complete": lambda world, args, sent: _verb(world, args, sent, "complete"),
-    "block-job-complete": lambda world, args, sent: _verb(world, args, sent, "complete"),
 }

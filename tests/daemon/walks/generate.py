@@ -9,10 +9,10 @@ SLOW = 65536
 class Generator:
     """Gives actions one by one, looking at what is there."""
 
-    def __init__(self, random, walk, concurrent, kills=False):
+    def __init__(self, random, walk, concurrent, kills=False, traffic=True):
         self.random, self.walk, self.world = random, walk, walk.world
         self.concurrent = concurrent
-        self.kills = kills
+        self.kills, self.traffic = kills, traffic
         self.number = 0
         self.units = random.choice(SIZES)
         self.ready = []
@@ -174,7 +174,7 @@ class Generator:
         options = [self._as_is(self.world.nodes[node])]
         if options[0] and self.random.random() < 0.3:
             other = self.any_node(images=True)
-            options.append(self._as_is(self.world.nodes[other]))
+            options += [self._as_is(self.world.nodes[other])] if other != node else []
         if all(options):
             yield self.qmp("blockdev-reopen", options=options)
 
@@ -186,8 +186,7 @@ class Generator:
         if node.driver == "file":
             options["filename"] = node.image.name
         else:
-            file = f"f{node.image.name}"
-            options["file"] = file if file in self.world.nodes else {"driver": "file", "filename": node.image.name}
+            options["file"] = node.file
         if node.driver == "qcow2":
             if node.backing is None or not node.backing.startswith("#"):
                 options["backing"] = node.backing
@@ -350,6 +349,8 @@ class Generator:
         yield from self._use(name)
 
     def _use(self, name):
+        if not self.traffic:
+            return
         if self.concurrent:
             yield {"do": "client", "export": name, "seed": self.random.randrange(1 << 30)}
         else:

@@ -20,9 +20,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SUITE = os.path.dirname(HERE)
 sys.path[0] = SUITE
 
-from walks import shrink  # noqa: E402
+from walks import differ, shrink  # noqa: E402
 from walks.generate import Generator  # noqa: E402
 from walks.walk import Broken, Walk  # noqa: E402
+
+MODES = ("beside", "single", "kills", "reference")
 
 # Actions of one walk.
 STEPS = 60
@@ -104,6 +106,9 @@ def run(program, mode, seed=None, steps=STEPS, trace=None, keep=None):
 def job(program, mode, seed, steps):
     """`run` in a process of its own."""
     began = time.monotonic()
+    if mode == "reference":
+        failure, trace, _ = differ.run(program, ["qemu-storage-daemon"], seed, steps, os.path.join(SUITE, "differences.toml"))
+        return seed, mode, failure, trace, [], time.monotonic() - began
     failure, trace, log, _ = run(program, mode, seed, steps)
     return seed, mode, failure, trace, log, time.monotonic() - began
 
@@ -113,7 +118,7 @@ def arguments():
     parser = argparse.ArgumentParser(prog="tests/daemon/walk", description=__doc__)
     default = os.path.join(SUITE, "..", "..", "target", "debug", "headwater")
     parser.add_argument("--headwater", default=default, metavar="PATH", help="the program under test (default: target/debug/headwater)")
-    parser.add_argument("--mode", action="append", choices=("beside", "single", "kills"), help="commands beside each other and clients; one by one; with a kill (default: all)")
+    parser.add_argument("--mode", action="append", choices=MODES, help="commands beside each other and clients; one by one; with a kill; one by one beside the reference (default: all)")
     parser.add_argument("--seeds", default=os.environ.get("HEADWATER_SEEDS", "10"), metavar="N|A..B", help="how many walks of each mode, or which (HEADWATER_SEEDS)")
     parser.add_argument("--seed", type=int, default=os.environ.get("HEADWATER_SEED"), help="this one only (HEADWATER_SEED)")
     parser.add_argument("--steps", type=int, default=STEPS, help="actions of a walk (default: %(default)s)")
@@ -138,7 +143,7 @@ def tell(options, program, seed, mode, failure, trace, log):
     """Prints a failure and keeps what replays it."""
     os.makedirs(options.failures, exist_ok=True)
     path = os.path.join(options.failures, f"{mode}-{seed}.json")
-    if options.shrink:
+    if options.shrink and mode != "reference":
         trace, failure = shrink.shorter(trace, failure, lambda fewer: run(program, mode, trace=fewer)[0])
     with open(path, "w", encoding="utf-8") as file:
         json.dump({"mode": mode, "seed": seed, "failure": failure, "actions": trace}, file)
@@ -167,7 +172,7 @@ def main():
     if options.replay:
         return replay(options, program)
     began = time.monotonic()
-    modes = options.mode or ["beside", "single", "kills"]
+    modes = options.mode or MODES
     wanted = iter([(mode, seed) for seed in seeds(options) for mode in modes])
     failed = done = 0
     context = multiprocessing.get_context("fork")

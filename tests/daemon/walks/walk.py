@@ -20,7 +20,7 @@ PATIENCE = float(os.environ.get("HEADWATER_PATIENCE", "25"))
 # Memory that a daemon may have at its end, in KiB: disks are a megabyte or two.
 MEMORY = 400 << 10
 
-SETTLED = ("paused", "standby", "ready", "pending", "concluded")
+SETTLED = ("paused", "standby", "ready")
 
 
 class Broken(Exception):
@@ -30,8 +30,9 @@ class Broken(Exception):
 class Walk:
     """A run of a sequence of actions against one daemon."""
 
-    def __init__(self, program, folder, monitors=2):
+    def __init__(self, program, folder, monitors=2, plain=False):
         self.program, self.folder = program, folder
+        self.plain = plain  # only carries out, and judges nothing
         self.began = time.monotonic()
         self.world = World(self.clock)
         self.count = monitors
@@ -43,7 +44,9 @@ class Walk:
         self.answers = []
         self.monitors = []
         self.child = None
-        self.slow = set()
+        self.slow = set()  # jobs with a limit
+        self.manual = {}  # the states in which a job waits for a command
+        self.completing = set()  # jobs that were told to end
         self.requests = 0
         self.log = []
 
@@ -88,6 +91,8 @@ class Walk:
             return log.read()[-3000:]
 
     def _event(self, event):
+        if self.plain:
+            return
         try:
             self._heard(event)
         except Exception:
@@ -163,9 +168,12 @@ class Walk:
             job.ending = self.clock()
         if command == "block-export-del":
             self.leaving.add(args["id"])
+        started = args.get("job-id", name)
         if args.get("speed") or args.get("sync") == "none":
-            self.slow.add(args.get("job-id", name))
-        memory = effects.before(self.world, command, args)
+            self.slow.add(started)
+        if "job-id" in args and started not in self.manual:
+            self.manual[started] = [state for state, flag in (("pending", "auto-finalize"), ("concluded", "auto-dismiss")) if args.get(flag) is False]
+        memory = None if self.plain else effects.before(self.world, command, args)
         self.told(f"m{action.get('m', 0)} {command} {args}")
         try:
             reply = await asyncio.wait_for(self.monitors[action.get("m", 0)].ask(command, **args), PATIENCE)
@@ -178,12 +186,16 @@ class Walk:
             raise Broken(f"{command} {args}: the daemon closed the monitor ({self.child.poll()}); it printed: {self.printed()}") from None
         error = reply.get("error")
         self.told(f"m{action.get('m', 0)} {command}: {error or 'ok'}")
+        self.answers.append((action, error))
+        if error is None and command.rsplit("-", 1)[-1] in ("complete", "cancel"):
+            self.completing.add(name)
+        if self.plain:
+            return
         if error and command == "block-export-del":
             self.leaving.discard(args["id"])
         if error and error["class"] not in ("GenericError", "DeviceNotFound", "DeviceNotActive"):
             self.fail(f"{command} {args}: an error of class {error['class']}: {error['desc']}")
         effects.after(self.world, command, args, error, memory)
-        self.answers.append((action, error))
 
     def _client(self, action):
         export = self.world.exports.get(action["export"])
@@ -216,19 +228,29 @@ class Walk:
         except asyncio.TimeoutError:
             raise Broken(f"{what}: not done in {PATIENCE} s") from None
 
+    def _moves(self, name, status):
+        """Whether a job will be in another state soon, with nobody's doing."""
+        if status == "running":
+            return name not in self.slow
+        if status in ("pending", "concluded"):
+            return status not in self.manual.get(name, ())
+        if status == "ready":
+            return name in self.completing
+        return status not in SETTLED
+
     async def look_at_nodes(self):
         """Forgets nodes that went with those that stood on them."""
+        known = set(self.world.nodes)
         names = {node["node-name"] for node in await self.ask("query-named-block-nodes", flat=True)}
         await self.answered()
-        if lost := self.world.gone(names):
+        if lost := self.world.gone(known - names):
             self.fail(f"nodes that commands made are gone: {lost}")
 
     async def settle(self):
         """Waits until no job changes by itself."""
         deadline = self.clock() + PATIENCE
         while self.failure is None:
-            jobs = {job["id"]: job for job in await self.ask("query-jobs")}
-            moving = [job for job in jobs.values() if job["status"] not in SETTLED and not (job["id"] in self.slow and job["status"] == "running")]
+            moving = [job for job in await self.ask("query-jobs") if self._moves(job["id"], job["status"])]
             if not moving:
                 return
             if self.clock() > deadline:

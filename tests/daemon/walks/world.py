@@ -30,6 +30,8 @@ class Node:
     child: str | None = None  # what a filter is on
     backing: str | None = None
     owned: bool = True
+    filename: str = ""
+    file: dict | str | None = None  # the option of that name
 
 
 @dataclass(eq=False)
@@ -44,7 +46,7 @@ class Job:
     device: str | None = None
     active: bool = False
     whole: bool = True  # its target becomes what the source is
-    asked: list = field(default_factory=list)  # the verbs that it obeyed
+    asked: list = field(default_factory=list)  # "complete" for each time that it was told so and did not refuse
     captured: Disk | None = None  # of a backup: what the source held
     doubted: list = field(default_factory=list)  # the images that it changes
     ending: float | None = None  # when it was told to complete, or to end as it is
@@ -132,11 +134,15 @@ class World:
                 other.disk = Disk.unknown(other.disk.units)
 
     def move(self, source, target, since, until):
-        """A disk goes on in another image; the first one keeps what it held at that moment."""
-        disk = source.disk
+        """A disk goes on in another image; the first one keeps what it held at that moment. Those who went along are linked to the other already."""
+        target.fresh = False
+        if any(export.writable and self.resolve(export.node) is source for export in self.exports.values()):
+            # They are on the image itself, below a filter that others were on: whose writes went where isn't known.
+            source.disk, target.disk = Disk.unknown(source.disk.units), Disk.unknown(source.disk.units)
+            return
+        disk = Disk.unknown(source.disk.units) if source.doubts else source.disk
         source.disk = disk.frozen(since, until)
         target.disk = disk
-        target.fresh = False
 
     def relink(self, old, new):
         """Whoever used a node uses another one."""
@@ -168,8 +174,8 @@ class World:
         target.below = source.name
 
     def gone(self, names):
-        """Takes out the nodes that are no longer there; gives those that should be."""
-        lost = [node for node in self.nodes.values() if node.name not in names and not node.name.startswith("#")]
+        """Takes out nodes that are no longer there; gives those that should be."""
+        lost = [node for node in self.nodes.values() if node.name in names and not node.name.startswith("#")]
         for node in lost:
             del self.nodes[node.name]
         return [node.name for node in lost if node.owned]
@@ -214,7 +220,7 @@ class World:
     def started(self, job):
         """It has begun at some moment until now."""
         source = self.resolve(job.source)
-        if job.kind == "backup" and source:
+        if job.kind == "backup" and source and not source.doubts:
             job.captured = source.disk.frozen(job.sent, self.clock())
 
     def completed(self, job):
@@ -231,7 +237,7 @@ class World:
         elif job.kind == "commit" and not job.active and source and target:
             over = [self.nodes[name] for name in self.chain(job.device) if self.nodes[name].backing == job.source]
             between = self._between(job)
-            target.disk = source.disk.frozen(now, now)
+            target.disk = Disk.unknown(target.disk.units) if source.doubts else source.disk.frozen(now, now)
             for node in over:
                 node.backing = job.target
                 if node.image:
