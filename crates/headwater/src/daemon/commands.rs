@@ -315,9 +315,12 @@ impl Commands {
             }
             "blockdev-del" => self.graph.remove(text("node-name")).await,
             "blockdev-reopen" => {
-                let all = args.get("options").and_then(Value::as_array).into_iter().flatten();
-                let all: Vec<_> = all.filter_map(Value::as_object).cloned().collect();
-                self.graph.reopen(&all).await
+                for options in args.get("options").and_then(Value::as_array).into_iter().flatten() {
+                    if let Value::Object(options) = options {
+                        self.graph.reopen(options.clone()).await?;
+                    }
+                }
+                Ok(())
             }
             "blockdev-set-active" => self.set_active(args).await,
             "blockdev-create" => jobs::create::start(&self.graph, &self.jobs, args).await,

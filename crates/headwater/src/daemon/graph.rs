@@ -6,7 +6,7 @@
 //!
 //! - [`rights`]: what each user of a node does to it and bears of others; a change of the books that leads to a conflict is taken back.
 //! - [`open`]: from options to nodes. [`header`]: the nodes that an image's header names.
-//! - [`change`]: a node takes another's place, images are opened again, nodes go. `reopen`: nodes get other options.
+//! - [`change`]: a node takes another's place, images are opened again, nodes go.
 //! - `shares`: sources that several disks read from are asked once.
 //! - `for_jobs`: what jobs need of it. [`describe`]: what is told of a node.
 //!
@@ -18,7 +18,6 @@ pub(super) mod describe;
 mod for_jobs;
 pub(super) mod header;
 pub(super) mod open;
-mod reopen;
 pub(super) mod rights;
 mod settings;
 pub(super) mod shares;

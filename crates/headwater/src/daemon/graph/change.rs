@@ -1,10 +1,10 @@
 //! Changes of the graph: a node takes another's place, an image is opened again in another way, nodes go.
 
-use super::open::{self, Read};
+use super::open::{self, Options, Read};
 use super::{Graph, GraphNode, Link, Role, Settings};
 use crate::daemon::failure::{Refusal, generic, of_error};
-use headwater_block::DiskOptions;
 use headwater_block::drain::Drained;
+use headwater_block::{DetectZeroes, DiskOptions};
 use headwater_image::raw::{RawNode, RawOptions};
 use std::rc::Rc;
 
@@ -200,8 +200,7 @@ impl Graph {
         file_settings: Option<Settings>,
     ) -> Result<(), Refusal> {
         let old = node.settings.borrow().clone();
-        let file = held(node).zip(file_settings);
-        self.check_settings(node, &settings, file.as_ref())?;
+        let file = node.child(Role::File).zip(file_settings);
         let file_was = file.as_ref().map(|(file, _)| file.settings.borrow().clone());
         let drained = node.disk.drain().await;
         finish(node).await?;
@@ -212,8 +211,7 @@ impl Graph {
                 node.settings.replace(settings.clone());
             }
             if let Some((file, wanted)) = &file {
-                let below = follows(file, wanted).map(|(_, settings)| settings);
-                Box::pin(self.open_again(file, wanted.clone(), below)).await?;
+                Box::pin(self.open_again(file, wanted.clone(), None)).await?;
                 file_changed = true;
             }
             node.settings.replace(settings.clone());
@@ -221,71 +219,24 @@ impl Graph {
             self.settle_rights().await
         }
         .await;
-        let undone = match &result {
-            Ok(()) => Ok(()),
-            Err(_) => {
-                let file = file.map(|(file, _)| file).zip(file_was).filter(|_| file_changed);
-                self.open_as_it_was(node, old, file, &drained).await
+        if let Err(refusal) = result {
+            node.settings.replace(old.clone());
+            if let (Some((file, _)), Some(was), true) = (&file, file_was, file_changed) {
+                Box::pin(self.open_again(file, was, None)).await?;
             }
-        };
+            self.build_again(node, old, &drained).await?;
+            self.settle_rights().await?;
+            return Err(refusal);
+        }
         drop(drained);
-        // Undone or not, what the images on top of it read from is not there any more.
         for parent in self.parents(node) {
             self.follow_backing(&parent)?;
         }
-        undone?;
-        result
-    }
-
-    /// Refuses settings of a node and of its file that don't go with what is done to them, before anybody is held back for nothing.
-    fn check_settings(
-        &self,
-        node: &Rc<GraphNode>,
-        settings: &Settings,
-        file: Option<&(Rc<GraphNode>, Settings)>,
-    ) -> Result<(), Refusal> {
-        let mut changes = vec![(node.clone(), settings.clone())];
-        let mut next = file.cloned();
-        while let Some((node, settings)) = next {
-            next = follows(&node, &settings);
-            changes.push((node, settings));
-        }
-        let exchange = |changes: Vec<(Rc<GraphNode>, Settings)>| -> Vec<_> {
-            let one = |(node, settings): (Rc<GraphNode>, Settings)| {
-                let was = node.settings.replace(settings);
-                (node, was)
-            };
-            changes.into_iter().map(one).collect()
-        };
-        let were = exchange(changes);
-        let checked = self.check_rights();
-        exchange(were);
-        checked
-    }
-
-    /// Opens a node, and its file if that was changed, as they were before they could not be opened in another way.
-    async fn open_as_it_was(
-        self: &Rc<Self>,
-        node: &Rc<GraphNode>,
-        settings: Settings,
-        file: Option<(Rc<GraphNode>, Settings)>,
-        drained: &Drained,
-    ) -> Result<(), Refusal> {
-        node.settings.replace(settings.clone());
-        if let Some((file, was)) = file {
-            let below = follows(&file, &was).map(|(_, settings)| settings);
-            Box::pin(self.open_again(&file, was, below)).await?;
-        }
-        self.build_again(node, settings, drained).await?;
-        self.settle_rights().await
+        Ok(())
     }
 
     /// Opens a node again whose options were changed, with the image that holds it as its file, if one does.
-    pub(super) async fn open_changed(
-        self: &Rc<Self>,
-        node: &Rc<GraphNode>,
-        settings: Settings,
-    ) -> Result<(), Refusal> {
+    async fn open_changed(self: &Rc<Self>, node: &Rc<GraphNode>, settings: Settings) -> Result<(), Refusal> {
         let holds = |parent: &Rc<GraphNode>, of: &Rc<GraphNode>| {
             let links = parent.links.borrow();
             links.iter().find(|link| Rc::ptr_eq(&link.to, of)).map(|link| link.role)
@@ -299,10 +250,7 @@ impl Graph {
         };
         let users = users_of(node);
         match &users[..] {
-            [] => {
-                let below = follows(node, &settings).map(|(_, settings)| settings);
-                self.open_again(node, settings, below).await
-            }
+            [] => self.open_again(node, settings, None).await,
             [(image, Role::File)] if users_of(image).is_empty() => {
                 image.check_idle()?;
                 let unchanged = image.settings.borrow().clone();
@@ -355,29 +303,127 @@ impl Graph {
         node.settings.replace(settings);
         Ok(())
     }
-}
 
-/// What holds the bytes of a node: its file, or what a filter is on.
-fn held(node: &GraphNode) -> Option<Rc<GraphNode>> {
-    node.child(Role::File).or_else(|| node.child(Role::Filtered))
-}
+    /// `blockdev-reopen` for one node: `options` are all of its options.
+    ///
+    /// # Errors
+    /// Options that can't be changed, and what opening says.
+    pub(in crate::daemon) async fn reopen(self: &Rc<Self>, options: Options) -> Result<(), Refusal> {
+        let name = options.text("node-name").ok_or_else(|| generic("node-name not specified"))?.to_owned();
+        let node = self.node(&name)?;
+        if options.text("driver").is_some_and(|driver| driver != node.driver) {
+            return Err(generic(format!("Cannot change the option 'driver' of node '{name}'")));
+        }
+        if let Some(file) = options.text("file")
+            && node
+                .child(Role::File)
+                .or_else(|| node.child(Role::Filtered))
+                .is_some_and(|child| child.name != file)
+        {
+            return Err(generic(format!("Cannot change the option 'file' of node '{name}' to another node")));
+        }
+        let old = node.settings.borrow().clone();
+        let fixed = [
+            "filename",
+            "offset",
+            "size",
+            "server",
+            "export",
+            "url",
+            "bucket",
+            "container",
+            "key",
+            "endpoint",
+        ];
+        for fixed in fixed.into_iter().chain(["version-id"]) {
+            if options.contains_key(fixed) && options.get(fixed) != old.options.get(fixed) {
+                return Err(generic(format!("Cannot change the option '{fixed}'")));
+            }
+        }
+        if let Some(wanted) = options.get("backing") {
+            let wanted = match wanted {
+                serde_json::Value::String(wanted) if !wanted.is_empty() => {
+                    Some(self.device_or_node("", wanted)?)
+                }
+                _ => None,
+            };
+            self.change_backing_node(&node, wanted).await?;
+        } else if node.driver == "qcow2"
+            && node.child(Role::Backing).is_some()
+            && !old.options.contains_key("backing")
+        {
+            return Err(generic(format!("backing is missing for '{name}'")));
+        }
+        let cache = options.object("cache");
+        let of_cache = |key, default| cache.and_then(|cache| cache.flag(key)).unwrap_or(default);
+        let settings = Settings {
+            read_only: options.flag("read-only").unwrap_or(false),
+            auto_read_only: options.flag("auto-read-only").unwrap_or(false),
+            direct: of_cache("direct", false),
+            no_flush: of_cache("no-flush", false),
+            force_share: options.flag("force-share").unwrap_or(false),
+            options: options.clone(),
+        };
+        let differs = settings.read_only != old.read_only
+            || settings.direct != old.direct
+            || settings.no_flush != old.no_flush;
+        if differs {
+            node.check_idle()?;
+            self.open_changed(&node, settings).await?;
+        } else {
+            node.settings.replace(settings);
+        }
+        if let (Some(group), true) = (options.text("throttle-group"), node.driver == "throttle") {
+            crate::daemon::filters::change_group(self, &node, group)?;
+        }
+        let ignore = options.text("discard").is_none_or(|discard| discard != "unmap");
+        let detect_zeroes = match options.text("detect-zeroes") {
+            Some("on") => DetectZeroes::On,
+            Some("unmap") => DetectZeroes::Unmap,
+            _ => DetectZeroes::Off,
+        };
+        let now = node.disk.options();
+        node.disk.set_options(DiskOptions {
+            detect_zeroes,
+            ignore_discards: ignore && !node.is_filter(),
+            ..now
+        });
+        Ok(())
+    }
 
-/// How the file of a node is opened when the node is as `settings` say. One that was opened with it goes along in what its own options leave
-/// open; none if that changes nothing.
-fn follows(node: &GraphNode, settings: &Settings) -> Option<(Rc<GraphNode>, Settings)> {
-    let file = held(node).filter(|file| !file.owned.get())?;
-    let was = file.settings.borrow().clone();
-    let open = |key| !was.options.contains_key(key);
-    let mut wanted = was.clone();
-    if open("read-only") {
-        wanted.read_only = settings.read_only;
+    /// Another backing for an image, as far as the graph allows it.
+    async fn change_backing_node(
+        &self,
+        node: &Rc<GraphNode>,
+        wanted: Option<Rc<GraphNode>>,
+    ) -> Result<(), Refusal> {
+        let now = node.child(Role::Backing);
+        let same = match (&now, &wanted) {
+            (Some(now), Some(wanted)) => Rc::ptr_eq(now, wanted),
+            (None, None) => true,
+            _ => false,
+        };
+        if same {
+            return Ok(());
+        }
+        node.check_not_frozen()?;
+        if let Some(wanted) = &wanted
+            && Self::is_in_chain(wanted, node)
+        {
+            return Err(generic(format!(
+                "Making '{}' a backing child of '{}' would create a cycle",
+                wanted.name, node.name
+            )));
+        }
+        let drained = node.disk.drain().await;
+        let changed = self.set_backing(node, wanted.as_ref()).await;
+        drop(drained);
+        if changed.is_ok() {
+            self.let_requests_pass().await;
+            self.collect().await;
+        }
+        changed
     }
-    if open("cache") {
-        (wanted.direct, wanted.no_flush) = (settings.direct, settings.no_flush);
-    }
-    let differs =
-        (was.read_only, was.direct, was.no_flush) != (wanted.read_only, wanted.direct, wanted.no_flush);
-    differs.then_some((file, wanted))
 }
 
 /// Makes what a node holds in memory durable.

@@ -157,11 +157,7 @@ impl Graph {
         }
     }
 
-    /// Looks whether all users of all nodes agree.
-    ///
-    /// # Errors
-    /// The first conflict, or a node that is written although it is open for reading only.
-    pub(super) fn check_rights(&self) -> Result<(), Refusal> {
+    fn check_rights(&self) -> Result<(), Refusal> {
         for node in self.nodes() {
             let users = self.users(&node);
             for (at, one) in users.iter().enumerate() {
