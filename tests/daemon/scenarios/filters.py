@@ -229,3 +229,18 @@ def filters_stacked(case):
     qmp.run("query-named-block-nodes", flat=True)
     qmp.run("quit")
     chain.reads_as_before()
+
+
+@scenario
+def blkdebug_permissions(case):
+    """blkdebug as a user of its node that does what nobody above it asks for, or bears less."""
+    qmp = case.daemon().qmp
+    qmp.run("blockdev-add", driver="null-co", node_name="disk", size=1 << 20)
+    qmp.run("blockdev-add", driver="blkdebug", node_name="alone", image="disk", unshare_child_perms=["write"])
+    qmp.refuse("blockdev-add", driver="blkdebug", node_name="writer", image="disk", take_child_perms=["write"])
+    qmp.run("blockdev-add", driver="blkdebug", node_name="reader", image="disk", take_child_perms=["consistent-read"])
+    qmp.run("blockdev-del", node_name="alone")
+    qmp.run("blockdev-add", driver="blkdebug", node_name="writer", image="disk", take_child_perms=["write", "resize"])
+    qmp.refuse("blockdev-add", driver="blkdebug", node_name="alone", image="disk", unshare_child_perms=["resize"])
+    qmp.refuse("blockdev-add", driver="blkdebug", node_name="alone", image="disk", take_child_perms=["nonsense"])
+    qmp.run("blockdev-add", driver="blkdebug", node_name="third", image="disk", unshare_child_perms=["write-unchanged"])

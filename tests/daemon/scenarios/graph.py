@@ -234,3 +234,26 @@ def base_below_a_filter(case):
     finish(qmp)
     qmp.run("quit")
     chain.reads_as_before()
+
+
+@scenario
+def named_filters(case):
+    """Whoever comes from above meets the node that the user named for a job."""
+    chain, qmp = long_chain(case)
+    qmp.run("block-stream", job_id="job", device="n3", base_node="n1", filter_node_name="copies", speed=SLOW)
+    idle(qmp)
+    qmp.refuse("block-stream", job_id="other", device="n4", base_node="n2")
+    qmp.refuse("block-stream", job_id="other", device="n3")
+    qmp.refuse("block-stream", job_id="other", device="n2")
+    qmp.refuse("block-commit", job_id="other", device="n4", base_node="n3")
+    qmp.refuse("block-commit", job_id="other", device="n4", top_node="n2", base_node="n1")
+    qmp.refuse("block-commit", job_id="other", device="n4", top_node="n1", base_node="n0")
+    let_go(qmp)
+    qmp.run("block-commit", job_id="job", device="n4", top_node="n1", base_node="n0", filter_node_name="moves", speed=SLOW)
+    idle(qmp)
+    qmp.refuse("block-stream", job_id="other", device="n4", base_node="n1")
+    qmp.refuse("block-stream", job_id="other", device="n3", base_node="n0")
+    qmp.refuse("block-commit", job_id="other", device="n4", base_node="n4")
+    let_go(qmp)
+    qmp.run("quit")
+    chain.reads_as_before()

@@ -472,3 +472,22 @@ def guest_writes(case):
     qmp.run("quit")
     backing_is(case, "top.qcow2", None)
     chain.reads_as_before()
+
+
+@scenario
+def on_a_read_only_file(case):
+    """A file that the user opened read-only is not written, though the disk on it may be made writable."""
+    case.images.qcow2("low.qcow2", "1M", writes=["write -P 1 0 1M"])
+    case.images.qcow2("disk.qcow2", None, backing="low.qcow2")
+    qmp = case.daemon().qmp
+    for name, said in (("kept", {"read-only": True}), ("open", {})):
+        file = {"driver": "file", "filename": case.path("disk.qcow2"), **said}
+        qmp.run("blockdev-add", driver="qcow2", node_name=name, read_only=True, file=file)
+        qmp.attempt("block-stream", job_id=name, device=name)
+        if said:
+            qmp.run("query-jobs")
+            qmp.run("blockdev-del", node_name=name)
+    qmp.wait("BLOCK_JOB_COMPLETED", device="open")
+    qmp.wait_status("open", "null")
+    qmp.run("quit")
+    check(case.images.backing("disk.qcow2")[0] is None, "the second was streamed into")

@@ -315,12 +315,8 @@ impl Commands {
             }
             "blockdev-del" => self.graph.remove(text("node-name")).await,
             "blockdev-reopen" => {
-                for options in args.get("options").and_then(Value::as_array).into_iter().flatten() {
-                    if let Value::Object(options) = options {
-                        self.graph.reopen(options.clone()).await?;
-                    }
-                }
-                Ok(())
+                let all = args.get("options").and_then(Value::as_array).into_iter().flatten();
+                self.graph.reopen(all.filter_map(Value::as_object).cloned().collect()).await
             }
             "blockdev-set-active" => self.set_active(args).await,
             "blockdev-create" => jobs::create::start(&self.graph, &self.jobs, args).await,

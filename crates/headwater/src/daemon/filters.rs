@@ -37,7 +37,7 @@ pub(super) async fn open(
         }
         settings.read_only = true;
     }
-    let filename = child.filename.clone();
+    let filename = child.filename();
     let link = filter_link(key, Role::Filtered, child.clone());
     let edge = edge_of(&link)?;
     let built = |top: Rc<dyn Node>, links| Built::new(top, links, filename.clone());

@@ -6,7 +6,7 @@
 //!
 //! - [`rights`]: what each user of a node does to it and bears of others; a change of the books that leads to a conflict is taken back.
 //! - [`open`]: from options to nodes. [`header`]: the nodes that an image's header names.
-//! - [`change`]: a node takes another's place, images are opened again, nodes go.
+//! - [`change`]: a node takes another's place, images are opened again, nodes go. `reopen`: as a user says.
 //! - `shares`: sources that several disks read from are asked once.
 //! - `for_jobs`: what jobs need of it. [`describe`]: what is told of a node.
 //!
@@ -18,6 +18,7 @@ pub(super) mod describe;
 mod for_jobs;
 pub(super) mod header;
 pub(super) mod open;
+mod reopen;
 pub(super) mod rights;
 mod settings;
 pub(super) mod shares;
@@ -107,8 +108,18 @@ pub(super) struct Busy {
     pub(super) job: String,
     /// Why the node is busy, for messages.
     pub(super) why: String,
-    /// The job only reads it: others may do the same.
-    pub(super) reads: bool,
+    pub(super) part: Part,
+}
+
+/// What a job does with a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// It moves its bytes, or those of others into it.
+    Works,
+    /// It only reads it: others may do the same.
+    Reads,
+    /// At its end the node stands on another.
+    Relinks,
 }
 
 /// A node with a name.
@@ -116,8 +127,8 @@ pub(super) struct GraphNode {
     pub(super) name: String,
     pub(super) driver: &'static str,
     pub(super) disk: Rc<Disk>,
-    /// What people call it: a file's name, or an address.
-    pub(super) filename: String,
+    /// What people call it if nothing below it has a name: see [`GraphNode::filename`].
+    pub(super) own_filename: String,
     pub(super) links: RefCell<Vec<Link>>,
     /// Made by a command, and there until a command removes it.
     pub(super) owned: Cell<bool>,
@@ -139,6 +150,12 @@ impl GraphNode {
     /// The child in `role`.
     pub(super) fn child(&self, role: Role) -> Option<Rc<GraphNode>> {
         self.links.borrow().iter().find(|link| link.role == role).map(|link| link.to.clone())
+    }
+
+    /// What people call it: the name of the file that holds its bytes, or an address.
+    pub(super) fn filename(&self) -> String {
+        let holder = [Role::File, Role::Filtered, Role::Shadow].into_iter().find_map(|role| self.child(role));
+        holder.map_or_else(|| self.own_filename.clone(), |holder| holder.filename())
     }
 
     pub(super) fn is_filter(&self) -> bool {
@@ -184,14 +201,6 @@ impl GraphNode {
             Some(busy) => Err(generic(format!("Node '{}' is busy: {}", self.name, busy.why))),
             None => Ok(()),
         }
-    }
-
-    /// Refuses what a job is in the way of that does more than to read.
-    ///
-    /// # Errors
-    /// Names the node and the job.
-    pub(super) fn check_readable(&self) -> Result<(), Refusal> {
-        if self.busy.borrow().iter().all(|busy| busy.reads) { Ok(()) } else { self.check_idle() }
     }
 
     /// Refuses changes of a link that a job needs.

@@ -23,8 +23,8 @@ pub(super) async fn make(
     check_format(format, backing.is_some())?;
     let backing = backing.map(|backing| {
         let image = backing.skip_filters();
-        let format = Format::from_name(image.driver, &image.filename).unwrap_or(Format::Raw);
-        (recorded_name(filename, &image.filename), format)
+        let format = Format::from_name(image.driver, &image.filename()).unwrap_or(Format::Raw);
+        (recorded_name(filename, &image.filename()), format)
     });
     let options = FileOptions { cache: Cache::Buffered, ..FileOptions::default() };
     let make = async {

@@ -64,7 +64,7 @@ async fn verify(graph: &Rc<Graph>, settings: &Settings, level: u32) -> Result<Bu
     let path = settings.options.text("manifest").unwrap_or_default().to_owned();
     let manifest = read_manifest(Path::new(&path)).map_err(|err| cannot_open(&path, &err))?;
     let child = graph.need_child(settings, "file", Role::Compared, level).await?;
-    let filename = child.filename.clone();
+    let filename = child.filename();
     let link = filter_link("file", Role::Compared, child);
     let node = VerifyNode::new(edge_of(&link)?, Verification::new(manifest)).map_err(|err| of_error(&err))?;
     Ok(Built::new(node, vec![link], filename))
@@ -89,7 +89,7 @@ async fn replicas(graph: &Rc<Graph>, settings: &Settings, level: u32) -> Result<
             let edge = edge.clone();
             Box::pin(async move { Ok(edge) })
         });
-        candidates.push(Candidate { name: link.to.filename.clone(), reach });
+        candidates.push(Candidate { name: link.to.filename(), reach });
     }
     let retry = Duration::from_secs(settings.options.number("retry").unwrap_or(0));
     let clock = Rc::new(TokioClock::new());

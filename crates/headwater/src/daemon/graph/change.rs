@@ -1,10 +1,10 @@
 //! Changes of the graph: a node takes another's place, an image is opened again in another way, nodes go.
 
-use super::open::{self, Options, Read};
+use super::open::{self, Read};
 use super::{Graph, GraphNode, Link, Role, Settings};
 use crate::daemon::failure::{Refusal, generic, of_error};
+use headwater_block::DiskOptions;
 use headwater_block::drain::Drained;
-use headwater_block::{DetectZeroes, DiskOptions};
 use headwater_image::raw::{RawNode, RawOptions};
 use std::rc::Rc;
 
@@ -74,7 +74,7 @@ impl Graph {
     }
 
     /// Tells an image which node its backing is now.
-    fn follow_backing(&self, parent: &Rc<GraphNode>) -> Result<(), Refusal> {
+    pub(super) fn follow_backing(&self, parent: &Rc<GraphNode>) -> Result<(), Refusal> {
         match parent.child(Role::Backing) {
             Some(backing) => parent.top().set_backing(Some(backing.top())).map_err(|err| of_error(&err)),
             None => Ok(()),
@@ -176,6 +176,11 @@ impl Graph {
         }
         let old = node.settings.borrow().clone();
         let file = node.child(Role::File);
+        let said = file.as_ref().and_then(|file| file.settings.borrow().options.flag("read-only"));
+        if writable && said == Some(true) {
+            // The user asked for that file never to be written.
+            return Err(generic("Block node is read-only"));
+        }
         let file_settings = file.and_then(|file| {
             let was = file.settings.borrow().clone();
             // A file that was opened with the image goes back with it.
@@ -236,7 +241,11 @@ impl Graph {
     }
 
     /// Opens a node again whose options were changed, with the image that holds it as its file, if one does.
-    async fn open_changed(self: &Rc<Self>, node: &Rc<GraphNode>, settings: Settings) -> Result<(), Refusal> {
+    pub(super) async fn open_changed(
+        self: &Rc<Self>,
+        node: &Rc<GraphNode>,
+        settings: Settings,
+    ) -> Result<(), Refusal> {
         let holds = |parent: &Rc<GraphNode>, of: &Rc<GraphNode>| {
             let links = parent.links.borrow();
             links.iter().find(|link| Rc::ptr_eq(&link.to, of)).map(|link| link.role)
@@ -264,7 +273,7 @@ impl Graph {
     }
 
     /// Makes the inside of a node anew. The caller holds its requests back.
-    async fn build_again(
+    pub(super) async fn build_again(
         self: &Rc<Self>,
         node: &Rc<GraphNode>,
         mut settings: Settings,
@@ -303,131 +312,10 @@ impl Graph {
         node.settings.replace(settings);
         Ok(())
     }
-
-    /// `blockdev-reopen` for one node: `options` are all of its options.
-    ///
-    /// # Errors
-    /// Options that can't be changed, and what opening says.
-    pub(in crate::daemon) async fn reopen(self: &Rc<Self>, options: Options) -> Result<(), Refusal> {
-        let name = options.text("node-name").ok_or_else(|| generic("node-name not specified"))?.to_owned();
-        let node = self.node(&name)?;
-        if options.text("driver").is_some_and(|driver| driver != node.driver) {
-            return Err(generic(format!("Cannot change the option 'driver' of node '{name}'")));
-        }
-        if let Some(file) = options.text("file")
-            && node
-                .child(Role::File)
-                .or_else(|| node.child(Role::Filtered))
-                .is_some_and(|child| child.name != file)
-        {
-            return Err(generic(format!("Cannot change the option 'file' of node '{name}' to another node")));
-        }
-        let old = node.settings.borrow().clone();
-        let fixed = [
-            "filename",
-            "offset",
-            "size",
-            "server",
-            "export",
-            "url",
-            "bucket",
-            "container",
-            "key",
-            "endpoint",
-        ];
-        for fixed in fixed.into_iter().chain(["version-id"]) {
-            if options.contains_key(fixed) && options.get(fixed) != old.options.get(fixed) {
-                return Err(generic(format!("Cannot change the option '{fixed}'")));
-            }
-        }
-        if let Some(wanted) = options.get("backing") {
-            let wanted = match wanted {
-                serde_json::Value::String(wanted) if !wanted.is_empty() => {
-                    Some(self.device_or_node("", wanted)?)
-                }
-                _ => None,
-            };
-            self.change_backing_node(&node, wanted).await?;
-        } else if node.driver == "qcow2"
-            && node.child(Role::Backing).is_some()
-            && !old.options.contains_key("backing")
-        {
-            return Err(generic(format!("backing is missing for '{name}'")));
-        }
-        let cache = options.object("cache");
-        let of_cache = |key, default| cache.and_then(|cache| cache.flag(key)).unwrap_or(default);
-        let settings = Settings {
-            read_only: options.flag("read-only").unwrap_or(false),
-            auto_read_only: options.flag("auto-read-only").unwrap_or(false),
-            direct: of_cache("direct", false),
-            no_flush: of_cache("no-flush", false),
-            force_share: options.flag("force-share").unwrap_or(false),
-            options: options.clone(),
-        };
-        let differs = settings.read_only != old.read_only
-            || settings.direct != old.direct
-            || settings.no_flush != old.no_flush;
-        if differs {
-            node.check_idle()?;
-            self.open_changed(&node, settings).await?;
-        } else {
-            node.settings.replace(settings);
-        }
-        if let (Some(group), true) = (options.text("throttle-group"), node.driver == "throttle") {
-            crate::daemon::filters::change_group(self, &node, group)?;
-        }
-        let ignore = options.text("discard").is_none_or(|discard| discard != "unmap");
-        let detect_zeroes = match options.text("detect-zeroes") {
-            Some("on") => DetectZeroes::On,
-            Some("unmap") => DetectZeroes::Unmap,
-            _ => DetectZeroes::Off,
-        };
-        let now = node.disk.options();
-        node.disk.set_options(DiskOptions {
-            detect_zeroes,
-            ignore_discards: ignore && !node.is_filter(),
-            ..now
-        });
-        Ok(())
-    }
-
-    /// Another backing for an image, as far as the graph allows it.
-    async fn change_backing_node(
-        &self,
-        node: &Rc<GraphNode>,
-        wanted: Option<Rc<GraphNode>>,
-    ) -> Result<(), Refusal> {
-        let now = node.child(Role::Backing);
-        let same = match (&now, &wanted) {
-            (Some(now), Some(wanted)) => Rc::ptr_eq(now, wanted),
-            (None, None) => true,
-            _ => false,
-        };
-        if same {
-            return Ok(());
-        }
-        node.check_not_frozen()?;
-        if let Some(wanted) = &wanted
-            && Self::is_in_chain(wanted, node)
-        {
-            return Err(generic(format!(
-                "Making '{}' a backing child of '{}' would create a cycle",
-                wanted.name, node.name
-            )));
-        }
-        let drained = node.disk.drain().await;
-        let changed = self.set_backing(node, wanted.as_ref()).await;
-        drop(drained);
-        if changed.is_ok() {
-            self.let_requests_pass().await;
-            self.collect().await;
-        }
-        changed
-    }
 }
 
 /// Makes what a node holds in memory durable.
-async fn finish(node: &Rc<GraphNode>) -> Result<(), Refusal> {
+pub(super) async fn finish(node: &Rc<GraphNode>) -> Result<(), Refusal> {
     let image = node.inside.borrow().image.clone();
     let top = node.top();
     let done = match image {

@@ -71,7 +71,7 @@ fn describe(node: &Rc<GraphNode>, flat: bool) -> Value {
         DetectZeroes::Unmap => "unmap",
     };
     let mut told = json!({
-        "file": node.filename,
+        "file": node.filename(),
         "node-name": node.name,
         "ro": settings.read_only,
         "drv": node.driver,
@@ -90,7 +90,7 @@ fn describe(node: &Rc<GraphNode>, flat: bool) -> Value {
         "image": image(node, flat),
     });
     if let (Some(backing), Value::Object(told)) = (node.child(Role::Backing), &mut told) {
-        told.insert("backing_file".into(), backing.filename.clone().into());
+        told.insert("backing_file".into(), backing.filename().into());
     }
     told
 }
@@ -109,9 +109,10 @@ fn depth(node: &Rc<GraphNode>) -> usize {
 
 /// What there is to tell of a node as an image.
 fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
-    let size = node.disk.size();
+    // As everywhere in QEMU's interface, in whole sectors.
+    let size = node.disk.size().next_multiple_of(512);
     let mut told = json!({
-        "filename": node.filename,
+        "filename": node.filename(),
         "format": node.driver,
         "virtual-size": size,
     });
@@ -137,8 +138,7 @@ fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
         fields.insert("format-specific".into(), format_specific(&header));
         if let Some(name) = &header.backing_name {
             fields.insert("backing-filename".into(), name.clone().into());
-            let full =
-                node.child(Role::Backing).map_or_else(|| name.clone(), |backing| backing.filename.clone());
+            let full = node.child(Role::Backing).map_or_else(|| name.clone(), |backing| backing.filename());
             fields.insert("full-backing-filename".into(), full.into());
             if let Some(format) = header.backing_format() {
                 fields.insert("backing-filename-format".into(), format.into());
@@ -194,7 +194,7 @@ fn actual_size(node: &Rc<GraphNode>) -> Option<u64> {
             return Some(0);
         }
         if at.inside.borrow().file.is_some() {
-            return std::fs::metadata(&at.filename).ok().map(|metadata| metadata.blocks() * 512);
+            return std::fs::metadata(at.filename()).ok().map(|metadata| metadata.blocks() * 512);
         }
         let roles = [Role::File, Role::Filtered, Role::Shadow, Role::Moment];
         let below = roles.into_iter().find_map(|role| at.child(role))?;

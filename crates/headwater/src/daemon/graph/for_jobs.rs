@@ -2,7 +2,7 @@
 //! job's end; and the watch for writes past an offset.
 
 use super::rights::{Doing, Rights};
-use super::{Graph, GraphNode, Link, Role, Root, Settings};
+use super::{Graph, GraphNode, Link, Part, Role, Root, Settings};
 use crate::daemon::events::Events;
 use crate::daemon::failure::{Refusal, generic};
 use headwater_block::drain::Drained;
@@ -44,7 +44,7 @@ impl Graph {
             Ok(system) => {
                 let system = system?;
                 let free = Rc::new(move || system.free());
-                Some(Space { free, low_water, name: holder.filename.clone() })
+                Some(Space { free, low_water, name: holder.filename() })
             }
             Err(err) => {
                 tracing::warn!("{err}; the stream doesn't look how much is left");
@@ -74,7 +74,7 @@ impl Graph {
             },
             driver,
             disk: on.disk.clone(),
-            filename: on.filename.clone(),
+            own_filename: on.filename(),
             links: RefCell::new(vec![Link { name: "file", role: Role::Shadow, to: on.clone(), edge: None }]),
             owned: Cell::new(true),
             settings: RefCell::new(Settings { read_only: on.is_read_only(), ..Settings::default() }),
@@ -85,6 +85,43 @@ impl Graph {
         });
         self.enter(&node, None);
         Ok(node)
+    }
+
+    /// The node that a job has put on top of `node`.
+    pub(super) fn shadow_on(&self, node: &Rc<GraphNode>) -> Option<Rc<GraphNode>> {
+        let stands =
+            |parent: &Rc<GraphNode>| parent.child(Role::Shadow).is_some_and(|on| Rc::ptr_eq(&on, node));
+        self.parents(node).into_iter().find(stands)
+    }
+
+    /// Refuses a job on `nodes`, a part of a chain, if others are in its way; those from `own` on it only reads.
+    ///
+    /// What another job works on is told before what it only relinks at its end. Who comes from above meets the node that stands for that job,
+    /// if the user gave it a name, before the layer below it.
+    ///
+    /// # Errors
+    /// Names the node and the job.
+    pub(in crate::daemon) fn check_no_job(&self, nodes: &[Rc<GraphNode>], own: usize) -> Result<(), Refusal> {
+        let named_shadow = |node| self.shadow_on(node).filter(|shadow| !shadow.name.starts_with('#'));
+        for relinks in [false, true] {
+            for (at, node) in nodes.iter().enumerate() {
+                let busy = node.busy.borrow();
+                if at >= own && busy.iter().all(|busy| busy.part == Part::Reads) {
+                    continue;
+                }
+                let Some(busy) = busy.iter().find(|busy| (busy.part == Part::Relinks) == relinks) else {
+                    continue;
+                };
+                let below = node.below();
+                if let (true, Some(shadow)) = (relinks, below.as_ref().and_then(named_shadow)) {
+                    return Err(generic(format!("Cannot freeze 'backing' link to '{}'", shadow.name)));
+                }
+                let told = if at > 0 { named_shadow(node) } else { None };
+                let name = &told.as_ref().unwrap_or(node).name;
+                return Err(generic(format!("Node '{name}' is busy: {}", busy.why)));
+            }
+        }
+        Ok(())
     }
 
     /// Takes away what [`Graph::add_shadow`] made.

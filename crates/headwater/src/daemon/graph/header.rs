@@ -43,10 +43,10 @@ pub(super) async fn backing_options(
     trust: &Trust,
 ) -> Result<Option<Options>, Refusal> {
     let Some(name) = &header.backing_name else { return Ok(None) };
-    let image = Location::of_operator(&file.filename);
+    let image = Location::of_operator(&file.filename());
     let location = open_gate::admit(&image, name, Role::Backing, trust).map_err(|err| match err.kind() {
         ErrorKind::NotFound => {
-            let path = Path::new(&file.filename).parent().unwrap_or(Path::new("")).join(name);
+            let path = Path::new(&file.filename()).parent().unwrap_or(Path::new("")).join(name);
             let path = path.display();
             generic(format!(
                 "Could not open backing file: Could not open '{path}': No such file or directory"
@@ -74,9 +74,9 @@ pub(super) fn data_file_options(
         return Ok(None);
     }
     let name = header.data_file_name().ok_or_else(|| {
-        generic(format!("{}: its data are in another file, but it doesn't say in which", file.filename))
+        generic(format!("{}: its data are in another file, but it doesn't say in which", file.filename()))
     })?;
-    let image = Location::of_operator(&file.filename);
+    let image = Location::of_operator(&file.filename());
     let location = open_gate::admit(&image, &name, Role::DataFile, trust).map_err(|err| of_error(&err))?;
     file_options(&location).map(Some)
 }

@@ -38,7 +38,7 @@ pub(in crate::daemon) struct Inherited {
 }
 
 impl Inherited {
-    fn below(settings: &Settings, role: Role, level: u32) -> Self {
+    pub(super) fn below(settings: &Settings, role: Role, level: u32) -> Self {
         let backing = role == Role::Backing;
         Self {
             read_only: backing || settings.read_only,
@@ -145,7 +145,7 @@ impl Graph {
                 name,
                 driver: built.top_driver(&driver),
                 disk: Disk::new(built.top.clone(), graph.clock.clone(), disk_options),
-                filename: built.filename,
+                own_filename: built.filename,
                 links: RefCell::new(built.links),
                 owned: Cell::new(false),
                 settings: RefCell::new(settings),
@@ -314,7 +314,7 @@ impl Graph {
         };
         check_window(&options, file.disk.size())?;
         let node = RawNode::new(file.top(), options).map_err(|err| of_error(&err))?;
-        let filename = file.filename.clone();
+        let filename = file.filename();
         let link = Link { name: "file", role: Role::File, to: file, edge: None };
         Ok(Built::new(node, vec![link], filename))
     }
@@ -355,7 +355,7 @@ impl Graph {
             Vec::new()
         });
         let inside = Inside { image: Some(node.clone()), snapshots, ..Inside::default() };
-        let filename = file.filename.clone();
+        let filename = file.filename();
         let mut links = vec![Link { name: "file", role: Role::File, to: file, edge: None }];
         let others = [("data-file", Role::DataFile, data_file), ("backing", Role::Backing, backing)];
         for (name, role, child) in others {

@@ -44,14 +44,25 @@ impl Doing {
         Self(self.0 & other.0)
     }
 
+    const NAMED: [(Self, &'static str); 4] = [
+        (Self::READ, "consistent read"),
+        (Self::WRITE, "write"),
+        (Self::REARRANGE, "write unchanged"),
+        (Self::RESIZE, "resize"),
+    ];
+
     fn names(self) -> String {
-        let all = [
-            (Self::READ, "consistent read"),
-            (Self::WRITE, "write"),
-            (Self::REARRANGE, "write unchanged"),
-            (Self::RESIZE, "resize"),
-        ];
-        all.iter().filter(|(one, _)| self.has(*one)).map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+        let of = Self::NAMED.iter().filter(|(one, _)| self.has(*one));
+        of.map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What a list of permissions in options stands for; nothing, if there is none.
+    fn of_permissions(list: Option<&serde_json::Value>) -> Self {
+        let said = list.and_then(serde_json::Value::as_array).into_iter().flatten();
+        said.filter_map(serde_json::Value::as_str).fold(Self::NOTHING, |all, name| {
+            let one = Self::NAMED.iter().find(|(_, known)| known.replace(' ', "-") == name);
+            one.map_or(all, |(one, _)| all.and(*one))
+        })
     }
 }
 
@@ -111,6 +122,17 @@ impl Graph {
         })
     }
 
+    /// True if somebody writes to `node`, those left out of whom `but` is true.
+    pub(super) fn is_written(&self, node: &Rc<GraphNode>, but: impl Fn(&Rc<GraphNode>) -> bool) -> bool {
+        let writes = |rights: Rights| rights.does.has(Doing::WRITE.and(Doing::REARRANGE));
+        let by_node = |parent: Rc<GraphNode>| {
+            let links = parent.links.borrow();
+            links.iter().any(|link| Rc::ptr_eq(&link.to, node) && writes(self.rights_of(&parent, link)))
+        };
+        self.roots_of(node).iter().any(|root| writes(root.rights.get()))
+            || self.parents(node).into_iter().filter(|parent| !but(parent)).any(by_node)
+    }
+
     /// What `parent` does to the node that `link` leads to.
     fn rights_of(&self, parent: &Rc<GraphNode>, link: &Link) -> Rights {
         let settings = parent.settings.borrow();
@@ -119,7 +141,12 @@ impl Graph {
                 let above = self.together(parent);
                 let copies = parent.driver == "copy-on-read" && !settings.read_only;
                 let does = if copies { above.does.and(Doing::REARRANGE) } else { above.does };
-                Rights { does, bears: above.bears.and(Doing::REARRANGE) }
+                // A blkdebug node can be told to be a worse user than those above it.
+                let said = |key| Doing::of_permissions(settings.options.get(key));
+                Rights {
+                    does: does.and(said("take-child-perms")),
+                    bears: above.bears.and(Doing::REARRANGE).without(said("unshare-child-perms")),
+                }
             }
             Role::Target => {
                 Rights { does: Doing::READ.and(Doing::WRITE), bears: Doing::READ.and(Doing::REARRANGE) }
@@ -240,6 +267,6 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 fn locked(node: &GraphNode, wanted: Option<Use>, err: &headwater_block::Error) -> Refusal {
     tracing::debug!(node = node.name, "{err}");
     let quoted = if wanted == Some(Use::Write) { "\"write\"" } else { "shared \"write\"" };
-    tracing::warn!("{} is used by another process (lsof {} names it)", node.filename, node.filename);
+    tracing::warn!("{} is used by another process (lsof {} names it)", node.filename(), node.filename());
     generic(format!("Failed to get {quoted} lock"))
 }

@@ -25,17 +25,8 @@ pub(super) fn disk_options(
     built: &Built,
     above: Inherited,
 ) -> Result<DiskOptions, Refusal> {
-    let unmap = settings.options.text("discard").map_or(above.unmap, |discard| discard == "unmap");
-    let detect_zeroes = match settings.options.text("detect-zeroes") {
-        Some("on") => DetectZeroes::On,
-        Some("unmap") if unmap => DetectZeroes::Unmap,
-        Some("unmap") => {
-            return Err(generic(
-                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
-            ));
-        }
-        _ => DetectZeroes::Off,
-    };
+    let unmap = unmaps(&settings.options, above.unmap);
+    let detect_zeroes = detect_zeroes(&settings.options, unmap)?;
     if settings.force_share && !settings.read_only {
         return Err(generic("force-share=on can only be used with read-only images"));
     }
@@ -49,4 +40,24 @@ pub(super) fn disk_options(
         copy_on_read: false,
         patience: Patience::None,
     })
+}
+
+/// True if discards are passed on: if `options` say so, or if they say nothing and `inherited` does.
+pub(super) fn unmaps(options: &Options, inherited: bool) -> bool {
+    options.text("discard").map_or(inherited, |discard| discard == "unmap")
+}
+
+/// What becomes of zeroes that are written.
+///
+/// # Errors
+/// If they are to be discarded where discards aren't passed on.
+pub(super) fn detect_zeroes(options: &Options, unmap: bool) -> Result<DetectZeroes, Refusal> {
+    match options.text("detect-zeroes") {
+        Some("on") => Ok(DetectZeroes::On),
+        Some("unmap") if unmap => Ok(DetectZeroes::Unmap),
+        Some("unmap") => Err(generic(
+            "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+        )),
+        _ => Ok(DetectZeroes::Off),
+    }
 }

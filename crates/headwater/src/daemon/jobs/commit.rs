@@ -42,9 +42,9 @@ pub(in crate::daemon) async fn start(
     let part = Graph::part(top, None);
     let nodes: Vec<_> = part.iter().take_while(|node| !Rc::ptr_eq(node, base)).cloned().collect();
     let over = if *active { None } else { Graph::overlay_of(device, top) };
-    for node in over.iter().chain(&nodes).chain([base]) {
-        node.check_idle()?;
-    }
+    let touched: Vec<_> = nodes.iter().chain([base]).cloned().collect();
+    graph.check_no_job(&touched, touched.len())?;
+    over.iter().try_for_each(|over| over.check_idle())?;
     if *active && args.contains_key("backing-file") {
         return Err(generic("'backing-file' specified, but 'top' is the active layer"));
     }
@@ -73,7 +73,8 @@ pub(in crate::daemon) async fn start(
         }
         let layers = nodes.iter().filter(|node| !node.is_filter()).cloned().collect::<Vec<_>>();
         hold.occupy(&nodes);
-        hold.occupy(&over.iter().chain([base]).cloned().collect::<Vec<_>>());
+        hold.occupy(std::slice::from_ref(base));
+        over.iter().for_each(|over| hold.occupy_for_relinking(over));
         // What is written to the base is not seen by those above, who find the same bytes in a layer that is nearer. Another image on the base
         // would see it.
         let does = Doing::READ.and(Doing::WRITE);
@@ -189,7 +190,7 @@ fn scope(graph: &Graph, args: &Options) -> Result<Scope, Refusal> {
             base
         }
         (None, Some(name)) => {
-            let found = top.chain().find(|node| is_called(node, name));
+            let found = top.skip_filters().chain().skip(1).find(|node| is_called(node, name));
             found.ok_or_else(|| generic(format!("Can't find '{name}' in the backing chain")))?
         }
         (None, None) => {

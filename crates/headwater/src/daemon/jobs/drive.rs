@@ -94,12 +94,12 @@ pub(in crate::daemon) async fn start_mirror(
     let more = json!({"discard": if ignores { "ignore" } else { "unmap" }});
     let node = open(graph, &source, &args, backing, more).await?;
     if as_disk.stands_on_source && !names_as_backing(&node, &source) {
-        let target = node.filename.clone();
+        let target = node.filename();
         drop(node);
         graph.collect().await;
         return Err(generic(format!(
             "{target}: its header doesn't name {} as backing file, as sync 'none' needs: what isn't copied would be missing later",
-            source.filename
+            source.filename()
         )));
     }
     if args.flag("unmap") == Some(false) {
@@ -214,8 +214,8 @@ async fn open_layers(
 fn names_as_backing(over: &GraphNode, under: &Rc<GraphNode>) -> bool {
     let image = over.inside.borrow().image.clone();
     let Some(name) = image.and_then(|image| image.header().backing_name.clone()) else { return false };
-    let directory = Path::new(&over.filename).parent().unwrap_or(Path::new(""));
-    let (named, there) = (directory.join(name), under.skip_filters().filename.clone());
+    let directory = Path::new(&over.filename()).parent().unwrap_or(Path::new(""));
+    let (named, there) = (directory.join(name), under.skip_filters().filename());
     match (std::fs::canonicalize(&named), std::fs::canonicalize(&there)) {
         (Ok(named), Ok(there)) => named == there,
         _ => named.to_string_lossy() == there,
@@ -227,7 +227,7 @@ async fn probe(file: &GraphNode) -> Result<Format, Refusal> {
     let size = file.disk.size().min(probe::PROBE_LEN as u64);
     let len = usize::try_from(size).unwrap_or(probe::PROBE_LEN);
     let head = file.top().read(0, BufferMut::new(len)).await.map_err(|err| of_error(&err))?;
-    probe::probe(&head, &file.filename).map_err(|err| of_error(&err))
+    probe::probe(&head, &file.filename()).map_err(|err| of_error(&err))
 }
 
 /// Where a name leads.

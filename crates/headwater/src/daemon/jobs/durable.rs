@@ -334,13 +334,13 @@ async fn found(device: &Rc<GraphNode>, record: &Record) -> headwater_block::Resu
             return Ok(Found::Changed(then.name.clone(), "it is not in the chain any more".into()));
         };
         if let Some(difference) = then.difference(&constant(&leaf).await?) {
-            return Ok(Found::Changed(leaf.filename.clone(), difference));
+            return Ok(Found::Changed(leaf.filename(), difference));
         }
     }
     // What is written besides the image itself lies below what is read.
     for then in record.written.iter().skip(leaves(&over).len()) {
         let difference = match below.next() {
-            Some(leaf) => then.is_other(&changing(&leaf)?).map(|why| format!("{}: {why}", leaf.filename)),
+            Some(leaf) => then.is_other(&changing(&leaf)?).map(|why| format!("{}: {why}", leaf.filename())),
             None => Some(format!("{} is not in the chain any more", then.name)),
         };
         if let Some(why) = difference {
@@ -374,7 +374,7 @@ fn leaves(node: &Rc<GraphNode>) -> Vec<Rc<GraphNode>> {
 }
 
 async fn constant(leaf: &Rc<GraphNode>) -> headwater_block::Result<Storage> {
-    Storage::constant(&leaf.filename, &*leaf.top()).await
+    Storage::constant(&leaf.filename(), &*leaf.top()).await
 }
 
 /// The storage of the image at `over`, and then that of `target`.
@@ -384,7 +384,7 @@ fn written(over: &Rc<GraphNode>, target: Option<&Rc<GraphNode>>) -> headwater_bl
 }
 
 fn changing(leaf: &Rc<GraphNode>) -> headwater_block::Result<Storage> {
-    Storage::changing(&leaf.filename, &*leaf.top())
+    Storage::changing(&leaf.filename(), &*leaf.top())
 }
 
 /// What the header of `node` calls its backing.

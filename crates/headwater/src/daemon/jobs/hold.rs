@@ -4,7 +4,7 @@
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::rights::{Doing, Rights};
-use crate::daemon::graph::{Busy, Graph, GraphNode, Root, used_by};
+use crate::daemon::graph::{Busy, Graph, GraphNode, Part, Root, used_by};
 use headwater_block::{DiskOptions, Error, ErrorKind};
 use headwater_job::{Finish, HoldGuests};
 use std::any::Any;
@@ -71,17 +71,22 @@ impl Hold {
 
     /// Keeps other jobs and commands away from `nodes`.
     pub(super) fn occupy(&mut self, nodes: &[Rc<GraphNode>]) {
-        nodes.iter().for_each(|node| self.make_busy(node, false));
+        nodes.iter().for_each(|node| self.make_busy(node, Part::Works));
     }
 
     /// Keeps those away from `nodes` who do more than to read them.
     pub(super) fn occupy_as_reader(&mut self, nodes: &[Rc<GraphNode>]) {
-        nodes.iter().for_each(|node| self.make_busy(node, true));
+        nodes.iter().for_each(|node| self.make_busy(node, Part::Reads));
     }
 
-    fn make_busy(&mut self, node: &Rc<GraphNode>, reads: bool) {
+    /// Keeps others away from `node`, which will stand on another at the job's end.
+    pub(super) fn occupy_for_relinking(&mut self, node: &Rc<GraphNode>) {
+        self.make_busy(node, Part::Relinks);
+    }
+
+    fn make_busy(&mut self, node: &Rc<GraphNode>, part: Part) {
         let why = used_by(self.kind);
-        node.busy.borrow_mut().push(Busy { job: self.id.clone(), why, reads });
+        node.busy.borrow_mut().push(Busy { job: self.id.clone(), why, part });
         self.busy.push(node.clone());
     }
 
@@ -92,7 +97,7 @@ impl Hold {
     pub(super) fn freeze(&mut self, nodes: &[Rc<GraphNode>]) -> Result<(), Refusal> {
         for node in nodes {
             let busy = node.busy.borrow();
-            let reads = |job: &String| busy.iter().any(|busy| busy.job == *job && busy.reads);
+            let reads = |job: &String| busy.iter().any(|busy| busy.job == *job && busy.part == Part::Reads);
             if let (false, Some(below)) = (node.frozen.borrow().iter().all(reads), node.below()) {
                 let link = if node.is_filter() { "file" } else { "backing" };
                 return Err(generic(format!("Cannot freeze '{link}' link to '{}'", below.name)));

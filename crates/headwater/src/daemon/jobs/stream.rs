@@ -39,8 +39,7 @@ pub(in crate::daemon) async fn start(
     // What lies below the disk is only read, which the streams of other disks may do as well.
     let at = part.iter().position(|node| Rc::ptr_eq(node, &over)).map_or(part.len(), |at| at + 1);
     let (own, below) = part.split_at(at);
-    own.iter().try_for_each(|node| node.check_idle())?;
-    below.iter().try_for_each(|node| node.check_readable())?;
+    graph.check_no_job(&part, at)?;
     if end.is_none() && args.contains_key("backing-file") {
         return Err(generic("backing file specified, but streaming the entire chain"));
     }
@@ -49,16 +48,20 @@ pub(in crate::daemon) async fn start(
     let mut job = job_args(jobs, args)?;
 
     let mut hold = Hold::new(graph, "stream", &job.id);
-    let named = hold
-        .freeze(&part)
-        .and_then(|()| hold.insert_filter(args.text("filter-node-name"), "copy-on-read", &over));
+    // What the last one stands on may be another node at the end.
+    let kept_links = if end.is_some() { &part[..part.len() - 1] } else { &part[..] };
+    let named = match hold.make_writable(&over).await {
+        Ok(()) => hold
+            .freeze(kept_links)
+            .and_then(|()| hold.insert_filter(args.text("filter-node-name"), "copy-on-read", &over)),
+        Err(refusal) => Err(refusal),
+    };
     if let Err(refusal) = named {
         hold.release().await;
         return Err(refusal);
     }
     let prepared = async {
         speed(args)?;
-        hold.make_writable(&over).await?;
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
         hold.attach(&over, "main node", Doing::READ.and(Doing::REARRANGE), shares).await?;
         for node in part.iter().filter(|node| !Rc::ptr_eq(node, &over) && !node.is_filter()) {
@@ -200,10 +203,10 @@ pub(in crate::daemon) fn is_called(node: &GraphNode, name: &str) -> bool {
         return false;
     }
     let same = || {
-        let (one, other) = (std::fs::canonicalize(&node.filename), std::fs::canonicalize(name));
+        let (one, other) = (std::fs::canonicalize(node.filename()), std::fs::canonicalize(name));
         matches!((one, other), (Ok(one), Ok(other)) if one == other)
     };
-    node.filename == name || same()
+    node.filename() == name || same()
 }
 
 /// Makes `base` the backing of `over`, in its header, in memory and in the books.
@@ -234,7 +237,7 @@ pub(in crate::daemon) async fn relink(
 
 /// What the header of `over` will call its backing `image`, unless the user gave it a name.
 pub(super) fn link_name(over: &GraphNode, image: &GraphNode, given: Option<&str>) -> String {
-    given.map_or_else(|| recorded_name(&over.filename, &image.filename), str::to_owned)
+    given.map_or_else(|| recorded_name(&over.filename(), &image.filename()), str::to_owned)
 }
 
 /// What a header calls the format of a node. A protocol without a format on it is raw, if the user wants it to be called so.
