@@ -105,7 +105,7 @@ async fn qcow2(graph: &Rc<Graph>, options: &Options) -> Result<(), Refusal> {
     if options.text("preallocation").is_some_and(|mode| mode != "off") {
         return Err(generic("Preallocation of qcow2 images is not supported"));
     }
-    let rights = Rights { does: Doing::WRITE.and(Doing::RESIZE), bears: Doing::NOTHING };
+    let rights = Rights { does: Doing::READ.and(Doing::WRITE).and(Doing::RESIZE), bears: Doing::ALL };
     let root = graph.attach(&file, ("image creation", "file"), rights, false).await?;
     if options.contains_key("backing-fmt") && !options.contains_key("backing-file") {
         return Err(generic("Backing format cannot be used without backing file"));
