@@ -150,7 +150,8 @@ fn info(export: &Export, multi_conn: bool) -> ExportInfo {
         // All connections use the same disk object, so that a flush on one covers the writes of all.
         flags |= F::CAN_MULTI_CONN;
     }
-    if export.writable && !disk.is_read_only() {
+    // An export that was made writable says so also while its disk takes no writes: it may again while a client is there.
+    if export.writable {
         flags |= F::SEND_TRIM | F::SEND_WRITE_ZEROES | F::SEND_FAST_ZERO;
     } else {
         flags |= F::READ_ONLY;

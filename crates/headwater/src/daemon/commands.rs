@@ -440,25 +440,12 @@ impl Commands {
         resized
     }
 
-    /// `blockdev-set-active`: an inactive image is left to others; nothing here writes to it.
     async fn set_active(&self, args: &Options) -> Result<(), Refusal> {
         let active = args.flag("active").unwrap_or(true);
-        let mut nodes = match args.text("node-name") {
-            Some(name) => vec![self.graph.node(name)?],
-            None => self.graph.nodes(),
-        };
-        if !active && let Some(node) = nodes.iter().find(|node| self.graph.has_active_users(node)) {
-            if args.contains_key("node-name") {
-                return Err(generic(format!("Node '{}' is in use, so it can't be made inactive", node.name)));
-            }
-            nodes.retain(|node| !self.graph.has_active_users(node));
+        match args.text("node-name") {
+            None => self.graph.set_all_active(active).await,
+            Some(name) if active => self.graph.activate(&self.graph.node(name)?).await,
+            Some(name) => self.graph.inactivate(&self.graph.node(name)?).await,
         }
-        // What only an inactive node uses is inactive with it, and what an active one needs is active.
-        while let Some(node) = nodes.pop() {
-            node.active.set(active);
-            let below = node.links.borrow().iter().map(|link| link.to.clone()).collect::<Vec<_>>();
-            nodes.extend(below.into_iter().filter(|child| active || !self.graph.has_active_users(child)));
-        }
-        self.graph.settle_rights().await
     }
 }

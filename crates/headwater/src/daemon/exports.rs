@@ -161,6 +161,12 @@ impl Exports {
         if writable && node.is_read_only() {
             return Err(generic("Cannot export read-only node as writable"));
         }
+        let inactive = args.flag("allow-inactive").unwrap_or(false);
+        if !inactive {
+            self.graph.activate(&node).await?;
+        } else if kind != "nbd" {
+            return Err(generic("Export type does not support inactive exports"));
+        }
         let way = match kind {
             "nbd" => self.add_nbd(args, &node, writable).await,
             "fuse" => self.add_fuse(args, &node, writable).await,
@@ -219,7 +225,8 @@ impl Exports {
         if self.exports.borrow().iter().any(taken) {
             return Err(generic(format!("NBD server already has export named '{name}'")));
         }
-        let root = self.attach(node, Rights::of_export(writable)).await?;
+        let inactive = args.flag("allow-inactive").unwrap_or(false);
+        let root = self.graph.attach_export(node, Rights::of_export(writable), inactive).await?;
         let export = nbd::Export {
             name: name.clone(),
             description: args.text("description").unwrap_or_default().to_owned(),
@@ -254,7 +261,7 @@ impl Exports {
         if growable && writable {
             rights.does = rights.does.and(Doing::RESIZE);
         }
-        let root = self.attach(node, rights).await?;
+        let root = self.graph.attach_export(node, rights, false).await?;
         let mount = |allow_other| fuse::mount(&path, MountOptions { writable, allow_other });
         let (mounted, allow_other) = match args.text("allow-other").unwrap_or("auto") {
             "off" => (mount(false).await, false),
@@ -311,7 +318,7 @@ impl Exports {
         let writethrough = args.flag("writethrough").unwrap_or(false);
         let options = BlkOptions { writable, writethrough, queues, logical_block };
         let listen = listen(address)?;
-        let root = self.attach(node, Rights::of_machine(writable)).await?;
+        let root = self.graph.attach_export(node, Rights::of_machine(writable), false).await?;
         let export = BlkExport { id: id.to_owned(), edge: root.edge.clone(), options };
         let server =
             VhostUserBlk::start(listen, export).map_err(|err| bind_refusal(&err, address.text("path")))?;
@@ -325,10 +332,6 @@ impl Exports {
                 server.look_at_size();
             }
         }
-    }
-
-    async fn attach(&self, node: &Rc<GraphNode>, rights: Rights) -> Result<Rc<Root>, Refusal> {
-        self.graph.attach(node, ("an unnamed block device", "root"), rights, true).await
     }
 
     /// Removes an export; with `hard` also if clients use it, who are cut off.

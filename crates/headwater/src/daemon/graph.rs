@@ -7,12 +7,14 @@
 //! - [`rights`]: what each user of a node does to it and bears of others; a change of the books that leads to a conflict is taken back.
 //! - [`open`]: from options to nodes. [`header`]: the nodes that an image's header names.
 //! - [`change`]: a node takes another's place, images are opened again, nodes go. `reopen`: as a user says.
+//! - `active`: nodes that are left to another process for a while.
 //! - `shares`: sources that several disks read from are asked once.
 //! - `for_jobs`: what jobs need of it. [`describe`]: what is told of a node.
 //!
 //! Commands that change the graph are carried out one at a time (see `commands`), so that no lock is needed here: what is awaited in between is
 //! I/O of nodes, not another command.
 
+mod active;
 pub(super) mod change;
 pub(super) mod describe;
 mod for_jobs;
@@ -23,7 +25,7 @@ pub(super) mod rights;
 mod settings;
 pub(super) mod shares;
 
-use self::rights::Rights;
+use self::rights::{Doing, Rights};
 use self::shares::Sources;
 use super::failure::{Refusal, generic};
 use super::objects::Objects;
@@ -76,6 +78,8 @@ pub(super) struct Settings {
     pub(super) direct: bool,
     pub(super) no_flush: bool,
     pub(super) force_share: bool,
+    /// It was not to be written when it was opened.
+    pub(super) inactive: bool,
     /// The options that the node was made with, for when it is opened again.
     pub(super) options: Map<String, Value>,
 }
@@ -245,6 +249,15 @@ pub(super) struct Root {
     pub(super) edge: Rc<Edge>,
     /// Goes along when another node takes the place of its own.
     follows: bool,
+    /// Only reads while the node is inactive.
+    yields: bool,
+}
+
+impl Root {
+    /// True if its node can't become inactive.
+    fn insists_on_writing(&self) -> bool {
+        !self.yields && self.rights.get().does.has(Doing::WRITE.and(Doing::REARRANGE))
+    }
 }
 
 /// All nodes and all who use them. Belongs to the thread of its disks.
@@ -367,11 +380,6 @@ impl Graph {
         !self.parents(node).is_empty() || !self.roots_of(node).is_empty()
     }
 
-    /// True if an active node stands on it, or somebody from outside uses it.
-    pub(super) fn has_active_users(&self, node: &Rc<GraphNode>) -> bool {
-        self.parents(node).iter().any(|parent| parent.active.get()) || !self.roots_of(node).is_empty()
-    }
-
     /// Makes `user`, who calls it `child`, a user of `node` with these rights; it is one for as long as the root lives. With `follows` it goes along when another
     /// node takes the place of this one.
     ///
@@ -384,6 +392,29 @@ impl Graph {
         rights: Rights,
         follows: bool,
     ) -> Result<Rc<Root>, Refusal> {
+        self.enter_root(node, (user, child), rights, (follows, false)).await
+    }
+
+    /// Makes an export a user of `node`, which goes along when another node takes its place. One that `yields` only reads while the node is inactive.
+    ///
+    /// # Errors
+    /// See [`Graph::attach`].
+    pub(super) async fn attach_export(
+        &self,
+        node: &Rc<GraphNode>,
+        rights: Rights,
+        yields: bool,
+    ) -> Result<Rc<Root>, Refusal> {
+        self.enter_root(node, ("an unnamed block device", "root"), rights, (true, yields)).await
+    }
+
+    async fn enter_root(
+        &self,
+        node: &Rc<GraphNode>,
+        (user, child): (&str, &'static str),
+        rights: Rights,
+        (follows, yields): (bool, bool),
+    ) -> Result<Rc<Root>, Refusal> {
         let root = Rc::new(Root {
             user: user.to_owned(),
             child,
@@ -391,6 +422,7 @@ impl Graph {
             rights: Cell::new(rights),
             edge: Edge::new(node.disk.clone()),
             follows,
+            yields,
         });
         self.roots.borrow_mut().retain(|root| root.strong_count() > 0);
         self.roots.borrow_mut().push(Rc::downgrade(&root));

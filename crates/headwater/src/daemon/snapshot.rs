@@ -118,6 +118,10 @@ pub(super) async fn take(
     } else {
         graph.any(text("overlay"))?
     };
+    if !node.active.get() && overlay.active.get() && !graph.is_used(&overlay) {
+        // Whoever prepared the overlay need not have known that the disk is inactive.
+        graph.inactivate(&overlay).await?;
+    }
     let checked = check(graph, &node, &overlay);
     let was_writable = !node.is_read_only();
     let linked = match checked {

@@ -308,7 +308,7 @@ impl Graph {
             _ => {}
         }
         let options = node.disk.options();
-        node.disk.set_options(DiskOptions { read_only: settings.read_only, ..options });
+        node.disk.set_options(DiskOptions { read_only: settings.read_only || !node.active.get(), ..options });
         node.settings.replace(settings);
         Ok(())
     }

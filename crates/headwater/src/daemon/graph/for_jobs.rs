@@ -64,8 +64,12 @@ impl Graph {
         on: &Rc<GraphNode>,
     ) -> Result<Rc<GraphNode>, Refusal> {
         if !on.active.get() {
-            let above = name.unwrap_or("#block");
-            return Err(generic(format!("Inactive '{}' can't be a file child of active '{above}'", on.name)));
+            let above = name.map_or_else(|| self.invent_name(), str::to_owned);
+            let child = if driver == "copy-on-read" { "file" } else { "backing" };
+            return Err(generic(format!(
+                "Inactive '{}' can't be a {child} child of active '{above}'",
+                on.name
+            )));
         }
         let node = Rc::new(GraphNode {
             name: match name {

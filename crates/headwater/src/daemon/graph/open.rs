@@ -148,11 +148,11 @@ impl Graph {
                 own_filename: built.filename,
                 links: RefCell::new(built.links),
                 owned: Cell::new(false),
+                active: Cell::new(!settings.inactive),
                 settings: RefCell::new(settings),
                 inside: RefCell::new(built.inside),
                 busy: RefCell::default(),
                 frozen: RefCell::default(),
-                active: Cell::new(true),
             });
             graph.enter(&node, built.place);
             graph.settle_rights().await?;

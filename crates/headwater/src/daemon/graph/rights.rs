@@ -99,7 +99,13 @@ impl Graph {
         let mut users: Vec<User> = self
             .roots_of(node)
             .iter()
-            .map(|root| User { who: root.user.clone(), child: root.child, rights: root.rights.get() })
+            .map(|root| {
+                let mut rights = root.rights.get();
+                if root.yields && !node.active.get() {
+                    rights.does = rights.does.common(Doing::READ);
+                }
+                User { who: root.user.clone(), child: root.child, rights }
+            })
             .collect();
         for parent in self.parents(node) {
             for link in parent.links.borrow().iter().filter(|link| Rc::ptr_eq(&link.to, node)) {
@@ -160,6 +166,8 @@ impl Graph {
             Role::Backing if self.together(parent).does == Doing::NOTHING => {
                 Rights { does: Doing::NOTHING, bears: Doing::ALL }
             }
+            // Others may write what is left to them.
+            Role::Backing if !parent.active.get() => Rights { does: Doing::READ, bears: Doing::ALL },
             Role::Backing => {
                 let bears = Doing::READ.and(Doing::REARRANGE);
                 // What a commit writes below is hidden from here by the layers that it comes from.
@@ -178,7 +186,8 @@ impl Graph {
                 } else {
                     Doing::READ.and(changes)
                 };
-                let bears = if settings.force_share { Doing::ALL } else { Doing::ALL.without(changes) };
+                let others = settings.force_share || !parent.active.get();
+                let bears = if others { Doing::ALL } else { Doing::ALL.without(changes) };
                 Rights { does, bears }
             }
         }
@@ -187,6 +196,7 @@ impl Graph {
     fn check_rights(&self) -> Result<(), Refusal> {
         for node in self.nodes() {
             let users = self.users(&node);
+            check_active(&node, &users)?;
             for (at, one) in users.iter().enumerate() {
                 for other in users.iter().enumerate().filter(|(n, _)| *n != at).map(|(_, other)| other) {
                     let conflict = one.rights.does.without(other.rights.bears);
@@ -258,6 +268,24 @@ impl Graph {
 fn is_committed(over: &GraphNode, below: &GraphNode) -> bool {
     let (over, below) = (over.busy.borrow(), below.busy.borrow());
     over.iter().any(|one| one.why == used_by("commit") && below.iter().any(|other| other.job == one.job))
+}
+
+/// Refuses what isn't done to an inactive node, and an active one that stands on it.
+fn check_active(node: &Rc<GraphNode>, users: &[User]) -> Result<(), Refusal> {
+    let links = node.links.borrow();
+    if let (true, Some(link)) = (node.active.get(), links.iter().find(|link| !link.to.active.get())) {
+        let (child, parent) = (&link.to.name, &node.name);
+        return Err(generic(format!(
+            "Inactive '{child}' can't be a {} child of active '{parent}'",
+            link.name
+        )));
+    }
+    let more =
+        users.iter().map(|user| user.rights.does.without(Doing::READ)).find(|more| *more != Doing::NOTHING);
+    match more.filter(|_| !node.active.get()) {
+        Some(more) => Err(generic(format!("Permission '{}' unavailable on inactive node", more.names()))),
+        None => Ok(()),
+    }
 }
 
 /// A process that was killed keeps its locks for some milliseconds: to start again at once must work.

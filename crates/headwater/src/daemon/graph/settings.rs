@@ -15,6 +15,7 @@ pub(super) fn settings(options: Options, above: Inherited) -> Settings {
         direct: of_cache("direct", above.direct),
         no_flush: of_cache("no-flush", above.no_flush),
         force_share: options.flag("force-share").unwrap_or(above.force_share),
+        inactive: options.flag("active") == Some(false),
         options,
     }
 }
@@ -33,7 +34,7 @@ pub(super) fn disk_options(
     let filter = built.links.iter().any(|link| link.role == Role::Filtered);
     Ok(DiskOptions {
         detect_zeroes,
-        read_only: settings.read_only,
+        read_only: settings.read_only || settings.inactive,
         growable: built.growable
             || (filter && built.links.iter().all(|link| link.to.disk.options().growable)),
         ignore_discards: !unmap && !filter,

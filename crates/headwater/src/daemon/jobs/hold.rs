@@ -126,7 +126,11 @@ impl Hold {
         on: &Rc<GraphNode>,
     ) -> Result<(), Refusal> {
         let made = self.graph.add_shadow(name, driver, on);
-        let made = made.map_err(|err| generic(format!("Could not create node: {}", err.desc)))?;
+        let inserted = driver == "copy-on-read";
+        let cannot = |err: Refusal| {
+            if inserted { generic(format!("Could not create node: {}", err.desc)) } else { err }
+        };
+        let made = made.map_err(cannot)?;
         self.filter = Some(made);
         Ok(())
     }

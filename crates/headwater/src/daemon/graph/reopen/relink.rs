@@ -82,7 +82,7 @@ impl Graph {
     }
 
     /// Adds `node` and all that hold it as their file, one on top of the other.
-    fn with_holders(&self, node: &Rc<GraphNode>, all: &mut Vec<Rc<GraphNode>>) {
+    pub(in crate::daemon::graph) fn with_holders(&self, node: &Rc<GraphNode>, all: &mut Vec<Rc<GraphNode>>) {
         all.retain(|known| !Rc::ptr_eq(known, node));
         all.push(node.clone());
         let holds = |holder: &Rc<GraphNode>| {
