@@ -441,6 +441,10 @@ impl PointInTime {
             );
             return Err(Error::new(ErrorKind::Io, message));
         }
+        if self.ended.get() {
+            let message = format!("{}: what it held at a moment is kept no more", self.source.name());
+            return Err(Error::new(ErrorKind::Closed, message));
+        }
         // race-mark: point-in-time-read
         Ok(match self.pending.first(range.clone(), range.end - range.start) {
             Some(run) if run.start <= range.start => (run.end.min(range.end), true),

@@ -112,6 +112,7 @@ fn readers_see_the_moment_whatever_guests_do() {
             let before = world.file.started(Op::Write);
             change(&world, world.sim.rng()).await.unwrap();
             assert_eq!(world.file.started(Op::Write), before, "nothing touches the target any more");
+            assert_eq!(world.shown.read(0, 512).await.unwrap_err().kind(), ErrorKind::Closed);
         });
     });
 }

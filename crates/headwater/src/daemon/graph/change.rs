@@ -329,6 +329,11 @@ pub(super) async fn finish(node: &Rc<GraphNode>) -> Result<(), Refusal> {
 /// Closes a node that nobody uses. What it stands on is not its own.
 async fn close(node: &Rc<GraphNode>) -> Result<(), headwater_block::Error> {
     let _drained = node.disk.drain().await;
+    let point = node.inside.borrow().point.clone();
+    if let Some(point) = point {
+        // Whoever changes the source needs nothing saved any more, and nothing touches the target from here on.
+        point.end().await;
+    }
     let image = node.inside.borrow().image.clone();
     let top = node.top();
     match image {
