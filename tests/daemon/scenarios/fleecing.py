@@ -1,7 +1,7 @@
 """copy-before-write and snapshot-access: what a disk held is read while guests change it."""
 
 from drive import nbd, scenario
-from drive.images import tool
+from drive.images import Failed, tool
 from drive.jobs import debug, export, finish
 
 from .backup import copy
@@ -114,6 +114,64 @@ def slow_target(case):
     qmp.run("quit")
     chain.guest_wrote("write -P 50 0 1M")
     chain.reads_as_before()
+
+
+def scratch(case):
+    """The older way: an overlay of the disk itself, into which a backup job saves; gives the chain, the monitor, and the addresses of both."""
+    chain = case.images.chain("base", "disk")
+    qmp = case.daemon().qmp
+    chain.add(qmp)
+    now = export(case, qmp, "disk")
+    case.images.qcow2("scratch.qcow2", "4M", "disk.qcow2")
+    qmp.run("blockdev-add", driver="qcow2", node_name="scratch", backing="disk", file={"driver": "file", "filename": case.path("scratch.qcow2")})
+    backup = {"type": "blockdev-backup", "data": {"job-id": "job", "device": "disk", "target": "scratch", "sync": "none"}}
+    qmp.run("transaction", actions=[backup])
+    then = export(case, qmp, "scratch", start=False, writable=False)
+    return chain, qmp, now, then
+
+
+@scenario
+def own_overlay(case):
+    """The overlay shows the moment for as long as the job runs: how libvirt lets a backup be pulled."""
+    chain, qmp, now, then = scratch(case)
+    same(then, chain.expected)
+    nbd.io(now, *CHANGES)
+    same(then, chain.expected)
+    nbd.io(now, "read -P 50 3M 64k", "read -P 51 2000000 1000", "read -P 0 700k 200k", "read -P 52 0 4k", "write -P 60 0 4M")
+    same(then, chain.expected)
+    qmp.refuse("blockdev-del", node_name="scratch")
+    qmp.run("block-export-del", id="export-scratch")
+    qmp.wait("BLOCK_EXPORT_DELETED", id="export-scratch")
+    qmp.refuse("blockdev-del", node_name="scratch")
+    qmp.run("job-cancel", id="job")
+    qmp.wait_status("job", "null")
+    qmp.run("query-named-block-nodes", flat=True)
+    qmp.run("blockdev-del", node_name="scratch")
+    qmp.run("quit")
+    case.images.check("disk.qcow2")
+    case.images.check("scratch.qcow2")
+    case.images.write(case.path("disk.qcow2"), "read -P 60 0 4M")
+
+
+@scenario
+def own_overlay_outlives(case):
+    """The job ends while the overlay is still exported: what it showed is gone."""
+    chain, qmp, now, then = scratch(case)
+    nbd.io(now, *CHANGES)
+    same(then, chain.expected)
+    qmp.run("job-cancel", id="job")
+    qmp.wait_status("job", "null")
+    nbd.io(now, "write -P 70 2M 64k")
+    try:
+        nbd.io(then, "read 2M 64k", read_only=True)
+        case.note("is shown", True)
+    except Failed:
+        case.note("is shown", False)
+    qmp.run("block-export-del", id="export-scratch")
+    qmp.wait("BLOCK_EXPORT_DELETED", id="export-scratch")
+    qmp.run("blockdev-del", node_name="scratch")
+    qmp.run("quit")
+    case.images.check("disk.qcow2")
 
 
 @scenario

@@ -1,15 +1,20 @@
 //! Fleecing: the filter copy-before-write, which saves to another node what guests are about to change, and the node snapshot-access, which shows what was there when the
 //! filter was made.
 //!
+//! The older way is a backup with sync mode `none` into an overlay of the disk itself: the overlay shows the moment as long as the job runs. What is read of the
+//! disk through it must be read under the disk's lock, and not while the overlay's is held; so its own disk shows the moment meanwhile, and the job writes to
+//! its image through another, which nobody else has.
+//!
 //! The moment belongs to the disk below all filters, which keeps it for as long as the filter is there; so the filter's link to what is below it stays as it is.
 
-use super::failure::{Refusal, generic};
+use super::failure::{Refusal, generic, of_error};
 use super::filters::edge_of;
 use super::graph::open::{Built, Read, filter_link};
-use super::graph::{Graph, Inside, Link, Role, Settings};
+use super::graph::{Graph, GraphNode, Inside, Link, Role, Settings};
 use super::jobs::backup::{check_granule, leads_to};
 use headwater_block::copy_before_write::{OnUnsaved, Policy};
 use headwater_block::filter::{CopyBeforeWriteNode, SnapshotAccessNode};
+use headwater_block::{Disk, Node, PointInTime};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -86,4 +91,68 @@ pub(super) async fn open_access(
     let filename = filter.filename.clone();
     let link = Link { name: "file", role: Role::Moment, to: filter, edge: None };
     Ok(Built::new(SnapshotAccessNode::new(point), vec![link], filename))
+}
+
+/// Begins a moment of `source` that is saved to the image `overlay`, which has been [parted](Graph::part_from_backing) from it, and lets that show it.
+///
+/// # Errors
+/// If it is no image.
+pub(super) async fn begin_in_overlay(
+    source: &Rc<Disk>,
+    overlay: &Rc<GraphNode>,
+    granule: u64,
+) -> Result<Rc<PointInTime>, Refusal> {
+    let image = overlay.inside.borrow().image.clone();
+    let image = image.ok_or_else(|| generic(format!("Node '{}' is no image", overlay.name)))?;
+    // Nobody reads it between the one and the other.
+    let drained = overlay.disk.drain().await;
+    image.set_backing(None).map_err(|err| of_error(&err))?;
+    let saved_to = Disk::new(image, overlay.disk.clock().clone(), overlay.disk.options());
+    let point = source.begin_point_in_time(&saved_to, granule, None).await;
+    overlay.disk.replace_top(&drained, SnapshotAccessNode::new(point.clone()));
+    overlay.inside.borrow_mut().point = Some(point.clone());
+    Ok(point)
+}
+
+impl Graph {
+    /// Keeps `overlay` on what it stands on, in the books, but lets that be written: a moment of it is about to be shown instead.
+    ///
+    /// # Errors
+    /// If somebody is in the way; then nothing has changed.
+    pub(super) async fn part_from_backing(&self, overlay: &Rc<GraphNode>) -> Result<(), Refusal> {
+        overlay.change_role(Role::Backing, Role::Moment);
+        let settled = self.settle_rights().await;
+        if settled.is_err() {
+            overlay.change_role(Role::Moment, Role::Backing);
+            self.settle_rights().await?;
+        }
+        settled
+    }
+
+    /// The moment is over: `overlay` is what its image is again. As long as somebody reads it and somebody else writes to what it stands on, that would be a mixture
+    /// of old and new; then it stays as it is, and reading it fails.
+    pub(super) async fn back_to_backing(&self, overlay: &Rc<GraphNode>) {
+        let point = overlay.inside.borrow().point.clone();
+        if let Some(point) = point {
+            // The image is written through one disk at a time.
+            point.end().await;
+        }
+        overlay.change_role(Role::Moment, Role::Backing);
+        if let Err(refusal) = self.settle_rights().await {
+            overlay.change_role(Role::Backing, Role::Moment);
+            // Weaker rights are never refused.
+            let _ = self.settle_rights().await;
+            tracing::warn!(node = overlay.name, "shows nothing until it is removed: {}", refusal.desc);
+            return;
+        }
+        let (image, backing) = (overlay.inside.borrow().image.clone(), overlay.child(Role::Backing));
+        let (Some(image), Some(backing)) = (image, backing) else { return };
+        let drained = overlay.disk.drain().await;
+        if let Err(err) = image.set_backing(Some(backing.top())) {
+            tracing::error!(node = overlay.name, "is not put on '{}' again: {err}", backing.name);
+            return;
+        }
+        overlay.disk.replace_top(&drained, image);
+        overlay.inside.borrow_mut().point = None;
+    }
 }

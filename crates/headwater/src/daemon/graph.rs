@@ -162,6 +162,13 @@ impl GraphNode {
         holder.map_or_else(|| self.own_filename.clone(), |holder| holder.filename())
     }
 
+    /// Makes the child in one role one in another.
+    pub(super) fn change_role(&self, from: Role, to: Role) {
+        for link in self.links.borrow_mut().iter_mut().filter(|link| link.role == from) {
+            link.role = to;
+        }
+    }
+
     pub(super) fn is_filter(&self) -> bool {
         self.links.borrow().iter().any(|link| link.role == Role::Filtered)
     }

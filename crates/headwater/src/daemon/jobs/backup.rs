@@ -4,9 +4,10 @@ use super::hold::Hold;
 use super::stream::{job_args, speed};
 use super::{Jobs, Plan, on_errors};
 use crate::daemon::failure::{Refusal, generic};
+use crate::daemon::fleecing;
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
-use crate::daemon::graph::{Graph, GraphNode};
+use crate::daemon::graph::{Graph, GraphNode, Role};
 use headwater_job::{BackupOptions, Group};
 use serde_json::Value;
 use std::rc::Rc;
@@ -73,21 +74,24 @@ pub(super) async fn plan_between(
     if source.disk.size() != target.disk.size() {
         return Err(generic("Source and target image have different sizes"));
     }
-    if leads_to(&target, &source) {
+    let only_changes = text("sync") == "none";
+    let own_overlay = only_changes && is_overlay_of(&target, &source);
+    if leads_to(&target, &source) && !own_overlay {
         return Err(generic(format!(
-            "'{}' stands on '{}'; a backup of a node into its own overlay is not supported; copy-before-write \
-             and snapshot-access show what a node held",
+            "'{}' stands on '{}'; only a backup with sync 'none' goes into the node's own overlay",
             target.name, source.name
         )));
     }
     let job = job_args(jobs, args)?;
-    let only_changes = text("sync") == "none";
     let mut hold = Hold::new(graph, "backup", &job.id);
     if let Err(refusal) = hold.insert_filter(args.text("filter-node-name"), "copy-before-write", &source) {
         hold.release().await;
         return Err(refusal);
     }
     let prepared = async {
+        if own_overlay {
+            hold.part_from_backing(&target).await?;
+        }
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
         hold.attach(&source, "file", Doing::READ, shares).await?;
         hold.attach(&target, "target", Doing::READ.and(Doing::WRITE), bears).await?;
@@ -107,7 +111,11 @@ pub(super) async fn plan_between(
     }
     let disk = source.skip_filters().disk.clone();
     let above = if text("sync") == "top" { disk.top().backing() } else { None };
-    let point = disk.begin_point_in_time(&target.disk, perf.granule, above).await;
+    let point = if own_overlay {
+        fleecing::begin_in_overlay(&disk, &target, perf.granule).await?
+    } else {
+        disk.begin_point_in_time(&target.disk, perf.granule, above).await
+    };
     let options = BackupOptions {
         only_changes,
         speed: job.speed,
@@ -131,6 +139,12 @@ pub(super) async fn plan_between(
         work: Box::pin(work),
         write_through: None,
     })
+}
+
+/// True if the layer of `over` is one right on top of the layer of `under`.
+fn is_overlay_of(over: &Rc<GraphNode>, under: &Rc<GraphNode>) -> bool {
+    let backing = over.child(Role::Backing);
+    backing.is_some_and(|backing| Rc::ptr_eq(&backing.skip_filters(), &under.skip_filters()))
 }
 
 /// There are no dirty bitmaps, so none can be found.

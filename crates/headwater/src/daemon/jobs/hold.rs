@@ -25,6 +25,8 @@ pub(in crate::daemon) struct Hold {
     keep_writable: Rc<Cell<bool>>,
     /// The node that stands for the job in the graph.
     filter: Option<Rc<GraphNode>>,
+    /// The overlay that shows a moment of what it stands on.
+    shows_moment: Option<Rc<GraphNode>>,
 }
 
 impl Hold {
@@ -39,6 +41,7 @@ impl Hold {
             read_only_again: Vec::new(),
             keep_writable: Rc::default(),
             filter: None,
+            shows_moment: None,
         }
     }
 
@@ -135,6 +138,16 @@ impl Hold {
         Ok(())
     }
 
+    /// The overlay `node` is about to show a moment of what it stands on ([`Graph::part_from_backing`]).
+    ///
+    /// # Errors
+    /// See there.
+    pub(super) async fn part_from_backing(&mut self, node: &Rc<GraphNode>) -> Result<(), Refusal> {
+        self.graph.part_from_backing(node).await?;
+        self.shows_moment = Some(node.clone());
+        Ok(())
+    }
+
     /// The links may be changed again: the job is about to do so.
     pub(super) fn thaw(graph: &Graph, id: &str) {
         for node in graph.nodes() {
@@ -153,6 +166,9 @@ impl Hold {
         }
         if let Some(filter) = self.filter.take() {
             self.graph.remove_shadow(&filter);
+        }
+        if let Some(node) = self.shows_moment.take() {
+            self.graph.back_to_backing(&node).await;
         }
         self.graph.collect().await;
         if self.keep_writable.get() {
