@@ -109,7 +109,8 @@ impl SharedLimiter {
     /// The request that is next.
     fn head(&self) -> Option<u64> {
         let lines = self.lines.borrow();
-        let (_, first) = lines.iter().filter_map(|line| Some((line.next_tag()?, line))).min_by_key(|(tag, _)| *tag)?;
+        let (_, first) =
+            lines.iter().filter_map(|line| Some((line.next_tag()?, line))).min_by_key(|(tag, _)| *tag)?;
         first.waiting.front().map(|waiting| waiting.id)
     }
 

@@ -26,7 +26,8 @@ fn in_no_stretch_of_time_more_passes_than_the_rate_a_burst_and_one_request() {
             let (limiter, clock) = (RateLimiter::new(RATE), sim.clock());
             let passed: Rc<RefCell<Vec<(Duration, u64)>>> = Rc::default();
             for _ in 0..sim.rng().range(1..6) {
-                let (sim, limiter, clock, passed) = (sim.clone(), limiter.clone(), clock.clone(), passed.clone());
+                let (sim, limiter, clock, passed) =
+                    (sim.clone(), limiter.clone(), clock.clone(), passed.clone());
                 sim.clone().spawn("flow", async move {
                     loop {
                         if sim.rng().one_in(8) {
@@ -85,11 +86,13 @@ fn who_leaves_makes_nobody_go_faster_than_the_rate() {
             let (limiter, clock) = (RateLimiter::new(1000), sim.clock());
             let passed = Rc::new(Cell::new(0));
             for _ in 0..4 {
-                let (sim, limiter, clock, passed) = (sim.clone(), limiter.clone(), clock.clone(), passed.clone());
+                let (sim, limiter, clock, passed) =
+                    (sim.clone(), limiter.clone(), clock.clone(), passed.clone());
                 sim.clone().spawn("fickle", async move {
                     loop {
                         let patience = sim.rng().duration(Duration::ZERO, SECOND * 2);
-                        let (leave, enough) = (pin!(limiter.acquire(300, &*clock)), pin!(sim.sleep(patience)));
+                        let (leave, enough) =
+                            (pin!(limiter.acquire(300, &*clock)), pin!(sim.sleep(patience)));
                         if matches!(select(leave, enough).await, Either::Left(_)) {
                             passed.set(passed.get() + 300);
                         }

@@ -206,7 +206,10 @@ fn guests_that_never_pause_do_not_starve_the_copies() {
             for guests in [1, 4] {
                 let took = far(guests, goal);
                 // A sixteenth of the time is the copies', whatever the guests do, and half of that for lulls and for what copies queue behind.
-                assert!(took <= alone * 32 + MILLI * 200, "{guests} guests, {goal:?}: {took:?}, alone {alone:?}");
+                assert!(
+                    took <= alone * 32 + MILLI * 200,
+                    "{guests} guests, {goal:?}: {took:?}, alone {alone:?}"
+                );
             }
         }
     });

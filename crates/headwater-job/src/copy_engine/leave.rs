@@ -131,7 +131,12 @@ impl Run<'_> {
     }
 }
 
-async fn leave(control: Rc<Control>, share: Option<Rc<headwater_block::Share>>, clock: Rc<dyn Clock>, bytes: u64) {
+async fn leave(
+    control: Rc<Control>,
+    share: Option<Rc<headwater_block::Share>>,
+    clock: Rc<dyn Clock>,
+    bytes: u64,
+) {
     if control.limiter().rate() > 0 {
         control.limiter().acquire(bytes, &*clock).await;
     }

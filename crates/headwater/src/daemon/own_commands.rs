@@ -43,8 +43,8 @@ impl Commands {
         let (least, most) = SharedLimiter::WEIGHTS.into_inner();
         let weight = args.number("weight").and_then(|weight| u32::try_from(weight).ok());
         let weight = weight.filter(|weight| SharedLimiter::WEIGHTS.contains(weight));
-        let weight =
-            weight.ok_or_else(|| generic(format!("Parameter 'weight' expects a number from {least} to {most}")))?;
+        let weight = weight
+            .ok_or_else(|| generic(format!("Parameter 'weight' expects a number from {least} to {most}")))?;
         job.handle.set_weight(weight).map_err(|illegal| refused(&job, &illegal))?;
         job.write_down("set-weight").await
     }

@@ -68,7 +68,10 @@ fn jobs_share_one_limit_by_their_weights() {
     }
     two.jobs(&["weight", "job1", "300"]).code(0);
     let listed = two.jobs(&[]).code(0).stdout;
-    assert!(listed.contains(", weight 300") && listed.contains("all jobs together: at most 2.0 MiB/s"), "{listed}");
+    assert!(
+        listed.contains(", weight 300") && listed.contains("all jobs together: at most 2.0 MiB/s"),
+        "{listed}"
+    );
     let since = now();
     let before = offsets(&mut monitor);
     std::thread::sleep(Duration::from_secs(4));
@@ -86,7 +89,11 @@ fn jobs_share_one_limit_by_their_weights() {
     two.running.signal("TERM");
     two.running.wait().code(0);
     for n in [0, 1] {
-        assert_streamed(&two.scratch.path(&format!("{n}.qcow2")), &two.scratch.path(&format!("{n}.raw")), "raw");
+        assert_streamed(
+            &two.scratch.path(&format!("{n}.qcow2")),
+            &two.scratch.path(&format!("{n}.raw")),
+            "raw",
+        );
     }
 }
 
