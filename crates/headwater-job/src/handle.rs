@@ -112,7 +112,9 @@ impl JobHandle {
     /// If the job is over.
     pub fn set_weight(&self, weight: u32) -> Result<(), Illegal> {
         Verb::SetSpeed.check(self.0.status())?;
-        self.0.share().inspect(|share| share.set_weight(weight));
+        if let Some(share) = self.0.share() {
+            share.set_weight(weight);
+        }
         Ok(())
     }
 

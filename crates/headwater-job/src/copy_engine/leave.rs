@@ -7,7 +7,7 @@
 use super::{Engine, Run, len};
 use crate::control::Control;
 use headwater_block::chain::Missing;
-use headwater_block::{Clock, LocalFuture};
+use headwater_block::{Clock, LocalFuture, Share};
 use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -94,11 +94,16 @@ impl Run<'_> {
         let bytes = len(&what.range);
         let limiter = control.limiter();
         let share = control.share().filter(|share| share.limit() > 0);
+        if share.is_none() {
+            *shared = Leave::default();
+        }
         let share = share.filter(|_| !copier.is_at_hand(&what.range));
         if held.is_some() {
             // Guests wait for it.
             self.leaves = Leaves::default();
-            share.inspect(|share| share.count(bytes));
+            if let Some(share) = share {
+                share.count(bytes);
+            }
             return true;
         }
         if limiter.rate() == 0 {
@@ -131,12 +136,7 @@ impl Run<'_> {
     }
 }
 
-async fn leave(
-    control: Rc<Control>,
-    share: Option<Rc<headwater_block::Share>>,
-    clock: Rc<dyn Clock>,
-    bytes: u64,
-) {
+async fn leave(control: Rc<Control>, share: Option<Rc<Share>>, clock: Rc<dyn Clock>, bytes: u64) {
     if control.limiter().rate() > 0 {
         control.limiter().acquire(bytes, &*clock).await;
     }
