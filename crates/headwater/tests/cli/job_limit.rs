@@ -5,7 +5,7 @@ use crate::common::*;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const SIZE: u64 = 24 * MIB;
+const SIZE: u64 = 16 * MIB;
 
 /// A daemon with two overlays, each over a raw image of its own.
 struct Two {
@@ -69,7 +69,7 @@ fn jobs_share_one_limit_by_their_weights() {
     two.jobs(&["weight", "job1", "300"]).code(0);
     let listed = two.jobs(&[]).code(0).stdout;
     assert!(
-        listed.contains(", weight 300") && listed.contains("all jobs together: at most 2.0 MiB/s"),
+        listed.contains(", weight 300") && listed.contains("all jobs together: at most 2 MiB/s"),
         "{listed}"
     );
     let since = now();
