@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import boot_image
 import far_source
+import guest_waits
 import images
 import measure
 import qemu
@@ -17,6 +18,8 @@ import qemu
 MEMORY = "512M"
 # Sources: milliseconds for each read, and bits a second, 0 for as many as there are.
 SOURCES = [(10, 400_000_000), (20, 0)]
+# Seconds' worth of bytes that pass at once after a silence: by default nbdkit would give two whole seconds' worth.
+BURST = 0.02
 PATIENCE = 240
 
 
@@ -26,6 +29,7 @@ class Boot:
 
     user_space: float
     ready: float
+    waited: float  # for its disk, until it was ready
     local: float | None  # None for what doesn't copy
 
 
@@ -76,11 +80,17 @@ class Guest:
 def machine(setup, words, since):
     """A machine of our own with these options for its disk."""
     hardware = ["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", MEMORY]
-    guest = Guest([setup.machine, *hardware, *CONSOLE, *words], since, os.path.join(setup.folder, "console.log"))
+    command = [setup.machine, *hardware, *CONSOLE, *guest_waits.words(trace(setup)), *words]
+    guest = Guest(command, since, os.path.join(setup.folder, "console.log"))
     try:
         yield guest
     finally:
         guest.end(signal.SIGKILL)
+
+
+def trace(setup):
+    """Where a machine's requests are traced."""
+    return os.path.join(setup.folder, "boot.trace")
 
 
 CONSOLE = ["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]
@@ -103,12 +113,13 @@ def programs(setup, source, uri, socket):
     here = os.path.join(setup.folder, "boot.sock")
 
     def fresh():
-        for path in (disk, here, os.path.join(setup.folder, ".boot.out.headwater")):
+        for path in (disk, here, trace(setup), os.path.join(setup.folder, ".boot.out.headwater")):
             if os.path.exists(path):
                 os.unlink(path)
 
     def seen(guest, local):
-        return Boot(guest.wait("user space"), guest.wait("ready"), local)
+        user_space, ready = guest.wait("user space"), guest.wait("ready")
+        return Boot(user_space, ready, guest_waits.of(trace(setup)), local)
 
     def download():
         fresh()
@@ -145,9 +156,10 @@ def programs(setup, source, uri, socket):
     def headwater():
         fresh()
         words = [setup.headwater, "boot", uri, disk, "--memory", MEMORY, "--qemu", setup.machine, "--", *CONSOLE]
+        words += guest_waits.words(trace(setup))
         guest = Guest(words, time.monotonic(), log)
         try:
-            return Boot(guest.wait("user space"), guest.wait("ready"), guest.wait("stands alone"))
+            return seen(guest, guest.wait("stands alone"))
         finally:
             guest.end(signal.SIGINT)
 
@@ -170,7 +182,7 @@ def programs(setup, source, uri, socket):
 def one_source(setup, source, latency, rate):
     """The table of one source."""
     filters = ["--filter=delay"] + (["--filter=rate"] if rate else [])
-    values = [f"rdelay={latency}ms"] + ([f"rate={rate}"] if rate else [])
+    values = [f"rdelay={latency}ms"] + ([f"rate={rate}", f"burstiness={BURST}"] if rate else [])
     found = {}
     with far_source.nbdkit(setup.folder, "--threads=64", *filters, "file", source, *values) as socket:
         uri = f"nbd+unix:///?socket={socket}"
@@ -193,14 +205,14 @@ def one_source(setup, source, latency, rate):
     own = middle(links)
     rows = []
     for name, boots in found.items():
-        seconds = [middle([boot.user_space for boot in boots]), middle([boot.ready for boot in boots])]
+        seconds = [middle([getattr(boot, what) for boot in boots]) for what in ("user_space", "ready", "waited")]
         copied = [boot.local for boot in boots if boot.local is not None]
         times = [f"{middle(copied):.1f}", f"{middle(copied) / own:.2f}"] if copied else ["-", "-"]
         rows.append([name, *(f"{second:.1f}" for second in seconds), *times])
     title = f"(g) {os.stat(source).st_blocks * 512 // images.MIB} MiB of data, {latency} ms for each read"
     title += f", {rate // 1_000_000} Mbit/s" if rate else ", no limit"
     title += f" (nbdcopy to nowhere: {own:.1f} s)"
-    return measure.table(title, ["way", "user space s", "ready s", "all is local s", "of the link's time"], rows)
+    return measure.table(title, ["way", "user space s", "ready s", "waited s", "all is local s", "of the link's time"], rows)
 
 
 def run(setup):
