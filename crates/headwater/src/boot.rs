@@ -2,7 +2,7 @@
 //!
 //! The disk is served to one machine, through shared memory (vhost-user-blk) where the processor runs the guest, while its data stream in. The two end in any order: a machine that
 //! is still at work when everything has been copied keeps its disk, and a stream that isn't done when the machine ends is interrupted,
-//! to go on the next time.
+//! to go on the next time. An interruption is passed on to the machine: the first asks, the second doesn't.
 
 mod machine;
 
@@ -78,6 +78,7 @@ async fn attend(
     let pid = Pid::from_child(&child);
     let mut ended = std::pin::pin!(end_of(child));
     let (job, watch) = (session.job(), session.watch());
+    let mut interrupted = false;
     let status = {
         let mut streaming = std::pin::pin!(session.stream(display, interrupts));
         tokio::select! {
@@ -95,7 +96,10 @@ async fn attend(
                     // The machine keeps its disk.
                     Ending::Failed(err) => display.say(&format!("headwater: {err}")),
                     Ending::Cancelled => display.say("the stream was cancelled; the machine keeps its disk"),
-                    Ending::Interrupted => end(pid),
+                    Ending::Interrupted => {
+                        interrupted = true;
+                        ask_to_end(pid, display);
+                    }
                 }
                 None
             }
@@ -106,7 +110,14 @@ async fn attend(
         None => loop {
             tokio::select! {
                 status = &mut ended => break status,
-                () = interrupts.next() => end(pid),
+                () = interrupts.next() => {
+                    if interrupted {
+                        kill(pid, Signal::KILL);
+                    } else {
+                        interrupted = true;
+                        ask_to_end(pid, display);
+                    }
+                }
             }
         },
     };
@@ -120,14 +131,21 @@ async fn attend(
         ));
     }
     match status? {
+        _ if interrupted => Err(Failure::silent(code::INTERRUPTED)),
         status if status.success() => Ok(()),
         status => Err(Failure::new(format!("the machine failed: {status}"))),
     }
 }
 
-/// Asks the machine to end. One that is gone needs no asking.
-fn end(pid: Pid) {
-    let _ = rustix::process::kill_process(pid, Signal::TERM);
+/// Asks the machine to end.
+fn ask_to_end(pid: Pid, display: &Display) {
+    display.say("waiting for the machine to end; interrupt again to end it by force");
+    kill(pid, Signal::TERM);
+}
+
+/// Sends the machine a signal. One that is gone needs none.
+fn kill(pid: Pid, signal: Signal) {
+    let _ = rustix::process::kill_process(pid, signal);
 }
 
 async fn end_of(mut child: Child) -> Outcome<ExitStatus> {

@@ -59,20 +59,23 @@ impl Machine {
         let socket = self.socket.to_string_lossy().replace(',', ",,");
         let mut words: Vec<OsString> = [
             "-machine".into(),
-            format!("{board},accel={accel},memory-backend=headwater-memory"),
+            format!("{board},accel={accel}"),
             "-cpu".into(),
             (if self.kvm { "host" } else { "max" }).into(),
             "-smp".into(),
             cpus.to_string(),
             "-m".into(),
             format!("{memory}B"),
-            "-object".into(),
-            format!("memory-backend-memfd,id=headwater-memory,size={memory}B,share=on"),
         ]
         .map(OsString::from)
         .to_vec();
         let disk = if self.kvm {
-            [
+            // Only what others share must be shared: the kernel gives it no large pages.
+            vec![
+                "-object".into(),
+                format!("memory-backend-memfd,id=headwater-memory,size={memory}B,share=on"),
+                "-machine".into(),
+                "memory-backend=headwater-memory".into(),
                 "-chardev".into(),
                 format!("socket,id=headwater,reconnect=1,path={socket}"),
                 "-device".into(),
@@ -80,14 +83,14 @@ impl Machine {
             ]
         } else {
             let server = format!("server.type=unix,server.path={socket},export={EXPORT}");
-            [
+            vec![
                 "-blockdev".into(),
                 format!("driver=nbd,node-name=headwater,{server},discard=unmap,reconnect-delay=10"),
                 "-device".into(),
                 format!("virtio-blk-pci,drive=headwater,num-queues={cpus},bootindex=1"),
             ]
         };
-        words.extend(disk.map(OsString::from));
+        words.extend(disk.into_iter().map(OsString::from));
         let chosen = |word: &OsString| SCREENS.iter().any(|screen| word == OsStr::new(screen));
         if !self.more.iter().any(chosen) {
             words.push("-nographic".into());
@@ -100,15 +103,24 @@ impl Machine {
 /// The program: the one that is named, or the first that there is.
 ///
 /// # Errors
-/// If there is none.
+/// If there is none that can be run. Nothing has been made by then.
 pub(super) fn find(named: Option<&Path>) -> Outcome<PathBuf> {
+    let runs = |program: &PathBuf| {
+        program.is_file() && rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok()
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let in_path = |name: &Path| std::env::split_paths(&path).map(|directory| directory.join(name)).find(runs);
     if let Some(named) = named {
-        return Ok(named.to_owned());
+        // As a shell takes it: a name is looked for, a path is not.
+        let is_name =
+            named.components().count() == 1 && !named.as_os_str().as_encoded_bytes().contains(&b'/');
+        let found = if is_name { in_path(named) } else { Some(named.to_owned()).filter(runs) };
+        return found.ok_or_else(|| {
+            Failure::new(format!("--qemu: there is no program {} that can be run", named.display()))
+        });
     }
     let name = format!("qemu-system-{}", std::env::consts::ARCH);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&path).map(|directory| directory.join(&name));
-    let found = places.chain([PathBuf::from(ELSEWHERE)]).find(|program| program.is_file());
+    let found = in_path(Path::new(&name)).or_else(|| Some(PathBuf::from(ELSEWHERE)).filter(runs));
     found.ok_or_else(|| {
         Failure::new(format!(
             "{name} isn't on this machine (Debian: apt install qemu-system-x86); or say --qemu PROGRAM"
@@ -158,10 +170,12 @@ mod tests {
     }
 
     #[test]
-    fn without_kvm_nobody_writes_into_the_guests_memory() {
+    fn without_kvm_nobody_shares_the_guests_memory() {
         let words = |kvm| machine(kvm, &[]).join(" ");
         assert!(words(true).contains("vhost-user-blk-pci") && words(true).contains("accel=kvm"));
+        assert!(words(true).contains("memory-backend-memfd") && words(true).contains("share=on"));
         assert!(!words(false).contains("vhost") && words(false).contains("accel=tcg"));
+        assert!(!words(false).contains("memory-backend"));
         assert!(words(false).contains("virtio-blk-pci,drive=headwater,num-queues=3,bootindex=1"));
     }
 }

@@ -2,6 +2,7 @@
 //! costs more than it gives.
 
 mod bad_input;
+mod boot;
 mod commands;
 mod common;
 mod daemon;
