@@ -6,6 +6,8 @@
 //! WORK is `read` or `write` (from the start of the disk on, and again), `randread` or `randwrite` (anywhere), or `touch`: one block is written at
 //! the start of every 64 KiB, once. BLOCK is a number of bytes, DEPTH that of requests under way.
 
+#![expect(clippy::disallowed_methods, reason = "what it measures is real time")]
+
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
