@@ -26,6 +26,7 @@ impl File {
             || self.path.split('/').any(|part| part == "tests" || part == "benches")
             || self.path.starts_with("crates/headwater-sim/")
             || self.path.starts_with("crates/headwater-faults/")
+            || self.path.starts_with("crates/headwater-front-end/")
     }
 
     /// Lines with their numbers (from 1), up to an inline `mod tests {` at the end of the file.

@@ -88,7 +88,10 @@ fn main() {
     };
     let (block, depth) = (block.parse::<u64>().expect("bytes"), depth.parse::<u16>().expect("a number"));
     let limit = Duration::from_secs_f64(seconds.parse().expect("seconds"));
-    assert!(block <= MAX_BLOCK && block % 512 == 0 && (1..=MAX_DEPTH).contains(&depth), "more than there is room for");
+    assert!(
+        block <= MAX_BLOCK && block % 512 == 0 && (1..=MAX_DEPTH).contains(&depth),
+        "more than there is room for"
+    );
     let reads = work.ends_with("read");
     let work = match &work[..] {
         "read" | "write" => Work::Sequential,

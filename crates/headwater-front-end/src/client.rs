@@ -11,7 +11,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use crate::protocol::{PROTOCOL_FEATURES, code, feature, longs, words};
+use crate::protocol::{PROTOCOL_FEATURES, code, feature, longs, message, words};
 use crate::{Guest, LIMIT, REGION, Ring, USER};
 
 /// A reply.
@@ -61,8 +61,7 @@ impl Client {
     /// Sends a message. With `wants_reply`, one that has none by itself is acknowledged.
     pub fn send(&self, code: u32, body: &[u8], fds: &[BorrowedFd<'_>], wants_reply: bool) {
         let flags = 1 | if wants_reply { 8 } else { 0 };
-        let mut bytes = words(&[code, flags, body.len() as u32]);
-        bytes.extend(body);
+        let bytes = message(code, flags, body);
         assert_eq!(self.send_raw(&bytes, fds).unwrap(), bytes.len());
     }
 
@@ -166,4 +165,3 @@ impl Client {
         (client, ring)
     }
 }
-

@@ -56,4 +56,3 @@ impl Guest {
         fence(Ordering::SeqCst);
     }
 }
-

@@ -12,9 +12,7 @@ mod ring;
 
 pub use client::{Client, Reply};
 pub use guest::{Guest, REGION, USER};
-pub use ring::{
-    DATA, HEADER, Piece, QUEUE, ROOM, Ring, STATUS, request_pieces, rings, write_descriptor,
-};
+pub use ring::{DATA, HEADER, Piece, QUEUE, ROOM, Ring, STATUS, request_pieces, rings};
 
 use std::time::Duration;
 

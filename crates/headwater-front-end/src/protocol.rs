@@ -68,3 +68,12 @@ pub fn event() -> OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
 }
 
+/// A message, without a mistake.
+pub fn message(code: u32, flags: u32, body: &[u8]) -> Vec<u8> {
+    [words(&[code, flags, body.len() as u32]), body.to_vec()].concat()
+}
+
+/// A descriptor. Flags: 1 goes on, 2 is written to, 4 is a table.
+pub fn descriptor(at: u64, len: u32, flags: u16, next: u16) -> Vec<u8> {
+    [&at.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat()
+}

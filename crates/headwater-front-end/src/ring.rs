@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::protocol::{code, event, feature, longs, words};
+use crate::protocol::{code, descriptor, event, feature, longs, words};
 use crate::{Client, Guest, LIMIT, REGION, USER};
 
 /// How many descriptors a queue has.
@@ -80,7 +80,7 @@ impl Ring {
 
     /// Writes one descriptor. Flags: 1 goes on, 2 is written to, 4 is a table.
     pub fn descriptor(&self, guest: &Guest, index: u16, at: u64, len: u32, flags: u16, next: u16) {
-        write_descriptor(guest, self.places()[0] + 16 * u64::from(index), at, len, flags, next);
+        guest.write(self.places()[0] + 16 * u64::from(index), &descriptor(at, len, flags, next));
     }
 
     /// Writes a chain and gives its head.
@@ -102,7 +102,7 @@ impl Ring {
             let last = count + 1 == pieces.len();
             let flags = u16::from(!last) | if piece.writable { 2 } else { 0 };
             let at = table + 16 * count as u64;
-            write_descriptor(guest, at, piece.at, piece.len, flags, count as u16 + 1);
+            guest.write(at, &descriptor(piece.at, piece.len, flags, count as u16 + 1));
         }
         let head = self.next_descriptor;
         self.next_descriptor = (head + 1) % QUEUE;
@@ -228,15 +228,6 @@ pub fn request_pieces(guest: &Guest, kind: u32, sector: u64, data: &[u8], room: 
     }
     pieces.push(Piece { at: STATUS, len: 1, writable: true });
     pieces
-}
-
-/// Writes a descriptor anywhere. Flags: 1 goes on, 2 is written to, 4 is a table.
-pub fn write_descriptor(guest: &Guest, place: u64, at: u64, len: u32, flags: u16, next: u16) {
-    let mut bytes = at.to_le_bytes().to_vec();
-    bytes.extend(len.to_le_bytes());
-    bytes.extend(flags.to_le_bytes());
-    bytes.extend(next.to_le_bytes());
-    guest.write(place, &bytes);
 }
 
 /// Waits for an eventfd, and empties it.

@@ -1,8 +1,9 @@
 //! A front end and a guest's driver in one, by hand: what a well-behaved one says, and whatever else its owner wants it to say.
 //!
-//! It lives on the server's thread. So nothing here waits in a system call, and whoever waits lets the server work.
+//! It lives on the server's thread, which is why it isn't `headwater_front_end`'s. So nothing here waits in a system call, and whoever waits lets the server work.
 
-use rustix::event::{EventfdFlags, eventfd};
+use headwater_front_end::protocol::PROTOCOL_FEATURES;
+pub(super) use headwater_front_end::protocol::{code, descriptor, event, feature, longs, message, words};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::net::{
@@ -17,45 +18,6 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use tokio::task::yield_now;
 
-/// Messages, by the numbers that the specification gives them.
-pub(super) mod code {
-    pub(crate) const GET_FEATURES: u32 = 1;
-    pub(crate) const SET_FEATURES: u32 = 2;
-    pub(crate) const SET_OWNER: u32 = 3;
-    pub(crate) const SET_MEM_TABLE: u32 = 5;
-    pub(crate) const SET_VRING_NUM: u32 = 8;
-    pub(crate) const SET_VRING_ADDR: u32 = 9;
-    pub(crate) const SET_VRING_BASE: u32 = 10;
-    pub(crate) const GET_VRING_BASE: u32 = 11;
-    pub(crate) const SET_VRING_KICK: u32 = 12;
-    pub(crate) const SET_VRING_CALL: u32 = 13;
-    pub(crate) const SET_VRING_ERR: u32 = 14;
-    pub(crate) const GET_PROTOCOL_FEATURES: u32 = 15;
-    pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
-    pub(crate) const GET_QUEUE_NUM: u32 = 17;
-    pub(crate) const SET_VRING_ENABLE: u32 = 18;
-    pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
-    pub(crate) const GET_CONFIG: u32 = 24;
-    pub(crate) const SET_CONFIG: u32 = 25;
-    pub(crate) const GET_INFLIGHT_FD: u32 = 31;
-    pub(crate) const SET_INFLIGHT_FD: u32 = 32;
-    pub(crate) const ADD_MEM_REG: u32 = 37;
-    pub(crate) const REM_MEM_REG: u32 = 38;
-}
-
-/// Features, as bits.
-pub(super) mod feature {
-    pub(crate) const FLUSH: u64 = 1 << 9;
-    pub(crate) const CONFIG_WCE: u64 = 1 << 11;
-    pub(crate) const INDIRECT: u64 = 1 << 28;
-    pub(crate) const EVENT_IDX: u64 = 1 << 29;
-    pub(crate) const PROTOCOL: u64 = 1 << 30;
-    pub(crate) const VERSION_1: u64 = 1 << 32;
-}
-
-/// Protocol features: several queues, replies, backend channel, configuration, inflight, reset, memory slots.
-const PROTOCOL_FEATURES: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15;
-
 /// The size of each of the guest's two regions, which touch, in bytes.
 const REGION: u64 = 512 << 10;
 /// The size of the guest's memory in bytes.
@@ -69,29 +31,12 @@ pub(super) const QUEUES: u8 = 2;
 /// Where the guest's memory holds no queues.
 pub(super) const FREE: u64 = 1 << 16;
 
-pub(super) fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-pub(super) fn longs(longs: &[u64]) -> Vec<u8> {
-    longs.iter().flat_map(|long| long.to_le_bytes()).collect()
-}
-
-/// A message, without a mistake.
-pub(super) fn message(code: u32, flags: u32, body: &[u8]) -> Vec<u8> {
-    [words(&[code, flags, body.len() as u32]), body.to_vec()].concat()
-}
-
 /// Memory that can be handed over, of so many bytes.
 pub(super) fn shared(size: u64) -> File {
     let fd = memfd_create("guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
     let file = File::from(fd.expect("a file in memory"));
     file.set_len(size).expect("there is memory");
     file
-}
-
-pub(super) fn event() -> OwnedFd {
-    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd")
 }
 
 /// The guest's memory, in the middle of a file.
@@ -136,11 +81,6 @@ impl Memory {
         let bytes = self.read(at, 2);
         u16::from_le_bytes([bytes[0], bytes[1]])
     }
-}
-
-/// A descriptor. Flags: 1 goes on, 2 is written to, 4 is a table.
-pub(super) fn descriptor(at: u64, len: u32, flags: u16, next: u16) -> Vec<u8> {
-    [&at.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat()
 }
 
 /// A split virtqueue, as the driver has it.

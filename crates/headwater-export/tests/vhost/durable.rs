@@ -11,9 +11,9 @@ use headwater_export::vhost::{BlkExport, VhostUserBlk};
 use headwater_image::qcow2::{Children, Qcow2Node, Qcow2Options};
 use headwater_storage::file::{Engine, FileNode, FileOptions, IoMode};
 
+use crate::server::writable;
 use headwater_front_end::protocol::*;
 use headwater_front_end::*;
-use crate::server::writable;
 
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;

@@ -10,9 +10,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::server::*;
 use headwater_front_end::protocol::*;
 use headwater_front_end::*;
-use crate::server::*;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -83,7 +83,7 @@ fn chains_of_nonsense_stop_their_queue_and_nothing_else() {
             ring.chain(guest, &pieces)
         }),
         ("a table in a table", |guest, ring| {
-            write_descriptor(guest, 0x8_0000, 0x9_0000, 32, 4, 0);
+            guest.write(0x8_0000, &descriptor(0x9_0000, 32, 4, 0));
             ring.descriptor(guest, 0, 0x8_0000, 16, 4, 0);
             0
         }),

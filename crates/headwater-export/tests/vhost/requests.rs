@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use headwater_export::vhost::{BlkOptions, LogicalBlock};
 
+use crate::server::*;
 use headwater_front_end::protocol::*;
 use headwater_front_end::*;
-use crate::server::*;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
