@@ -10,6 +10,7 @@
 //!
 //! `unsafe` stays in `ring`, `threads`, `syscalls`, `lock` and the one call in `engine` that starts an operation.
 
+mod cached;
 mod engine;
 mod flush;
 mod holes;

@@ -25,6 +25,16 @@ pub(super) struct OpenFile {
     pub(super) alignment: Cell<u32>,
     /// Addresses must be multiples of this, in bytes; 1 without O_DIRECT.
     pub(super) memory_alignment: Cell<u32>,
+    /// The file system says what the page cache has.
+    pub(super) tells_cached: Cell<bool>,
+}
+
+impl OpenFile {
+    /// A file that was opened, and what its mode asks of offsets and of memory.
+    pub(super) fn new(fd: OwnedFd, alignment: u32, memory_alignment: u32) -> Self {
+        let (alignment, memory_alignment) = (Cell::new(alignment), Cell::new(memory_alignment));
+        Self { fd, alignment, memory_alignment, tells_cached: Cell::new(true) }
+    }
 }
 
 impl Drop for OpenFile {
@@ -104,7 +114,8 @@ pub(super) struct Op {
 }
 
 impl Op {
-    pub(super) fn new(file: Rc<OpenFile>, mut work: Work) -> Self {
+    /// The operation that does `work`, of which `done` bytes are done already.
+    pub(super) fn new(file: Rc<OpenFile>, mut work: Work, done: usize) -> Self {
         let ptr = match &mut work {
             Work::Read { buf, .. } => buf.as_mut_ptr(),
             // Only ever read through; the type is common to both directions.
@@ -115,7 +126,7 @@ impl Op {
             work,
             file,
             ptr,
-            done: 0,
+            done,
             retries: 0,
             running: false,
             in_ring: false,

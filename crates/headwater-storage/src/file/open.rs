@@ -4,7 +4,6 @@ use super::lock;
 use super::op::OpenFile;
 use headwater_block::{BufferMut, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
-use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -211,7 +210,7 @@ fn examine(fd: OwnedFd, name: &str, options: &FileOptions) -> Result<Opened> {
     }
     let Alignment { memory, offset } = alignment.unwrap_or(Alignment { memory: 1, offset: 1 });
     let block = u32::try_from(stat.st_blksize).unwrap_or(0).clamp(4096, 1 << 16).next_power_of_two();
-    let file = OpenFile { fd, alignment: Cell::new(offset), memory_alignment: Cell::new(memory) };
+    let file = OpenFile::new(fd, offset, memory);
     Ok(Opened { file, kind, read_only: options.read_only, locked, size, block })
 }
 

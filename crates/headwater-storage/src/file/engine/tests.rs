@@ -5,7 +5,7 @@ use crate::file::testing::{on_runtime, scratch_file};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use proptest::prelude::*;
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 /// How many futures the cancellation test drops in each engine.
 const DROPS: usize = 2000;
@@ -13,7 +13,7 @@ const DROPS: usize = 2000;
 fn opened(file: &File) -> Rc<OpenFile> {
     let fd = OwnedFd::from(file.try_clone().unwrap());
     // Passes for a direct file, because only those are read and written in the ring.
-    Rc::new(OpenFile { fd, alignment: Cell::new(512), memory_alignment: Cell::new(1) })
+    Rc::new(OpenFile::new(fd, 512, 1))
 }
 
 fn engines() -> [Rc<Engine>; 2] {
@@ -210,11 +210,7 @@ fn a_broken_ring_fails_requests_and_frees_nothing_that_runs() {
         let Ok(engine) = Engine::new(IoMode::Ring) else { return };
         // A read that never ends, of what passes for a direct file, because only those are read in the ring.
         let (reader, _writer) = std::io::pipe().unwrap();
-        let pipe = Rc::new(OpenFile {
-            fd: reader.into(),
-            alignment: Cell::new(512),
-            memory_alignment: Cell::new(1),
-        });
+        let pipe = Rc::new(OpenFile::new(reader.into(), 512, 1));
         let mut read = Box::pin(engine.read(&pipe, u64::MAX, BufferMut::new(4096), 1));
         assert!(futures_util::poll!(&mut read).is_pending());
         one_turn().await;
@@ -225,5 +221,54 @@ fn a_broken_ring_fails_requests_and_frees_nothing_that_runs() {
         let scratch = scratch_file();
         let err = engine.write(&opened(scratch.as_file()), 0, Buffer::zeroed(1), false).await.unwrap_err();
         assert_eq!(err.raw_os_error(), Some(libc::EBADF));
+    });
+}
+
+#[test]
+fn a_read_of_which_the_page_cache_has_a_part_is_whole() {
+    use rustix::fs::{Advice, fadvise};
+    on_runtime(async {
+        let scratch = scratch_file();
+        let bytes: Vec<u8> = (0..200_000_u32).map(|i| (i / 7) as u8).collect();
+        scratch.as_file().write_all_at(&bytes, 0).unwrap();
+        scratch.as_file().sync_all().unwrap();
+        let file = Rc::new(OpenFile::new(scratch.as_file().try_clone().unwrap().into(), 1, 1));
+        for engine in engines() {
+            for dropped in [0..0, 0..200_000, 100_000..200_000, 0..100_000_u64] {
+                // The kernel may keep what it likes; then the test is easier.
+                let len = std::num::NonZeroU64::new(dropped.end - dropped.start);
+                if let Some(len) = len {
+                    fadvise(&file.fd, dropped.start, Some(len), Advice::DontNeed).unwrap();
+                }
+                let (buf, count) = engine.read(&file, 10, BufferMut::zeroed(250_000), 199_990).await.unwrap();
+                assert_eq!((count, &buf[..count]), (199_990, &bytes[10..]), "without {dropped:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn whoever_reads_what_is_cached_leaves_others_a_turn() {
+    on_runtime(async {
+        let scratch = scratch_file();
+        scratch.as_file().write_all_at(&[1; 4096], 0).unwrap();
+        let file = Rc::new(OpenFile::new(scratch.as_file().try_clone().unwrap().into(), 1, 1));
+        let engine = Engine::new(IoMode::Auto).unwrap();
+        let stop = Cell::new(false);
+        let reads = async {
+            // More than anybody reads in a turn.
+            for _ in 0..1_000_000 {
+                if stop.get() {
+                    return;
+                }
+                engine.read(&file, 0, BufferMut::new(4096), 4096).await.unwrap();
+            }
+            panic!("nobody else had a turn");
+        };
+        let other = async {
+            one_turn().await;
+            stop.set(true);
+        };
+        futures_util::future::join(reads, other).await;
     });
 }
