@@ -1,6 +1,11 @@
 """Snapshots, transactions, what follows them, and images made by the daemon."""
 
+import json
+import os
+import subprocess
+
 from drive import check, nbd, scenario
+from drive.images import tool
 from drive.jobs import debug, export, finish
 
 
@@ -398,3 +403,47 @@ def changing_children(case):
     for arguments in ({}, {"child": "file", "node": "disk"}, {"child": "nothing"}, {"child": "file"}, {"node": "nowhere"}, {"node": "disk"}):
         qmp.refuse("x-blockdev-change", parent="disk", **arguments)
     qmp.refuse("x-blockdev-change", parent="nowhere", node="disk")
+
+
+# Writes blocks, sixteen at a time, until the file STOP is there; then flushes, and tells what it has written.
+WRITER = """
+import os
+block = 0
+while not os.path.exists("STOP") and block < 1024:
+    while h.aio_in_flight() >= 16:
+        h.poll(-1)
+    h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray([block % 250 + 1] * 65536)), block * 65536)
+    block += 1
+    if block == 48:
+        print("begun", flush=True)
+while h.aio_in_flight():
+    h.poll(-1)
+h.flush()
+print(block, flush=True)
+"""
+
+
+@scenario
+def flushed_after(case):
+    """A client writes while a snapshot is taken of its disk, whose image stays open for writing because of a filter. What it flushes then is in the files."""
+    qmp = case.daemon().qmp
+    for at in range(4):
+        name, over = f"disk{at}", case.path(f"over{at}.qcow2")
+        disk = case.images.qcow2(f"{name}.qcow2", "64M")
+        qmp.run("blockdev-add", driver="qcow2", node_name=name, file={"driver": "file", "filename": disk})
+        qmp.run("blockdev-add", driver="copy-on-read", node_name=f"copies{at}", file=name)
+        address = export(case, qmp, f"copies{at}", start=at == 0)
+        script = WRITER.replace("STOP", case.path(f"stop{at}"))
+        client = case.spawn(["/usr/bin/python3", "-m", "nbd", "--uri", address, "--command", script], stdout=subprocess.PIPE, text=True)
+        client.stdout.readline()
+        qmp.run("blockdev-snapshot-sync", node_name=f"copies{at}", snapshot_file=over, snapshot_node_name=f"over{at}")
+        with open(case.path(f"stop{at}"), "wb"):
+            written = int(client.stdout.readline())
+        # What a daemon that is killed now would leave.
+        layers = [case.images.duplicate(os.path.basename(path), f"copy-{os.path.basename(path)}") for path in (disk, over)]
+        below, above = [{"driver": "qcow2", "file": {"driver": "file", "filename": path}} for path in layers]
+        tool("qemu-img", "convert", "-O", "raw", f"json:{json.dumps({**above, 'backing': {**below, 'backing': None}})}", case.path("found.raw"))
+        with open(case.path("found.raw"), "rb") as file:
+            found = file.read()
+        missing = [block for block in range(written) if found[block * 65536] != block % 250 + 1]
+        check(not missing, f"of {written} blocks that were flushed {missing} are gone")

@@ -127,6 +127,8 @@ pub(super) async fn take(
     let linked = match checked {
         Ok(()) => {
             async {
+                // What comes after the flush comes to the overlay, whose own flushes don't reach what is below it.
+                let _held = graph.hold_users(&node).await;
                 node.disk.flush().await.map_err(|err| of_error(&err))?;
                 graph.set_backing(&overlay, Some(&node)).await?;
                 if let Err(refusal) = graph.replace(&node, &overlay).await {
