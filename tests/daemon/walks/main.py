@@ -119,7 +119,7 @@ def arguments():
     default = os.path.join(SUITE, "..", "..", "target", "debug", "headwater")
     parser.add_argument("--headwater", default=default, metavar="PATH", help="the program under test (default: target/debug/headwater)")
     parser.add_argument("--mode", action="append", choices=MODES, help="commands beside each other and clients; one by one; with a kill; one by one beside the reference (default: all)")
-    parser.add_argument("--seeds", default=os.environ.get("HEADWATER_SEEDS", "10"), metavar="N|A..B", help="how many walks of each mode, or which (HEADWATER_SEEDS)")
+    parser.add_argument("--seeds", default=os.environ.get("HEADWATER_SEEDS", "7"), metavar="N|A..B", help="how many walks of each mode, or which (HEADWATER_SEEDS)")
     parser.add_argument("--seed", type=int, default=os.environ.get("HEADWATER_SEED"), help="this one only (HEADWATER_SEED)")
     parser.add_argument("--steps", type=int, default=STEPS, help="actions of a walk (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=max(2, os.cpu_count() or 1), metavar="N", help="walks at the same time")
