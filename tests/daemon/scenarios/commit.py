@@ -355,3 +355,27 @@ def base_of_two(case):
     qmp.run("job-cancel", id="job")
     qmp.run("quit")
     chain.reads_as_before()
+
+
+@scenario
+def middle_of_two(case):
+    """A layer between the ends of a commit, and another disk on it: that disk would read a mixture. On the top it reads as before."""
+    case.transcript.mask("offset")
+    chain = case.images.chain("base", "mid", "top")
+    other = case.images.qcow2("other.qcow2", None, backing="mid.qcow2")
+    qmp = case.daemon().qmp
+    chain.add(qmp)
+    qmp.run("blockdev-add", driver="qcow2", node_name="other", file={"driver": "file", "filename": other}, backing="mid")
+    address = export(case, qmp, "other", writable=False)
+    qmp.refuse("block-commit", job_id="job", device="top", base_node="base")
+    qmp.run("block-commit", job_id="job", device="top", top_node="mid", base_node="base", speed=SLOW)
+    idle(qmp)
+    qmp.run("job-cancel", id="job")
+    nbd.io(address, "read -P 1 0 64k", "read -P 2 1M 64k", read_only=True)
+    qmp.run("block-export-del", id="export-other")
+    qmp.run("block-commit", job_id="job", device="top", speed=SLOW)
+    idle(qmp)
+    qmp.refuse("block-export-add", type="nbd", id="again", node_name="other")
+    qmp.run("job-cancel", id="job")
+    qmp.run("quit")
+    chain.reads_as_before()

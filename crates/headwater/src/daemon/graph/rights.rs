@@ -168,12 +168,11 @@ impl Graph {
             }
             // Others may write what is left to them.
             Role::Backing if !parent.active.get() => Rights { does: Doing::READ, bears: Doing::ALL },
-            Role::Backing => {
-                let bears = Doing::READ.and(Doing::REARRANGE);
-                // What a commit writes below is hidden from here by the layers that it comes from.
-                let bears = if is_committed(parent, &link.to) { bears.and(Doing::WRITE) } else { bears };
-                Rights { does: Doing::READ, bears }
+            // A commit goes along here. It reads itself what is below, and what it writes there is hidden by the layers that it comes from.
+            Role::Backing if is_committed(parent, &link.to) => {
+                Rights { does: Doing::NOTHING, bears: Doing::ALL.without(Doing::RESIZE) }
             }
+            Role::Backing => Rights { does: Doing::READ, bears: Doing::READ.and(Doing::REARRANGE) },
             Role::File | Role::DataFile if parent.driver == "raw" => {
                 // The bytes of the file are the disk: what is done to one is done to the other.
                 let above = self.together(parent);
@@ -264,7 +263,7 @@ impl Graph {
     }
 }
 
-/// True if a commit works on both nodes: then the link between them is one that it goes along, or will make.
+/// True if a commit works on both nodes: then the link between them is one that it goes along, or has made.
 fn is_committed(over: &GraphNode, below: &GraphNode) -> bool {
     let (over, below) = (over.busy.borrow(), below.busy.borrow());
     over.iter().any(|one| one.why == used_by("commit") && below.iter().any(|other| other.job == one.job))

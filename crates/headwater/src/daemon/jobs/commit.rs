@@ -80,11 +80,11 @@ pub(in crate::daemon) async fn start(
         let does = Doing::READ.and(Doing::WRITE);
         hold.attach(&target, "base", does, Doing::READ.and(Doing::REARRANGE)).await?;
         for node in &layers {
-            let shares = Doing::READ.and(Doing::REARRANGE);
-            let shares = if *active && Rc::ptr_eq(node, &top.skip_filters()) {
-                shares.and(Doing::WRITE)
-            } else {
-                shares
+            // The top reads as before, and the base becomes the same; what is between them reads a mixture.
+            let shares = match Rc::ptr_eq(node, &top.skip_filters()) {
+                true if *active => Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE),
+                true => Doing::READ.and(Doing::REARRANGE),
+                false => Doing::REARRANGE,
             };
             hold.attach(node, "intermediate node", Doing::READ, shares).await?;
         }
