@@ -63,7 +63,7 @@ pub(super) async fn open_filter(
     };
     let point = source.disk.begin_point_in_time(&target.disk, granule, None).await;
     point.set_policy(Policy { on_unsaved, timeout });
-    let filename = child.filename.clone();
+    let filename = child.filename();
     let link = filter_link("file", Role::Filtered, child);
     let node = CopyBeforeWriteNode::new(edge_of(&link)?, point.clone());
     let saved = Link { name: "target", role: Role::Target, to: target, edge: None };
@@ -88,7 +88,7 @@ pub(super) async fn open_access(
         )));
     };
     settings.read_only = true;
-    let filename = filter.filename.clone();
+    let filename = filter.filename();
     let link = Link { name: "file", role: Role::Moment, to: filter, edge: None };
     Ok(Built::new(SnapshotAccessNode::new(point), vec![link], filename))
 }

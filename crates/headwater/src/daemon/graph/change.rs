@@ -175,18 +175,10 @@ impl Graph {
             return Ok(false);
         }
         let old = node.settings.borrow().clone();
-        let file = node.child(Role::File);
-        let said = file.as_ref().and_then(|file| file.settings.borrow().options.flag("read-only"));
-        if writable && said == Some(true) {
-            // The user asked for that file never to be written.
+        if writable && is_told_to_be_read_only(&node) {
             return Err(generic("Block node is read-only"));
         }
-        let file_settings = file.and_then(|file| {
-            let was = file.settings.borrow().clone();
-            // A file that was opened with the image goes back with it.
-            let changes = if writable { was.read_only } else { !file.owned.get() && !was.read_only };
-            changes.then_some(Settings { read_only: !writable, ..was })
-        });
+        let file_settings = goes_along(&node, writable);
         self.open_again(&node, Settings { read_only: !writable, ..old }, file_settings).await?;
         Ok(true)
     }
@@ -205,7 +197,7 @@ impl Graph {
         file_settings: Option<Settings>,
     ) -> Result<(), Refusal> {
         let old = node.settings.borrow().clone();
-        let file = node.child(Role::File).zip(file_settings);
+        let file = held(node).zip(file_settings);
         let file_was = file.as_ref().map(|(file, _)| file.settings.borrow().clone());
         let drained = node.disk.drain().await;
         finish(node).await?;
@@ -216,7 +208,8 @@ impl Graph {
                 node.settings.replace(settings.clone());
             }
             if let Some((file, wanted)) = &file {
-                Box::pin(self.open_again(file, wanted.clone(), None)).await?;
+                let below = goes_along(file, !wanted.read_only).filter(|_| file.is_filter());
+                Box::pin(self.open_again(file, wanted.clone(), below)).await?;
                 file_changed = true;
             }
             node.settings.replace(settings.clone());
@@ -224,20 +217,21 @@ impl Graph {
             self.settle_rights().await
         }
         .await;
-        if let Err(refusal) = result {
+        if result.is_err() {
             node.settings.replace(old.clone());
             if let (Some((file, _)), Some(was), true) = (&file, file_was, file_changed) {
-                Box::pin(self.open_again(file, was, None)).await?;
+                let below = goes_along(file, !was.read_only).filter(|_| file.is_filter());
+                Box::pin(self.open_again(file, was, below)).await?;
             }
             self.build_again(node, old, &drained).await?;
             self.settle_rights().await?;
-            return Err(refusal);
         }
         drop(drained);
+        // Whatever became of it, what was on top of it before is gone.
         for parent in self.parents(node) {
             self.follow_backing(&parent)?;
         }
-        Ok(())
+        result
     }
 
     /// Opens a node again whose options were changed, with the image that holds it as its file, if one does.
@@ -312,6 +306,28 @@ impl Graph {
         node.settings.replace(settings);
         Ok(())
     }
+}
+
+/// What holds the bytes of a node: its file, or what a filter is on.
+fn held(node: &GraphNode) -> Option<Rc<GraphNode>> {
+    node.child(Role::File).or_else(|| node.child(Role::Filtered))
+}
+
+/// True if the user asked for what holds the bytes of `node` never to be written.
+fn is_told_to_be_read_only(node: &GraphNode) -> bool {
+    held(node).is_some_and(|held| {
+        held.settings.borrow().options.flag("read-only") == Some(true)
+            || held.is_filter() && is_told_to_be_read_only(&held)
+    })
+}
+
+/// How what holds the bytes of `node` is opened when that becomes writable, or is so no more; none if nothing changes there.
+fn goes_along(node: &GraphNode, writable: bool) -> Option<Settings> {
+    let held = held(node)?;
+    let was = held.settings.borrow().clone();
+    // What was opened with the node goes back with it.
+    let changes = if writable { was.read_only } else { !held.owned.get() && !was.read_only };
+    changes.then_some(Settings { read_only: !writable, ..was })
 }
 
 /// Makes what a node holds in memory durable.

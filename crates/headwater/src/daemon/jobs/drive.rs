@@ -214,7 +214,8 @@ async fn open_layers(
 fn names_as_backing(over: &GraphNode, under: &Rc<GraphNode>) -> bool {
     let image = over.inside.borrow().image.clone();
     let Some(name) = image.and_then(|image| image.header().backing_name.clone()) else { return false };
-    let directory = Path::new(&over.filename()).parent().unwrap_or(Path::new(""));
+    let over_name = over.filename();
+    let directory = Path::new(&over_name).parent().unwrap_or(Path::new(""));
     let (named, there) = (directory.join(name), under.skip_filters().filename());
     match (std::fs::canonicalize(&named), std::fs::canonicalize(&there)) {
         (Ok(named), Ok(there)) => named == there,
