@@ -65,7 +65,8 @@ impl Graph {
     ) -> Result<Rc<GraphNode>, Refusal> {
         if !on.active.get() {
             let above = name.map_or_else(|| self.invent_name(), str::to_owned);
-            let child = if driver == "copy-on-read" { "file" } else { "backing" };
+            let child =
+                if matches!(driver, "copy-on-read" | "copy-before-write") { "file" } else { "backing" };
             return Err(generic(format!(
                 "Inactive '{}' can't be a {child} child of active '{above}'",
                 on.name

@@ -129,7 +129,7 @@ impl Hold {
         on: &Rc<GraphNode>,
     ) -> Result<(), Refusal> {
         let made = self.graph.add_shadow(name, driver, on);
-        let inserted = driver == "copy-on-read";
+        let inserted = matches!(driver, "copy-on-read" | "copy-before-write");
         let cannot = |err: Refusal| {
             if inserted { generic(format!("Could not create node: {}", err.desc)) } else { err }
         };
