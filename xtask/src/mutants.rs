@@ -7,6 +7,7 @@
 //! First the tests must pass without any mistake. Then each mutant is run with the tests that should notice it, and at least one of them
 //! must fail. A mutant that survives, or whose text isn't in the tree any more, is a problem.
 
+mod jobs;
 mod list;
 mod scratch;
 
@@ -17,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use list::{MUTANTS, Test};
+use jobs::JOBS;
+use list::{IMAGES, Test};
 use scratch::Scratch;
 
 /// A deliberate mistake.
@@ -40,14 +42,19 @@ pub(crate) struct Edit {
 /// How long one test may take. One that hangs has noticed something, too.
 const MOST_TIME: Duration = Duration::from_secs(100);
 
+/// All of them.
+fn all() -> impl Iterator<Item = &'static Mutant> {
+    IMAGES.iter().chain(JOBS)
+}
+
 /// Runs every mutant, or those whose names contain `only`. Returns what is wrong, a line each.
 pub(crate) fn run(only: Option<&str>) -> Result<Vec<String>> {
     let chosen: Vec<&Mutant> =
-        MUTANTS.iter().filter(|mutant| only.is_none_or(|only| mutant.name.contains(only))).collect();
+        all().filter(|mutant| only.is_none_or(|only| mutant.name.contains(only))).collect();
     if chosen.is_empty() {
         bail!("no mutant has such a name");
     }
-    let scratch = Scratch::prepare(MUTANTS)?;
+    let scratch = Scratch::prepare(all())?;
     let mut problems = Vec::new();
     let tests: BTreeSet<Test> = chosen.iter().flat_map(|mutant| mutant.tests).copied().collect();
     for test in &tests {

@@ -32,7 +32,7 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     /// Copies the tree, puts the mutants in, and builds their tests.
-    pub(crate) fn prepare(mutants: &[Mutant]) -> Result<Self> {
+    pub(crate) fn prepare(mutants: impl Iterator<Item = &'static Mutant>) -> Result<Self> {
         let root = tree::root().join("target/mutants");
         let mut files = read()?;
         for mutant in mutants {
@@ -42,7 +42,7 @@ impl Scratch {
                 let text = files.get_mut(edit.file).with_context(|| format!("{} is gone", edit.file))?;
                 if text.matches(edit.from).count() != 1 {
                     bail!(
-                        "{}: the text that the mutant `{}` changes is there {} times, not once; bring xtask/src/mutants/list.rs up to date:\n{}",
+                        "{}: the text that the mutant `{}` changes is there {} times, not once; bring xtask/src/mutants up to date:\n{}",
                         edit.file,
                         mutant.name,
                         text.matches(edit.from).count(),
