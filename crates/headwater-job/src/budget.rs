@@ -53,7 +53,7 @@ const ASSUMED: (f64, f64) = (100.0, 10.0);
 const MOST_AT_ONCE: f64 = 1.4;
 
 /// After so long without a request, what copies may have doubles, and again each time this passes.
-const SILENCE: Duration = Duration::from_millis(200);
+pub(crate) const SILENCE: Duration = Duration::from_millis(200);
 
 /// Quiet requests that make a lull long enough.
 const LULL_WANTS: u32 = 16;

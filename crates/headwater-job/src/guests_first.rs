@@ -1,6 +1,6 @@
 //! Guests first: joins the [`Budget`] with the guests that it is told of and with the engine that keeps to it.
 
-use crate::budget::{Allowance, Budget, GuestLatencyGoal};
+use crate::budget::{Allowance, Budget, GuestLatencyGoal, SILENCE};
 use crate::window::Window;
 use headwater_block::guest_latency::{GuestLatency, Watching};
 use headwater_block::{Clock, LocalFuture};
@@ -12,15 +12,22 @@ use std::time::Duration;
 pub(crate) struct GuestsFirst {
     watching: Option<Watching>,
     budget: Budget,
-    /// Copies rest until then.
-    rest: Option<LocalFuture<'static, ()>>,
+    /// When to ask again.
+    again: Option<Again>,
+}
+
+/// See [`GuestsFirst::poll`].
+struct Again {
+    when: LocalFuture<'static, ()>,
+    /// Or earlier, when a guest's request ends: nothing may be copied now.
+    rests: bool,
 }
 
 impl GuestsFirst {
     /// Watches the guests whose requests are counted there, beside copies from a source that is `far` away or not.
     pub(crate) fn new(guests: Option<&Rc<GuestLatency>>, far: bool) -> Self {
         let budget = Budget::new(GuestLatencyGoal::default(), far);
-        Self { watching: guests.map(GuestLatency::watch), budget, rest: None }
+        Self { watching: guests.map(GuestLatency::watch), budget, again: None }
     }
 
     /// How many bytes guests leave to copies, of which `copies` are in flight, and how large a copy may be; none while they must have the disk for
@@ -32,7 +39,7 @@ impl GuestsFirst {
         copies: usize,
         clock: &dyn Clock,
     ) -> Option<(u64, u64)> {
-        self.rest = None;
+        self.again = None;
         let all = Some((window.target(), window.copy()));
         let (Some(watching), Some(goal)) = (&self.watching, goal) else { return all };
         let now = clock.now();
@@ -46,10 +53,14 @@ impl GuestsFirst {
         }
         match self.budget.allowance(window.target(), window.copy(), now) {
             Allowance::All => all,
-            Allowance::Some { target, copy } => Some((target, copy)),
+            Allowance::Some { target, copy } => {
+                // What is in flight may be stuck, and with it the guest: its silence allows more.
+                self.again = Some(Again { when: clock.sleep_until(now + SILENCE), rests: false });
+                Some((target, copy))
+            }
             Allowance::Rest(until) => {
                 window.held_back();
-                self.rest = Some(clock.sleep_until(until));
+                self.again = Some(Again { when: clock.sleep_until(until), rests: true });
                 None
             }
         }
@@ -71,13 +82,16 @@ impl GuestsFirst {
         })
     }
 
-    /// Ready when a rest is over, or when a guest's request ended meanwhile: then it is time to ask again.
+    /// Ready when it is time to ask again: a rest is over, or a guest's request ended meanwhile; or guests have been silent.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (Some(rest), Some(watching)) = (&mut self.rest, &self.watching) else { return Poll::Pending };
-        if rest.as_mut().poll(cx).is_ready() || watching.meter().has_news() {
+        let (Some(again), Some(watching)) = (&mut self.again, &self.watching) else { return Poll::Pending };
+        if again.when.as_mut().poll(cx).is_ready() || again.rests && watching.meter().has_news() {
+            self.again = None;
             return Poll::Ready(());
         }
-        watching.meter().wake_when_one_goes(cx);
+        if again.rests {
+            watching.meter().wake_when_one_goes(cx);
+        }
         Poll::Pending
     }
 }

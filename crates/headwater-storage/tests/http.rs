@@ -294,6 +294,27 @@ fn a_server_that_stalls_is_given_up() {
 }
 
 #[test]
+fn a_response_that_trickles_is_given_up_and_the_rest_asked_for() {
+    run(async {
+        let server = HttpServer::start(|asked| match asked.number {
+            1 | 2 => Answer::Trickle(proper(asked, SIZE, TAG)),
+            _ => good(asked),
+        });
+        let server = server.await;
+        let hasty = HttpOptions { request_timeout: Duration::from_millis(600), ..options() };
+        let node = HttpNode::open(&server.url("/"), hasty).await.unwrap();
+        let start = tokio::time::Instant::now();
+        assert!(read(&*node, 1 << 20, 100_000).await.unwrap() == pattern(1 << 20, 100_000));
+        assert!(start.elapsed() < Duration::from_secs(9), "it waited for all of it");
+        let asked = server.ranges.borrow().clone();
+        assert!(
+            asked[2].start > asked[1].start && asked[3].start > asked[2].start,
+            "what had come is kept: {asked:?}"
+        );
+    });
+}
+
+#[test]
 fn redirects_are_followed_within_reason() {
     run(async {
         let server = HttpServer::start(|asked| match asked.path.as_str() {

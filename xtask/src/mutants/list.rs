@@ -39,6 +39,8 @@ const COMMIT: Test = cuts("a_commit_survives_power_cuts", 8);
 const COMMIT_ACTIVE: Test = cuts("an_active_commit_survives_power_cuts", 8);
 const REPAIR: Test = cuts("a_repair_survives_power_cuts", 150);
 const SETTLED: Test = Test { binary: "settled", name: "a_successor_finds_what_was_settled", seeds: 20 };
+const FLUSHED: Test =
+    Test { binary: "settled", name: "what_was_flushed_survives_although_others_flush", seeds: 20 };
 const COPY_UP: Test = Test {
     binary: "windows",
     name: "what_guests_do_while_the_source_is_read_wins_and_does_not_wait",
@@ -131,7 +133,7 @@ pub(super) const IMAGES: &[Mutant] = &[
             from: "        let Writer { durable, gone, released, .. } = &mut *writer;\n",
             to: "        let covered = if MUTANT { writer.written } else { covered };\n        let Writer { durable, gone, released, .. } = &mut *writer;\n",
         }],
-        tests: &[ALONE],
+        tests: &[FLUSHED],
     },
     Mutant {
         name: "freed clusters are used again before their cycle is durable",

@@ -15,9 +15,14 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
+
+/// A response that brings less than this for as long as a request may take, in bytes a second, is given up, and the rest asked for anew: a connection may be bad
+/// although others are not. What has come is kept, so a line that gives no more isn't asked for the same bytes twice.
+const LEAST_RATE: f32 = 4096.0;
 
 /// The object that was opened, and how to get at it.
 pub(super) struct Source {
@@ -216,8 +221,10 @@ async fn receive(
     filled: &Cell<usize>,
 ) -> Result<(), Failure> {
     let end = filled.get() + expected;
+    let most = transport.request_timeout();
+    let mut since = (Instant::now(), filled.get());
     loop {
-        let frame = tokio::time::timeout(transport.request_timeout(), response.body_mut().frame()).await;
+        let frame = tokio::time::timeout(most, response.body_mut().frame()).await;
         let data = match frame {
             Err(_) => return Err(transport.too_slow("no data")),
             Ok(None) => break,
@@ -232,6 +239,12 @@ async fn receive(
         // Only here does the buffer take memory.
         buf[at..at + data.len()].copy_from_slice(&data);
         filled.set(at + data.len());
+        if since.0.elapsed() >= most {
+            if ((filled.get() - since.1) as f32) < LEAST_RATE * most.as_secs_f32() && filled.get() < end {
+                return Err(transport.too_slow("hardly any data"));
+            }
+            since = (Instant::now(), filled.get());
+        }
     }
     if filled.get() < end {
         let missing = end - filled.get();

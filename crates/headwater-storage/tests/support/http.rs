@@ -27,6 +27,8 @@ pub(crate) enum Answer {
     SendAndClose(Vec<u8>),
     /// These bytes, then silence.
     SendAndStall(Vec<u8>),
+    /// These bytes, 40 at a time, fifty times a second.
+    Trickle(Vec<u8>),
 }
 
 /// What `FILE` is good for: the proper answer to a range request for a file of `size` bytes that holds the pattern.
@@ -164,6 +166,12 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: Shared) -> 
             Answer::SendAndClose(bytes) => {
                 stream.write_all(&bytes).await?;
                 return stream.shutdown().await;
+            }
+            Answer::Trickle(bytes) => {
+                for some in bytes.chunks(40) {
+                    stream.write_all(some).await?;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
             }
             Answer::SendAndStall(bytes) => {
                 stream.write_all(&bytes).await?;
