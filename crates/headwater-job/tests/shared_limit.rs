@@ -2,7 +2,7 @@
 
 use headwater_block::share::SharePool;
 use headwater_block::{Clock, Disk, DiskOptions, Limits, Node, SharedLimiter};
-use headwater_job::{JobHandle, Outcome, StreamOptions, stream};
+use headwater_job::{Base, JobHandle, Link, Outcome, StreamOptions, stream};
 use headwater_sim::{Device, Op, Pace, Pages, Sim, SimFile, SimOverlay, Task, for_seeds};
 use std::rc::Rc;
 use std::time::Duration;
@@ -153,6 +153,29 @@ fn holes_and_zeroes_do_not_count() {
             assert!(matches!(stream.over.await, Outcome::Completed));
             let took = sim.clock().now();
             assert!(took < SECOND * 5 / 2 && took > SECOND * 3 / 2, "{took:?}");
+        });
+    });
+}
+
+/// Where something else lies below a base, zeroes must be written; nothing is read for them.
+#[test]
+fn zeroes_over_a_base_do_not_count() {
+    for_seeds(10, |seed| {
+        run(seed, async |sim| {
+            let limiter = SharedLimiter::new(MIB, sim.clock());
+            let base: Rc<dyn Node> = source(&sim, |_| true);
+            let middle = SimOverlay::new(&sim, "middle", SIZE, UNIT, 512, Some(base.clone()));
+            middle.preset(0..SIZE - 2 * MIB, None);
+            middle.preset(SIZE - 2 * MIB..SIZE, Some(&[2; 2 * MIB as usize]));
+            let top = SimOverlay::new(&sim, "top", SIZE, UNIT, 512, Some(middle));
+            let disk = Disk::new(top, sim.clock(), DiskOptions::default());
+            let link = Link { name: "source".to_string(), format: "sim".to_string() };
+            let options = StreamOptions { base: Some(Base { node: base, link }), ..StreamOptions::default() };
+            let (job, work) = stream(disk, options);
+            job.set_share(limiter.join(100));
+            assert!(matches!(work.await, Outcome::Completed));
+            let took = sim.clock().now();
+            assert!(took < SECOND * 7 / 2 && took > SECOND * 3 / 2, "{took:?}");
         });
     });
 }

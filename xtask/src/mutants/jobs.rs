@@ -150,13 +150,13 @@ pub(super) const JOBS: &[Mutant] = &[
         tests: &[CHANGES],
     },
     Mutant {
-        name: "a shared limit: holes count",
+        name: "a shared limit: zeroes count",
         edits: &[Edit {
             file: "crates/headwater-job/src/copy_engine.rs",
             from: "if !what.zero && !self.has_leave(&what) {",
             to: "if (MUTANT || !what.zero) && !self.has_leave(&what) {",
         }],
-        tests: &[Test { binary: "shared_limit", name: "holes_and_zeroes_do_not_count", seeds: 3 }],
+        tests: &[Test { binary: "shared_limit", name: "zeroes_over_a_base_do_not_count", seeds: 3 }],
     },
     Mutant {
         name: "a shared limit: a paused job keeps its turn",

@@ -106,7 +106,7 @@ pub(super) const IMAGES: &[Mutant] = &[
             from: "if durable < number {",
             to: "if durable < number && !MUTANT {",
         }],
-        tests: &[ALONE],
+        tests: &[FLUSHED, ALONE],
     },
     Mutant {
         name: "an answer doesn't wait for the write of its L2 entries",
@@ -125,15 +125,6 @@ pub(super) const IMAGES: &[Mutant] = &[
             to: ".filter(|_| MUTANT || self.is_taken(range))",
         }],
         tests: &[SETTLED],
-    },
-    Mutant {
-        name: "a barrier counts for what was written while it ran",
-        edits: &[Edit {
-            file: META_WRITER,
-            from: "        let Writer { durable, gone, released, .. } = &mut *writer;\n",
-            to: "        let covered = if MUTANT { writer.written } else { covered };\n        let Writer { durable, gone, released, .. } = &mut *writer;\n",
-        }],
-        tests: &[FLUSHED],
     },
     Mutant {
         name: "freed clusters are used again before their cycle is durable",
