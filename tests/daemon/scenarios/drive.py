@@ -316,3 +316,16 @@ def cancelled(case):
     for command in ("drive-backup", "drive-mirror"):
         check(case.images.info(f"{command}.qcow2")["virtual-size"] == 4 << 20, "the image is there")
         case.images.check(f"{command}.qcow2")
+
+
+@scenario
+def refused_for_a_file_that_is_there(case):
+    """What can't be done into any target is refused before the file that is there is made empty."""
+    _chain, qmp = disk(case)
+    path = case.images.raw("copy.raw", "4M", 7)
+    arguments = {"job_id": "job", "device": "disk", "target": path, "format": "raw"}
+    qmp.refuse("drive-backup", sync="incremental", bitmap="none", **arguments)
+    qmp.refuse("drive-mirror", sync="incremental", **arguments)
+    with open(path, "rb") as file:
+        case.note("kept", file.read(1) == b"\7")
+    qmp.run("quit")

@@ -53,20 +53,9 @@ pub(super) async fn plan_between(
     group: Option<&Rc<Group>>,
 ) -> Result<Plan, Refusal> {
     let text = |key: &str| args.text(key).unwrap_or_default();
-    check_bitmap(args)?;
+    check_supported(args, &target.name)?;
     if Rc::ptr_eq(&source.skip_filters(), &target.skip_filters()) {
         return Err(generic("Source and target cannot be the same"));
-    }
-    if args.flag("compress").unwrap_or(false) {
-        return Err(generic(format!(
-            "Compression is not supported for this drive {}: no compressed clusters are written",
-            target.name
-        )));
-    }
-    if args.flag("discard-source").unwrap_or(false) {
-        return Err(generic(
-            "Option 'discard-source' is not supported: guests still need what the source holds",
-        ));
     }
     source.check_idle_but_for("backup")?;
     target.check_idle()?;
@@ -145,6 +134,25 @@ pub(super) async fn plan_between(
 fn is_overlay_of(over: &Rc<GraphNode>, under: &Rc<GraphNode>) -> bool {
     let backing = over.child(Role::Backing);
     backing.is_some_and(|backing| Rc::ptr_eq(&backing.skip_filters(), &under.skip_filters()))
+}
+
+/// Refuses what no backup can do, into whatever target.
+///
+/// # Errors
+/// Bitmaps, compression, and giving back what was copied.
+pub(super) fn check_supported(args: &Options, target: &str) -> Result<(), Refusal> {
+    check_bitmap(args)?;
+    if args.flag("compress").unwrap_or(false) {
+        return Err(generic(format!(
+            "Compression is not supported for this drive {target}: no compressed clusters are written"
+        )));
+    }
+    if args.flag("discard-source").unwrap_or(false) {
+        return Err(generic(
+            "Option 'discard-source' is not supported: guests still need what the source holds",
+        ));
+    }
+    Ok(())
 }
 
 /// There are no dirty bitmaps, so none can be found.

@@ -42,6 +42,8 @@ pub(in crate::daemon) async fn plan_backup(
 ) -> Result<Plan, Refusal> {
     let source = graph.any(args.text("device").unwrap_or_default())?;
     source.check_idle_but_for("backup")?;
+    // Before a file that is there is made empty.
+    backup::check_supported(args, args.text("target").unwrap_or_default())?;
     let mut args = args.clone();
     let lower = full_without_lower(&source, &mut args);
     let none = args.text("sync") == Some("none");
@@ -74,6 +76,8 @@ pub(in crate::daemon) async fn start_mirror(
 ) -> Result<(), Refusal> {
     let source = graph.any(args.text("device").unwrap_or_default())?;
     source.check_idle()?;
+    // Before a file that is there is made empty.
+    mirror::check_arguments(args)?;
     let mut args = args.clone();
     let lower = full_without_lower(&source, &mut args);
     if args.contains_key("replaces") && !args.contains_key("node-name") {

@@ -47,23 +47,16 @@ pub(super) async fn begin(
     source: Rc<GraphNode>,
     Target { node: target, as_disk }: Target,
 ) -> Result<(), Refusal> {
-    let text = |key: &str| args.text(key).unwrap_or_default();
     if !graph.parents(&source).is_empty() {
         // The target takes its place at the end: under an image whose header names another file, or as the file of one, which keeps it.
         return Err(generic("Need a root block node"));
     }
     source.check_idle()?;
     target.check_idle()?;
-    check_numbers(args)?;
+    let sync = check_arguments(args)?;
     if Rc::ptr_eq(&source.skip_filters(), &target.skip_filters()) {
         return Err(generic("Can't mirror node into itself"));
     }
-    let sync = match text("sync") {
-        "full" => SyncMode::Full,
-        "top" => SyncMode::Top,
-        "none" => SyncMode::None,
-        other => return Err(generic(format!("Sync mode '{other}' not supported"))),
-    };
     if source.disk.size() != target.disk.size() {
         return Err(generic("Source and target image have different sizes"));
     }
@@ -139,6 +132,20 @@ fn granularity(args: &Options, target: &GraphNode, on_the_source: bool) -> Optio
     let given = args.number("granularity").filter(|granularity| *granularity > 0);
     let unit = u64::from(target.disk.limits().allocation_unit);
     if on_the_source { Some(given.unwrap_or(unit).max(unit).max(4096)) } else { given }
+}
+
+/// Refuses what no mirror can do, into whatever target, and says what is copied.
+///
+/// # Errors
+/// Modes that aren't there, and numbers out of their ranges.
+pub(super) fn check_arguments(args: &Options) -> Result<SyncMode, Refusal> {
+    check_numbers(args)?;
+    match args.text("sync").unwrap_or_default() {
+        "full" => Ok(SyncMode::Full),
+        "top" => Ok(SyncMode::Top),
+        "none" => Ok(SyncMode::None),
+        other => Err(generic(format!("Sync mode '{other}' not supported"))),
+    }
 }
 
 fn check_numbers(args: &Options) -> Result<(), Refusal> {
