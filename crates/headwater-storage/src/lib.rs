@@ -16,4 +16,5 @@ pub mod http;
 pub mod nbd;
 pub mod object;
 pub mod open;
+mod pace;
 mod retry;

@@ -4,6 +4,7 @@ use super::answer::{Failure, Identity, judge};
 use super::transport::{Transport, hyper_failure};
 use super::url::{Target, label};
 use super::{HttpOptions, RangeSource};
+use crate::pace::Pace;
 use crate::retry::{Rest, Retry};
 use bytes::Bytes;
 use headwater_block::{Buffer, BufferMut, Error, ErrorKind, LocalFuture, Result};
@@ -15,14 +16,9 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
-
-/// A response that brings less than this for as long as a request may take, in bytes a second, is given up, and the rest asked for anew: a connection may be bad
-/// although others are not. What has come is kept, so a line that gives no more isn't asked for the same bytes twice.
-const LEAST_RATE: f32 = 4096.0;
 
 /// The object that was opened, and how to get at it.
 pub(super) struct Source {
@@ -222,7 +218,7 @@ async fn receive(
 ) -> Result<(), Failure> {
     let end = filled.get() + expected;
     let most = transport.request_timeout();
-    let mut since = (Instant::now(), filled.get());
+    let mut pace = Pace::new(most);
     loop {
         let frame = tokio::time::timeout(most, response.body_mut().frame()).await;
         let data = match frame {
@@ -239,11 +235,8 @@ async fn receive(
         // Only here does the buffer take memory.
         buf[at..at + data.len()].copy_from_slice(&data);
         filled.set(at + data.len());
-        if since.0.elapsed() >= most {
-            if ((filled.get() - since.1) as f32) < LEAST_RATE * most.as_secs_f32() && filled.get() < end {
-                return Err(transport.too_slow("hardly any data"));
-            }
-            since = (Instant::now(), filled.get());
+        if pace.is_too_slow(data.len()) && filled.get() < end {
+            return Err(transport.too_slow("hardly any data"));
         }
     }
     if filled.get() < end {

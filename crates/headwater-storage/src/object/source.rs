@@ -10,6 +10,7 @@ use super::store::{self, Store};
 use super::{Keys, deepest};
 use crate::http::answer::Failure;
 use crate::http::{BLOCK, HttpOptions, RangeSource};
+use crate::pace::Pace;
 use crate::retry::Retry;
 use futures_util::StreamExt;
 use headwater_block::{Buffer, BufferMut, Error, ErrorKind, LocalFuture, Result};
@@ -205,10 +206,11 @@ impl ObjectSource {
         // The crate has compared it with what was asked for.
         let expected = filled.get() + (got.range.end - got.range.start) as usize;
         let mut bytes = got.into_stream();
+        let mut pace = Pace::new(self.request_timeout);
         loop {
             let next = tokio::time::timeout(self.request_timeout, bytes.next()).await;
             let data = match next {
-                Err(_) => return Err(self.too_slow()),
+                Err(_) => return Err(self.too_slow("no data")),
                 Ok(None) => break,
                 Ok(Some(Err(err))) => return Err(self.miss(at, &err)),
                 Ok(Some(Ok(data))) => data,
@@ -221,6 +223,9 @@ impl ObjectSource {
             // Only here does the buffer take memory.
             buf[from..from + data.len()].copy_from_slice(&data);
             filled.set(from + data.len());
+            if pace.is_too_slow(data.len()) && filled.get() < expected {
+                return Err(self.too_slow("hardly any data"));
+            }
         }
         if filled.get() < expected {
             let missing = expected - filled.get();
@@ -231,8 +236,8 @@ impl ObjectSource {
         Ok(meta)
     }
 
-    fn too_slow(&self) -> Miss {
-        let message = format!("no data from the server for {} s", self.request_timeout.as_secs_f32());
+    fn too_slow(&self, what: &str) -> Miss {
+        let message = format!("{what} from the server for {} s", self.request_timeout.as_secs_f32());
         Miss { failure: Failure::again(ErrorKind::TimedOut, message), answered: true, empty: false }
     }
 

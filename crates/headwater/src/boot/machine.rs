@@ -70,7 +70,7 @@ impl Machine {
         .map(OsString::from)
         .to_vec();
         let disk = if self.kvm {
-            // Only what others share must be shared: the kernel gives it no large pages.
+            // Only what others share must be shared.
             vec![
                 "-object".into(),
                 format!("memory-backend-memfd,id=headwater-memory,size={memory}B,share=on"),

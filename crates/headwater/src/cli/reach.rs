@@ -14,7 +14,8 @@ pub struct ReachArgs {
     /// soon as the image can be reached again. 0 holds nothing.
     #[arg(long, value_name = "SECONDS|forever", default_value = "600", value_parser = parse_patience)]
     pub hold: Patience,
-    /// For how many seconds a remote server may send nothing while it is to send something; then the request is made again.
+    /// For how many seconds a remote server may send nothing, or hardly anything (HTTP: less than 4 KiB a second), while it is to send something; then the
+    /// request is made again, for what hasn't come.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     pub timeout: u32,
     /// For how many seconds one request to a remote server is made again at once, before it counts as failed and is held. By default 2; 10 if
