@@ -47,9 +47,13 @@ async fn open(servers: &[&HttpServer]) -> Result<Rc<HttpNode>, Error> {
 }
 
 async fn open_with(servers: &[&HttpServer], retry: Duration) -> Result<Rc<HttpNode>, Error> {
+    open_as(servers, HttpOptions { retry, ..options() }).await
+}
+
+async fn open_as(servers: &[&HttpServer], options: HttpOptions) -> Result<Rc<HttpNode>, Error> {
     let endpoints: Vec<_> = servers.iter().map(|server| server.url("")).collect();
     let uri = format!("s3://bucket/a/k?region=here&endpoint={}", endpoints.join(","));
-    object::open(&uri.parse().unwrap(), &keys(), HttpOptions { retry, ..options() }).await
+    object::open(&uri.parse().unwrap(), &keys(), options).await
 }
 
 #[test]
@@ -141,6 +145,24 @@ fn what_an_endpoint_fails_another_does_at_once() {
         open(&[&nobody, &second]).await.unwrap();
         let err = open(&[&nobody]).await.err().unwrap();
         assert_eq!(err.kind(), ErrorKind::Unavailable, "{err}");
+    });
+}
+
+#[test]
+fn an_endpoint_that_trickles_is_left_for_another() {
+    run(async {
+        let first = HttpServer::start(|asked| match asked.number {
+            0 => good(asked),
+            _ => Answer::Trickle(proper(asked, SIZE, TAG)),
+        })
+        .await;
+        let second = HttpServer::start(good).await;
+        let hasty = HttpOptions { request_timeout: Duration::from_millis(600), ..options() };
+        let node = open_as(&[&first, &second], hasty).await.unwrap();
+        let start = Instant::now();
+        assert_eq!(read(&*node, 1 << 20, 100_000).await.unwrap(), pattern(1 << 20, 100_000));
+        assert!(start.elapsed() < Duration::from_secs(5), "it waited for all of it");
+        assert!(second.ranges.borrow()[0].start > 1 << 20, "what had come is kept");
     });
 }
 
