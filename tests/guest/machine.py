@@ -1,15 +1,16 @@
 """A Linux guest: a kernel and busybox of Debian's packages, unpacked beside the build, and a QEMU machine that runs them."""
 
 import fcntl
+import lzma
 import pathlib
 import re
 import subprocess
+import tempfile
 import threading
 import time
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 TOOLS = TREE / "target" / "tools" / "guest"
-PACKAGES = ("linux-image-cloud-amd64", "busybox-static")
 # What is built into Debian's cloud kernel need not be loaded.
 MODULES = ("virtio_pci", "virtio_blk")
 
@@ -37,18 +38,31 @@ def qemu():
     return found.stdout.strip()
 
 
-def packages():
+def _usual_kernel():
+    """Debian's own."""
+    depends = run("apt-cache", "depends", "linux-image-cloud-amd64")
+    return re.search(r"Depends: (linux-image-\S+)", depends)
+
+
+def _newer_kernel():
+    """One that Debian's security team keeps beside its own: it has the ublk driver."""
+    found = run("apt-cache", "search", "--names-only", r"^linux-image-6\.12\..*-cloud-amd64-unsigned$")
+    names = re.findall(r"^(linux-image-6\.12\.(\d+)\S+)", found, re.MULTILINE)
+    newest = max(names, key=lambda name: int(name[1]), default=None)
+    return newest and re.match("(.*)", newest[0])
+
+
+def packages(newer=False):
     """The folder with the packages' files, fetched when they aren't there."""
-    root = TOOLS / "root"
+    root = TOOLS / ("newer-root" if newer else "root")
     if not root.exists():
         TOOLS.mkdir(parents=True, exist_ok=True)
         fetched, unpacked = TOOLS / "fetched", TOOLS / "unpacked"
         run("rm", "-rf", fetched, unpacked)
         fetched.mkdir()
-        depends = run("apt-cache", "depends", PACKAGES[0])
-        kernel = re.search(r"Depends: (linux-image-\S+)", depends)
-        check(kernel, f"apt knows no {PACKAGES[0]}")
-        run("apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", kernel[1], *PACKAGES[1:], cwd=fetched)
+        kernel = _newer_kernel() if newer else _usual_kernel()
+        check(kernel, "apt knows no kernel for the guest")
+        run("apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", kernel[1], "busybox-static", cwd=fetched)
         for package in fetched.glob("*.deb"):
             run("dpkg", "-x", package, unpacked)
         run("rm", "-rf", fetched)
@@ -56,24 +70,39 @@ def packages():
     return root
 
 
-def _modules(root):
-    """The files of the modules in an order in which they can be loaded."""
-    there = {path.name.removesuffix(".ko").replace("-", "_"): path for path in root.glob("lib/modules/**/*.ko")}
-    order = []
+def _modules(root, wanted):
+    """The names and contents of the modules, in an order in which they can be loaded."""
+    there = {path.name.split(".ko")[0].replace("-", "_"): path for path in root.glob("lib/modules/**/*.ko*")}
+    loaded = {}
 
     def add(name):
+        if name in loaded:
+            return
         path = there[name]
-        needs = re.search(rb"\0depends=([^\0]*)\0", path.read_bytes())
+        data = path.read_bytes()
+        data = lzma.decompress(data) if path.suffix == ".xz" else data
+        needs = re.search(rb"\0depends=([^\0]*)\0", data)
         for need in needs[1].decode().split(",") if needs else ():
             if need:
                 add(need.replace("-", "_"))
-        if path not in order:
-            order.append(path)
+        loaded[name] = data
 
-    for module in MODULES:
+    for module in wanted:
         if module in there:
             add(module)
-    return order
+    return loaded
+
+
+def _program(path):
+    """The files that a program of the host needs to run in the guest, without what only debuggers read."""
+    with tempfile.NamedTemporaryFile() as stripped:
+        run("strip", "-o", stripped.name, path)
+        files = {f"bin/{path.name}": (0o100755, pathlib.Path(stripped.name).read_bytes())}
+    for library in re.findall(r"(/\S+) \(0x", run("ldd", path)):
+        for folder in reversed(pathlib.PurePath(library).parents[:-1]):
+            files[str(folder)[1:]] = (0o040755, b"")
+        files[library[1:]] = (0o100755, pathlib.Path(library).read_bytes())
+    return files
 
 
 def _archive(files):
@@ -88,43 +117,49 @@ def _archive(files):
     return bytes(out)
 
 
-def boot_files(init=None):
-    """Kernel and initial memory disk; `init` is what runs there, if it isn't the tests' own."""
+def boot_files(init=None, program=None):
+    """Kernel and initial memory disk; `init` is what runs there, if it isn't the tests' own. With `program`, a headwater of the host, that is
+    there as well, and the ublk driver.
+    """
     TOOLS.mkdir(parents=True, exist_ok=True)
     with open(TOOLS / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        root = packages()
+        root = packages(newer=program is not None)
         busybox = (root / "bin" / "busybox").read_bytes()
         files = {name: (0o040755, b"") for name in ("bin", "dev", "modules", "proc", "sys", "mnt")}
         files["bin/busybox"] = (0o100755, busybox)
         for applet in run(root / "bin" / "busybox", "--list").split():
             if applet != "busybox":
                 files[f"bin/{applet}"] = (0o120777, b"busybox")
-        order = _modules(root)
-        for path in order:
-            files[f"modules/{path.name}"] = (0o100644, path.read_bytes())
-        files["modules/order"] = (0o100644, "".join(f"{path.name}\n" for path in order).encode())
+        if program:
+            files |= _program(program)
+        modules = _modules(root, MODULES + (("ublk_drv",) if program else ()))
+        for name, data in modules.items():
+            files[f"modules/{name}.ko"] = (0o100644, data)
+        files["modules/order"] = (0o100644, "".join(f"{name}.ko\n" for name in modules).encode())
         files["init"] = (0o100755, init or (pathlib.Path(__file__).parent / "init").read_bytes())
-        memory_disk = TOOLS / ("other-initramfs" if init else "initramfs")
+        memory_disk = TOOLS / ("other-initramfs" if init else "newer-initramfs" if program else "initramfs")
         memory_disk.write_bytes(_archive(files))
         kernel = next(root.glob("boot/vmlinuz-*"))
     return kernel, memory_disk
 
 
 class Machine:
-    """A running machine. `disk` are QEMU's options for its disk, `work` is what the guest is to do: words for its command line.
+    """A running machine. `disks` are QEMU's options for its disks, `work` is what the guest is to do: words for its command line.
 
-    `command` starts it instead of a QEMU of our own, and gives it its disk, its memory and its processors.
+    `command` starts it instead of a QEMU of our own, and gives it its disk, its memory and its processors. With `program`, a headwater of the
+    host runs in the guest, which has more memory then.
     """
 
     MEMORY = "256M"
 
-    def __init__(self, disk, log, command=None, **work):
-        kernel, memory_disk = boot_files()
+    def __init__(self, disks, log, command=None, program=None, **work):
+        kernel, memory_disk = boot_files(program=program)
+        memory = "1G" if program else self.MEMORY
         words = " ".join(f"{key}={value}" for key, value in work.items())
         hardware = [
-            *["-machine", "q35,memory-backend=memory", "-accel", "tcg", "-m", self.MEMORY, "-smp", "2"],
-            *["-object", f"memory-backend-memfd,id=memory,size={self.MEMORY},share=on"],
+            *["-machine", "q35,memory-backend=memory", "-accel", "tcg", "-m", memory, "-smp", "2"],
+            *["-object", f"memory-backend-memfd,id=memory,size={memory},share=on"],
         ]
         self._log = open(log, "wb")
         self._said, self._changed = [], threading.Condition()
@@ -134,7 +169,7 @@ class Machine:
                 *["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"],
                 *["-kernel", kernel, "-initrd", memory_disk],
                 *["-append", f"console=ttyS0 quiet panic=-1 rdinit=/init {words}"],
-                *disk,
+                *disks,
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

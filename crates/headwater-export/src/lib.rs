@@ -3,6 +3,7 @@
 //! - [`nbd`]: the NBD server.
 //! - [`fuse`]: the disk as a regular file.
 //! - [`vhost`]: the vhost-user-blk server, for virtual machines.
+//! - [`ublk`]: the disk as a block device of this machine.
 //!
 //! What they share: [`Listen`] is where clients can connect, [`Removal`] how an export goes.
 //!
@@ -11,11 +12,14 @@
 
 #![forbid(unsafe_code)]
 
+mod blocking;
 pub mod fuse;
+mod kick;
 mod listener;
 pub mod nbd;
 mod removal;
 mod stop;
+pub mod ublk;
 pub mod vhost;
 
 pub use listener::Listen;

@@ -15,6 +15,12 @@ const ACTIVATED: &str = "nbd+fd:///";
 /// What a vhost-user-blk address starts with.
 const VHOST: &str = "vhost-user-blk:";
 
+/// What the address of a block device starts with.
+const UBLK: &str = "ublk:";
+
+/// How many such devices the kernel can have.
+const MAX_BLOCK_DEVICES: u32 = 1 << 20;
+
 /// How many queues there are unless it is said: as many as a machine is likely to want. QEMU's makes one for each of its processors, and refuses
 /// a server that has fewer; those that it doesn't use cost nothing.
 const QUEUES: u16 = 64;
@@ -30,6 +36,8 @@ pub enum Address {
     Fuse(FuseAddress),
     /// A Unix socket for a virtual machine.
     VhostUserBlk(VhostAddress),
+    /// A block device of this machine.
+    Ublk(UblkAddress),
 }
 
 /// A socket that was handed over, and the one export there: `nbd+fd:///NAME[?socket=SOCKET]`.
@@ -62,6 +70,17 @@ pub struct VhostAddress {
     pub options: BlkOptions,
 }
 
+/// A block device of this machine: `ublk:[NUMBER][?recover][&logical-block-size=SIZE]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UblkAddress {
+    /// It is `/dev/ublkbNUMBER`; without one the kernel chooses.
+    pub id: Option<u32>,
+    /// If this program is killed, those who use the device wait until it is served again.
+    pub recover: bool,
+    /// The unit of requests, at most 4096 bytes.
+    pub logical_block: LogicalBlock,
+}
+
 impl FromStr for Address {
     type Err = String;
 
@@ -75,8 +94,11 @@ impl FromStr for Address {
         if let Some(rest) = text.strip_prefix(VHOST) {
             return rest.parse().map(Self::VhostUserBlk);
         }
+        if let Some(rest) = text.strip_prefix(UBLK) {
+            return rest.parse().map(Self::Ublk);
+        }
         text.parse().map(Self::Nbd).map_err(|err: headwater_nbd::UriError| {
-            format!("{err} (a file would be {FUSE}PATH, a socket for a virtual machine {VHOST}PATH)")
+            format!("{err} (a file would be {FUSE}PATH, a socket for a virtual machine {VHOST}PATH, a block device {UBLK}[NUMBER])")
         })
     }
 }
@@ -157,6 +179,42 @@ impl FromStr for VhostAddress {
     }
 }
 
+impl FromStr for UblkAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, options) = text.split_once('?').unwrap_or((text, ""));
+        let id =
+            match number {
+                "" => None,
+                number => Some(number.parse().ok().filter(|number| *number < MAX_BLOCK_DEVICES).ok_or_else(
+                    || format!("{UBLK}{number}: the device's number is from 0 to {}", MAX_BLOCK_DEVICES - 1),
+                )?),
+            };
+        let mut address = Self { id, recover: false, logical_block: LogicalBlock::default() };
+        for option in options.split('&').filter(|option| !option.is_empty()) {
+            match option.split_once('=').unwrap_or((option, "")) {
+                ("recover", "") => address.recover = true,
+                ("logical-block-size", value) => {
+                    let size = crate::size::parse_size(value)?;
+                    address.logical_block = LogicalBlock::new(size).map_err(|error| error.to_string())?;
+                }
+                (other, _) => {
+                    return Err(format!(
+                        "unknown option {other:?}; there are recover and logical-block-size"
+                    ));
+                }
+            }
+        }
+        if address.recover && id.is_none() {
+            return Err(format!(
+                "a device that is to be recovered is found by its number: {UBLK}NUMBER?recover"
+            ));
+        }
+        Ok(address)
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -164,6 +222,8 @@ impl fmt::Display for Address {
             Self::Activated(address) => write!(f, "{ACTIVATED}{}", address.export),
             Self::Fuse(address) => write!(f, "{}", address.path.display()),
             Self::VhostUserBlk(address) => write!(f, "{VHOST}{}", address.path.display()),
+            Self::Ublk(UblkAddress { id: Some(id), .. }) => write!(f, "/dev/ublkb{id}"),
+            Self::Ublk(_) => f.write_str(UBLK),
         }
     }
 }
@@ -218,6 +278,32 @@ mod tests {
         let logical_block = LogicalBlock::new(4096).unwrap();
         let options = BlkOptions { queues: 4, logical_block, writethrough: true, ..BlkOptions::default() };
         assert_eq!(full, VhostAddress { path: "d.sock".into(), options });
+    }
+
+    #[test]
+    fn a_block_device_has_a_number_or_gets_one() {
+        let device = |text: &str| match text.parse() {
+            Ok(Address::Ublk(address)) => address,
+            other => panic!("{text}: {other:?}"),
+        };
+        let any = UblkAddress { id: None, recover: false, logical_block: LogicalBlock::default() };
+        assert_eq!(device("ublk:"), any);
+        assert_eq!(device("ublk:3"), UblkAddress { id: Some(3), ..any });
+        let logical_block = LogicalBlock::new(4096).unwrap();
+        let full = UblkAddress { id: Some(0), recover: true, logical_block };
+        assert_eq!(device("ublk:0?recover&logical-block-size=4K"), full);
+        assert_eq!(Address::Ublk(full).to_string(), "/dev/ublkb0");
+        for (text, said) in [
+            ("ublk:x", "number"),
+            ("ublk:1048576", "1048575"),
+            ("ublk:?recover", "NUMBER"),
+            ("ublk:1?recover=on", "recover"),
+            ("ublk:1?size=2", "size"),
+            ("ublk:1?logical-block-size=3", "power of two"),
+        ] {
+            let refused = text.parse::<Address>().unwrap_err();
+            assert!(refused.contains(said), "{text}: {refused}");
+        }
     }
 
     #[test]

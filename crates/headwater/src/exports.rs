@@ -1,11 +1,12 @@
 //! The addresses at which a disk is served.
 
-use crate::address::{ActivatedAddress, Address, FuseAddress, VhostAddress};
+use crate::address::{ActivatedAddress, Address, FuseAddress, UblkAddress, VhostAddress};
 use crate::failure::{Failure, Outcome};
 use futures_util::future::join_all;
 use headwater_block::{Disk, Edge};
 use headwater_export::fuse::{self, FuseExport, FuseOptions, MountOptions};
 use headwater_export::nbd::{Export, NbdServer, ServerOptions};
+use headwater_export::ublk::{Ublk, UblkOptions};
 use headwater_export::vhost::{BlkExport, BlkOptions, VhostUserBlk};
 use headwater_export::{Listen, Removal};
 use headwater_nbd::{NbdUri, UriTls};
@@ -21,6 +22,7 @@ pub struct Exports {
     /// Shared with the files, which tell machines of a new size.
     machines: Rc<RefCell<Vec<VhostUserBlk>>>,
     files: Vec<File>,
+    devices: Vec<Ublk>,
     addresses: Vec<Address>,
 }
 
@@ -52,7 +54,7 @@ impl Exports {
         let edge = Edge::new(disk.clone());
         let of_nbd = |address: &Address| match address {
             Address::Nbd(uri) => Some(uri.clone()),
-            Address::Activated(_) | Address::Fuse(_) | Address::VhostUserBlk(_) => None,
+            Address::Activated(_) | Address::Fuse(_) | Address::VhostUserBlk(_) | Address::Ublk(_) => None,
         };
         self.start_nbd(&addresses.iter().filter_map(of_nbd).collect::<Vec<_>>(), &edge, writable)?;
         for address in addresses {
@@ -61,6 +63,7 @@ impl Exports {
                 Address::Activated(socket) => self.start_activated(socket, &edge, writable)?,
                 Address::Fuse(file) => self.mount(file, &edge, writable).await?,
                 Address::VhostUserBlk(machine) => self.start_vhost(machine, &edge, writable)?,
+                Address::Ublk(device) => self.start_ublk(*device, &edge, writable).await?,
             }
         }
         Ok(())
@@ -118,6 +121,15 @@ impl Exports {
         };
         self.machines.borrow_mut().push(VhostUserBlk::start(Listen::Unix { path: path.clone() }, export)?);
         self.addresses.push(Address::VhostUserBlk(address.clone()));
+        Ok(())
+    }
+
+    async fn start_ublk(&mut self, address: UblkAddress, edge: &Rc<Edge>, writable: bool) -> Outcome {
+        let UblkAddress { id, recover, logical_block } = address;
+        let options = UblkOptions { edge: edge.clone(), writable, id, recover, logical_block };
+        let device = Ublk::start(options).await?;
+        self.addresses.push(Address::Ublk(UblkAddress { id: Some(device.id()), ..address }));
+        self.devices.push(device);
         Ok(())
     }
 
@@ -180,7 +192,8 @@ impl Exports {
     pub async fn stop(self) {
         let servers = join_all(self.servers.into_iter().map(NbdServer::stop));
         let machines = join_all(self.machines.take().into_iter().map(VhostUserBlk::stop));
-        futures_util::future::join(servers, machines).await;
+        let devices = join_all(self.devices.into_iter().map(Ublk::stop));
+        futures_util::future::join3(servers, machines, devices).await;
         for File { export, made } in self.files {
             match export.remove(Removal::Hard).await {
                 Ok(removed) => removed.await,

@@ -3,6 +3,7 @@
 //! With the privilege to mount (CAP_SYS_ADMIN) this is a system call; others go through `fusermount3`, which hands the descriptor back over a
 //! socket.
 
+use crate::blocking::blocking;
 use crate::removal::Removal;
 use headwater_block::{Error, ErrorKind, LocalFuture, Result};
 use rustix::fs::{Mode, OFlags};
@@ -58,12 +59,6 @@ pub async fn mount(path: &Path, options: MountOptions) -> Result<Mounted> {
         Box::pin(blocking(move || unmount(&at, how)))
     };
     Ok(Mounted { path: path.to_owned(), device, since, unmount: Box::new(unmount) })
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|lost| Err(Error::new(ErrorKind::Io, format!("a worker thread has ended: {lost}"))))
 }
 
 fn mount_now(path: &Path, options: MountOptions) -> Result<(OwnedFd, SystemTime)> {

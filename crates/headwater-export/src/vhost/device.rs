@@ -25,7 +25,8 @@ use super::config::chosen_wce;
 use super::guest::{MAX_REGIONS, Memory, Table};
 use super::handler::Handler;
 use super::inflight::Inflight;
-use super::queue::{Bell, Kick, QueueTask, RunningQueue};
+use super::queue::{Bell, QueueTask, RunningQueue};
+use crate::kick::Kick;
 
 /// Longest configuration space that a front end may ask for, in bytes.
 const MAX_CONFIG: u32 = 256;

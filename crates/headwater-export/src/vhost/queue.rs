@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,7 +11,6 @@ use std::sync::atomic::Ordering;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use headwater_block::{Abort, Client};
-use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::task::coop::consume_budget;
@@ -24,6 +22,7 @@ use super::chain::{Broken, Descriptors, Request};
 use super::guest::Memory;
 use super::handler::{Handler, PIECE};
 use super::inflight::Record;
+use crate::kick::Kick;
 
 /// Most memory that one client's requests hold, in bytes. A queue where nothing runs takes one more all the same, so that each gets on.
 const MAX_BYTES_IN_FLIGHT: u64 = 32 << 20;
@@ -42,36 +41,6 @@ impl Bell {
         if let Some(fd) = &*self.0.borrow() {
             // One that is full has been signalled; one that is broken is the front end's loss.
             let _ = rustix::io::write(fd, &1u64.to_le_bytes());
-        }
-    }
-}
-
-/// An eventfd by which the guest's driver says that there is something in the queue. For the event loop it is a pipe like another: it can be
-/// waited for and read.
-pub(crate) struct Kick(Receiver);
-
-impl Kick {
-    /// Watches a descriptor that doesn't block.
-    ///
-    /// # Errors
-    /// If it can't be watched.
-    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        Receiver::from_owned_fd_unchecked(fd).map(Self)
-    }
-
-    /// Waits for a kick. May be dropped at any time.
-    ///
-    /// # Errors
-    /// If there can be none any more.
-    async fn wait(&self) -> io::Result<()> {
-        loop {
-            self.0.readable().await?;
-            match self.0.try_read(&mut [0; 8]) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
         }
     }
 }

@@ -23,7 +23,8 @@ pub struct ServeArgs {
     pub image: String,
     /// Where to serve it: nbd+unix:///NAME?socket=PATH or nbd://ADDRESS:PORT/NAME; with TLS, nbds://ADDRESS:PORT/NAME?tls-certificates=DIR,
     /// with ca-cert.pem, server-cert.pem and server-key.pem in DIR. To a virtual machine:
-    /// vhost-user-blk:PATH[?num-queues=N&logical-block-size=SIZE&writethrough=on]. As a file: fuse:PATH[?growable&allow-other]. At a socket
+    /// vhost-user-blk:PATH[?num-queues=N&logical-block-size=SIZE&writethrough=on]. As a file: fuse:PATH[?growable&allow-other]. As a
+    /// block device of this machine: ublk:[NUMBER][?recover&logical-block-size=SIZE]. At a socket
     /// that systemd listens on: nbd+fd:///NAME[?socket=SOCKET]. May be given several times.
     #[arg(long, value_name = "ADDRESS", required = true)]
     pub serve: Vec<Address>,

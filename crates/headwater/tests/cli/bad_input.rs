@@ -229,6 +229,22 @@ fn an_address_to_serve_at_that_is_taken() {
 }
 
 #[test]
+fn a_block_device_where_there_cannot_be_one() {
+    let scratch = Scratch::new();
+    let raw = scratch.path("a.raw");
+    make_raw(&raw, 100, 1);
+    headwater(&["serve", &raw, "--serve", "ublk:"]).code(1).says(&["a.raw", "100 bytes, less than a block"]);
+    make_raw(&raw, MIB, 1);
+    headwater(&["serve", &raw, "--serve", "ublk:?logical-block-size=8K"])
+        .code(1)
+        .says(&["8192", "512 to 4096"]);
+    // Where the kernel has the driver, tests/guest does more than this would.
+    if !std::path::Path::new("/dev/ublk-control").exists() {
+        headwater(&["serve", &raw, "--serve", "ublk:"]).code(1).says(&["no ublk driver", "modprobe"]);
+    }
+}
+
+#[test]
 fn servers_that_do_not_speak_nbd() {
     refused(&rogue::start(Rogue::Closes), &["nbd://127.0.0.1"]);
     refused(&rogue::start(Rogue::Garbage), &["nbd://127.0.0.1"]);
