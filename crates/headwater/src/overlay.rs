@@ -63,7 +63,7 @@ pub async fn open(args: &StreamArgs, opener: &Opener, display: &Display) -> Outc
 /// Makes DISK on top of SOURCE.
 async fn make(args: &StreamArgs, opener: &Opener, display: &Display) -> Outcome<Overlay> {
     let source = opener
-        .open_with(&args.source, args.source_format.map(Into::into), Access::Read, Below::Follow)
+        .open_with(&args.source, args.copy.source_format.map(Into::into), Access::Read, Below::Follow)
         .await?;
     let base = base(args, &source)?;
     let mut options = CreateOptions::new(source.node.size());
@@ -106,7 +106,7 @@ async fn resume(args: &StreamArgs, opener: &Opener, display: &Display) -> Outcom
         )));
     }
     let format = recorded_format(&header, &recorded)?;
-    if let (Some(asked), Some(format)) = (args.source_format.map(Format::from), format)
+    if let (Some(asked), Some(format)) = (args.copy.source_format.map(Format::from), format)
         && asked != format
     {
         return Err(Failure::new(format!(
@@ -179,7 +179,8 @@ fn overlay(
 
 /// Finds `--base` among the images below SOURCE.
 fn base(args: &StreamArgs, source: &OpenedImage) -> Outcome<Option<Base>> {
-    if args.mirrors.verify.is_some() && (source.layers.len() > 1 || source.layers[0].data_file.is_some()) {
+    if args.copy.mirrors.verify.is_some() && (source.layers.len() > 1 || source.layers[0].data_file.is_some())
+    {
         return Err(Failure::new(format!(
             "{} stands on other files, which the manifest of --verify says nothing of; verify an image that stands alone",
             args.source

@@ -87,12 +87,12 @@ impl Session {
     /// # Errors
     /// If source or disk can't be opened, don't belong together, or the addresses can't be had.
     pub async fn open(args: &StreamArgs, display: &Display) -> Outcome<Self> {
-        let retry = args.reach.retry(&[args.reach.hold, args.wait]);
-        let boot_trace = args.boot_trace.as_deref().map(boot_trace::load).transpose()?;
-        let mirrors = Mirrors::new(&args.source, &args.mirrors)?;
-        let opener = Opener::new(&args.open)?
-            .with_retry(retry, args.reach.timeout())
-            .with_cache_dir(args.cache_dir.as_deref(), args.cache_size)?
+        let retry = args.copy.reach.retry(&[args.copy.reach.hold, args.copy.wait]);
+        let boot_trace = args.copy.boot_trace.as_deref().map(boot_trace::load).transpose()?;
+        let mirrors = Mirrors::new(&args.source, &args.copy.mirrors)?;
+        let opener = Opener::new(&args.copy.open)?
+            .with_retry(retry, args.copy.reach.timeout())
+            .with_cache_dir(args.copy.cache_dir.as_deref(), args.copy.cache_size)?
             .with_mirrors(mirrors.clone());
         let overlay = overlay::open(args, &opener, display).await?;
         let streamed = streamed::remember(args, &overlay, mirrors.as_deref(), display).await?;
@@ -102,15 +102,15 @@ impl Session {
             Some(OnOff::On) => DetectZeroes::Unmap,
             Some(OnOff::Off) | None => DetectZeroes::Off,
         };
-        let options = DiskOptions { detect_zeroes, patience: args.reach.hold, ..DiskOptions::default() };
+        let options = DiskOptions { detect_zeroes, patience: args.copy.reach.hold, ..DiskOptions::default() };
         let disk = Disk::new(top, Rc::new(clock.clone()), options);
-        let record = args.record_boot_trace.as_deref();
+        let record = args.copy.record_boot_trace.as_deref();
         let recording = record.map(|path| Recording::start(path, &disk)).transpose()?;
         let exports = Exports::start(&args.serve, &disk, true).await?;
         for address in exports.addresses() {
             display.say(&format!("serving {} at {address}", disk.name()));
         }
-        let space = room::space_for(&args.disk, args.low_water, !args.serve.is_empty())?;
+        let space = room::space_for(&args.disk, args.copy.low_water, !args.serve.is_empty())?;
         let forecast = Forecast::new(space.clone());
         let job = (!complete).then(|| {
             let options = StreamOptions {
@@ -119,8 +119,8 @@ impl Session {
                 boot_trace,
                 space,
                 on_error: on_error(args.on_error),
-                guest_latency: args.guest_latency,
-                patience: args.wait,
+                guest_latency: args.copy.guest_latency,
+                patience: args.copy.wait,
                 detect_zeroes: args.detect_zeroes != Some(OnOff::Off),
                 ..StreamOptions::default()
             };
@@ -132,7 +132,7 @@ impl Session {
             Job { handle, work: Some(Box::pin(work)) }
         });
         let begun = clock.now();
-        let go_on = match &args.control {
+        let go_on = match &args.copy.control {
             Some(path) => format!(
                 "go on with: {}",
                 shell::line(["headwater", "ctl", &path.to_string_lossy(), "resume"])

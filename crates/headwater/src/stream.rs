@@ -73,7 +73,7 @@ async fn stream(args: &StreamArgs, display: &Display, interrupts: &mut Interrupt
 
 /// The control socket, if one is wanted.
 pub(crate) fn control(args: &StreamArgs, session: &Session) -> Outcome<Option<ControlSocket>> {
-    args.control.as_ref().map(|path| ControlSocket::bind(path, handler(session))).transpose()
+    args.copy.control.as_ref().map(|path| ControlSocket::bind(path, handler(session))).transpose()
 }
 
 /// Whoever reads the JSON learns of failures before the stream began as well.

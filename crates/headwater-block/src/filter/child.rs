@@ -234,4 +234,50 @@ macro_rules! as_the_child {
     };
 }
 
-pub(super) use as_the_child;
+/// The requests of a filter that lets them through as they are to its child, which is `self.child`.
+macro_rules! passed_to_the_child {
+    () => {
+        fn limits(&self) -> $crate::Limits {
+            self.child.disk().limits()
+        }
+
+        fn status(
+            &self,
+            range: std::ops::Range<u64>,
+        ) -> $crate::LocalFuture<'_, $crate::Result<$crate::Extent>> {
+            Box::pin(self.child.status(range))
+        }
+
+        fn write(
+            &self,
+            offset: u64,
+            data: $crate::Buffer,
+            flags: $crate::WriteFlags,
+        ) -> $crate::LocalFuture<'_, $crate::Result<()>> {
+            Box::pin(self.child.write(offset, data, flags))
+        }
+
+        fn write_zeroes(
+            &self,
+            offset: u64,
+            len: u64,
+            flags: $crate::ZeroFlags,
+        ) -> $crate::LocalFuture<'_, $crate::Result<()>> {
+            Box::pin(self.child.write_zeroes(offset, len, flags))
+        }
+
+        fn discard(&self, offset: u64, len: u64) -> $crate::LocalFuture<'_, $crate::Result<()>> {
+            Box::pin(self.child.discard(offset, len))
+        }
+
+        fn flush(&self) -> $crate::LocalFuture<'_, $crate::Result<()>> {
+            Box::pin(self.child.flush())
+        }
+
+        fn resize(&self, size: u64) -> $crate::LocalFuture<'_, $crate::Result<()>> {
+            Box::pin(self.child.resize(size))
+        }
+    };
+}
+
+pub(super) use {as_the_child, passed_to_the_child};

@@ -5,15 +5,13 @@
 //! it for as long as it lives, of whatever disk its edge leads to. With a **bottom** only what the layers down to that one (included) hold is
 //! kept; what lies below them is read and not kept.
 
-use super::child::{Child, as_the_child};
-use crate::buffer::{Buffer, BufferMut};
+use super::child::{Child, as_the_child, passed_to_the_child};
+use crate::buffer::BufferMut;
 use crate::chain::is_same_layer;
 use crate::edge::Edge;
 use crate::error::{Error, ErrorKind, Result};
-use crate::extent::Extent;
-use crate::node::{Limits, LocalFuture, Node, WriteFlags, ZeroFlags};
+use crate::node::{LocalFuture, Node};
 use std::cell::RefCell;
-use std::ops::Range;
 use std::rc::Rc;
 
 /// Keeps what is read; see the module.
@@ -78,42 +76,15 @@ impl Drop for CopyOnReadNode {
 
 impl Node for CopyOnReadNode {
     as_the_child!();
+    passed_to_the_child!();
 
     fn driver(&self) -> &'static str {
         "copy-on-read"
     }
 
-    fn limits(&self) -> Limits {
-        self.child.disk().limits()
-    }
-
     fn read(&self, offset: u64, buf: BufferMut) -> LocalFuture<'_, Result<BufferMut>> {
         self.refresh();
         Box::pin(self.child.read(offset, buf))
-    }
-
-    fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>> {
-        Box::pin(self.child.status(range))
-    }
-
-    fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> LocalFuture<'_, Result<()>> {
-        Box::pin(self.child.write(offset, data, flags))
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
-        Box::pin(self.child.write_zeroes(offset, len, flags))
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
-        Box::pin(self.child.discard(offset, len))
-    }
-
-    fn flush(&self) -> LocalFuture<'_, Result<()>> {
-        Box::pin(self.child.flush())
-    }
-
-    fn resize(&self, size: u64) -> LocalFuture<'_, Result<()>> {
-        Box::pin(self.child.resize(size))
     }
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {

@@ -27,14 +27,6 @@ pub struct StreamArgs {
     /// again. At a socket that systemd listens on: nbd+fd:///NAME[?socket=SOCKET]. May be given several times.
     #[arg(long, value_name = "ADDRESS")]
     pub serve: Vec<Address>,
-    /// Copy at most RATE bytes a second (200M); 0 is without limit. `headwater ctl` changes it while the stream runs, and
-    /// the same command keeps to that afterwards.
-    #[arg(long, value_name = "RATE", default_value = "0", value_parser = parse_size)]
-    pub rate: u64,
-    /// Copy only as fast as lets clients' requests take at most TIME longer (500us, 2ms), 99 in 100 of them. Without it, half of them take at
-    /// most 1.5 times what they take otherwise, and 99 in 100 twice.
-    #[arg(long, value_name = "TIME", default_value = "default", hide_default_value = true, value_parser = crate::guest_latency::parse)]
-    pub guest_latency: GuestLatencyGoal,
     /// Stream only what lies above this image of SOURCE's chain; it remains the disk's backing.
     #[arg(long, value_name = "FILE")]
     pub base: Option<String>,
@@ -51,13 +43,32 @@ pub struct StreamArgs {
     /// Print progress as JSON to standard output, one object a line; the last has a `result`.
     #[arg(long)]
     pub json: bool,
-    /// Take commands at this Unix socket; see `headwater ctl`.
-    #[arg(long, value_name = "PATH")]
-    pub control: Option<PathBuf>,
     /// Remember in this directory, which is made, what the next run needs: SOURCE's identity, the rate that was set, and whether it is
     /// paused. By default that is kept beside DISK, as .DISK.headwater, until everything has been copied.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// The cluster size of a disk that is made: a power of two from 512 to 2M.
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_cluster_size)]
+    pub cluster_size: u64,
+    /// How the data are copied.
+    #[command(flatten)]
+    pub copy: CopyArgs,
+}
+
+/// How data are copied from SOURCE, by whatever command that copies beside clients.
+#[derive(Debug, Clone, Args)]
+pub struct CopyArgs {
+    /// Copy at most RATE bytes a second (200M); 0 is without limit. `headwater ctl` changes it while the stream runs, and
+    /// the same command keeps to that afterwards.
+    #[arg(long, value_name = "RATE", default_value = "0", value_parser = parse_size)]
+    pub rate: u64,
+    /// Copy only as fast as lets clients' requests take at most TIME longer (500us, 2ms), 99 in 100 of them. Without it, half of them take at
+    /// most 1.5 times what they take otherwise, and 99 in 100 twice.
+    #[arg(long, value_name = "TIME", default_value = "default", hide_default_value = true, value_parser = crate::guest_latency::parse)]
+    pub guest_latency: GuestLatencyGoal,
+    /// Take commands at this Unix socket; see `headwater ctl`.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
     /// Leave so much of DISK's file system free: copying waits before it is less, and goes on when there is room again. Without it: a 64th, at most
     /// 1G, if the disk is served, and nothing otherwise. 0 is nothing.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -78,16 +89,13 @@ pub struct StreamArgs {
     /// SOURCE's format; without it, SOURCE's first bytes tell.
     #[arg(long, value_enum)]
     pub source_format: Option<FormatArg>,
-    /// For how long copying waits, paused, when SOURCE can't be reached, before --on-error counts: a number of seconds, or `forever`. It
+    /// For how long copying waits, paused, when SOURCE can't be reached, before that counts as an error: a number of seconds, or `forever`. It
     /// goes on by itself. 0 waits for nothing.
     #[arg(long, value_name = "SECONDS|forever", default_value = "forever", value_parser = parse_patience)]
     pub wait: Patience,
     /// How SOURCE is reached.
     #[command(flatten)]
     pub reach: ReachArgs,
-    /// The cluster size of a disk that is made: a power of two from 512 to 2M.
-    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_cluster_size)]
-    pub cluster_size: u64,
     /// Where else SOURCE's bytes are, and what they must be.
     #[command(flatten)]
     pub mirrors: MirrorArgs,

@@ -57,7 +57,7 @@ pub async fn remember(
 ) -> Outcome<Streamed> {
     let root = mirrors.and_then(Mirrors::root);
     let verified = root.as_ref().map(|_| overlay.made);
-    let nothing = Streamed { kept: None, speed: args.rate, paused: false, verified };
+    let nothing = Streamed { kept: None, speed: args.copy.rate, paused: false, verified };
     let Some((dir, name)) = place(args)? else { return Ok(nothing) };
     let shown = dir.shown(&name);
     dir.clear(&name);
@@ -97,10 +97,10 @@ pub async fn remember(
     let (speed, paused) = match &found {
         // A rate that is given anew counts more than the one that was set while it ran.
         Some(then) if then.arguments.get(RATE) == now.arguments.get(RATE) => (then.speed, then.paused),
-        Some(then) => (args.rate, then.paused),
-        None => (args.rate, false),
+        Some(then) => (args.copy.rate, then.paused),
+        None => (args.copy.rate, false),
     };
-    let now = Record { speed, paused: paused && args.control.is_some(), ..now };
+    let now = Record { speed, paused: paused && args.copy.control.is_some(), ..now };
     let kept = if found.as_ref() == Some(&now) {
         Kept::found(&dir, name, now)
     } else {
@@ -191,7 +191,7 @@ fn check_source(args: &StreamArgs, then: &Record, now: &Record, shown: &str) -> 
         // One source may be called otherwise than before; of several, each is compared with what is known of it.
         let same = then.read.iter().find(|then| then.name == now.name);
         let Some(then) =
-            same.or_else(|| then.read.get(at).filter(|_| !several && args.mirrors.mirror.is_empty()))
+            same.or_else(|| then.read.get(at).filter(|_| !several && args.copy.mirrors.mirror.is_empty()))
         else {
             continue;
         };
@@ -211,7 +211,7 @@ async fn describe(args: &StreamArgs, overlay: &Overlay, mirrors: Option<&Mirrors
     let mut arguments = Map::new();
     arguments.insert("source".into(), args.source.clone().into());
     arguments.insert(DISK.into(), absolute(&args.disk)?.to_string_lossy().into());
-    arguments.insert(RATE.into(), args.rate.into());
+    arguments.insert(RATE.into(), args.copy.rate.into());
     let mut read = Vec::new();
     let of_mirrors = mirrors.map(Mirrors::open_nodes).unwrap_or_default();
     for (name, node) in &of_mirrors {
@@ -228,7 +228,7 @@ async fn describe(args: &StreamArgs, overlay: &Overlay, mirrors: Option<&Mirrors
         command: COMMAND.into(),
         id: disk.clone(),
         arguments,
-        speed: args.rate,
+        speed: args.copy.rate,
         paused: false,
         weight: None,
         link: LinkChange {
