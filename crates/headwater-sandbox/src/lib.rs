@@ -1,4 +1,5 @@
-//! Two processes instead of one, so that the one that reads hostile bytes can reach nothing but what the operator named.
+//! What a process that reads hostile bytes gives up. One that works alone and knows what it will write is [confined](confine()). For the daemon
+//! there are two processes instead of one, so that the one that reads hostile bytes can reach nothing but what the operator named.
 //!
 //! [`split()`] makes two of a process that has one thread. The original is the **data plane**: it executes QMP, reads images, talks to NBD
 //! clients and servers. [`DataPlane::lock_down`] takes everything from it that it doesn't need, for good. The copy is the **broker**: it
@@ -20,6 +21,7 @@
 
 mod broker;
 mod call;
+mod confine;
 mod grants;
 mod memory;
 mod mount;
@@ -29,6 +31,7 @@ mod split;
 mod sys;
 
 pub use broker::Names;
+pub use confine::confine;
 pub use grants::{Grants, Named, Word};
 pub use packet::{receive_packet, send_packet};
 pub use split::{Broker, DataPlane, Side, Unavailable, split};

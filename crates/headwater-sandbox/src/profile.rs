@@ -164,8 +164,8 @@ const ASKED: &[c_long] = &[
     libc::SYS_renameat,
 ];
 
-/// What the broker never does: it starts nothing, and looks into nobody who hasn't asked for it.
-const NOT_THE_BROKERS: &[c_long] = &[
+/// What neither the broker does nor a process that works alone: it starts nothing, and looks into nobody who hasn't asked for it.
+const NEVER: &[c_long] = &[
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_ptrace,
@@ -178,7 +178,6 @@ const NOT_THE_BROKERS: &[c_long] = &[
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
     libc::SYS_userfaultfd,
-    libc::SYS_io_uring_setup,
     libc::SYS_init_module,
     libc::SYS_finit_module,
     libc::SYS_kexec_load,
@@ -192,12 +191,25 @@ const NOT_THE_BROKERS: &[c_long] = &[
 /// Stands in a program for the answer that seccompiler has no word for; see [`asking`].
 const MARK: u32 = 0x4857;
 
-/// What the broker never does, denied.
+/// What the broker never does, denied. It needs no ring either.
 ///
 /// # Errors
 /// Those of seccompiler, and on a processor that it doesn't know.
 pub(crate) fn broker() -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: Rules = NOT_THE_BROKERS.iter().map(|number| (*number, Vec::new())).collect();
+    without(&[libc::SYS_io_uring_setup])
+}
+
+/// What a process that works alone never does, denied: it mounts nothing either.
+///
+/// # Errors
+/// As [`broker`].
+pub(crate) fn alone() -> Result<BpfProgram, seccompiler::BackendError> {
+    without(&[libc::SYS_mount, libc::SYS_umount2])
+}
+
+/// [`NEVER`] and some more, denied.
+fn without(more: &[c_long]) -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules: Rules = NEVER.iter().chain(more).map(|number| (*number, Vec::new())).collect();
     let other_process = when(&[(0, Op::MaskedEq(libc::CLONE_THREAD as u64), 0)])?;
     rules.insert(libc::SYS_clone, vec![other_process]);
     let errno = |code: i32| SeccompAction::Errno(code.cast_unsigned());

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex};
 pub struct Unavailable(String);
 
 impl Unavailable {
-    fn new(what: &str, err: impl std::fmt::Display) -> Self {
+    pub(crate) fn new(what: &str, err: impl std::fmt::Display) -> Self {
         Self(format!("{what}: {err}"))
     }
 }

@@ -1,6 +1,7 @@
 //! Making a manifest: many reads at once, hashed on threads beside, put together in order.
 
 use crate::cli::digest::DigestArgs;
+use crate::confine::Writes;
 use crate::failure::{Failure, Outcome};
 use crate::opener::Opener;
 use crate::runtime;
@@ -20,6 +21,7 @@ const DEPTH: usize = 16;
 /// # Errors
 /// If the image can't be read, or the manifest not be written.
 pub fn run(args: DigestArgs) -> Outcome {
+    Writes::default().optional(args.output.as_deref()).confine();
     runtime::run(async move {
         let [retry, timeout] = [args.retry, args.timeout].map(|seconds| Duration::from_secs(seconds.into()));
         let opener = Opener::new(&args.open)?.with_retry(retry, timeout);

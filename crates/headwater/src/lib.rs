@@ -9,12 +9,14 @@
 //! - [`durable`]: what is written down so that a job outlives the process.
 //! - [`progress`], [`display`]: what a stream says of itself; [`control`]: what it can be told.
 //! - [`demo`]: the whole at work on a source made for the occasion.
+//! - `confine`: what verbs give up before they look at an image.
 //! - [`runtime`], [`size`], [`source`], [`output`], [`picture`], [`shell`], [`failure`]: what they share.
 
 pub mod address;
 pub mod boot;
 pub mod boot_trace;
 pub mod cli;
+mod confine;
 pub mod control;
 pub mod daemon;
 pub mod demo;

@@ -1,6 +1,7 @@
 //! A stream from start to end: what `headwater stream` does, and the demonstration with it.
 
 use crate::cli::stream::StreamArgs;
+use crate::confine::Writes;
 use crate::control::{Command, ControlSocket, Handler};
 use crate::display::Display;
 use crate::failure::{Failure, Outcome, code};
@@ -17,6 +18,16 @@ use std::time::Duration;
 /// # Errors
 /// See the exit codes of the command.
 pub fn run(args: StreamArgs) -> Outcome {
+    let copy = &args.copy;
+    Writes::default()
+        .file(&args.disk)
+        .allowed(&copy.open.allow_backing)
+        .addresses(&args.serve)
+        .directory(args.state_dir.as_deref())
+        .directory(copy.cache_dir.as_deref())
+        .optional(copy.control.as_deref())
+        .optional(copy.record_boot_trace.as_deref())
+        .confine();
     runtime::run(async move {
         let mut interrupts = Interrupts::catch()?;
         let display = Display::choose(args.json);

@@ -1,6 +1,7 @@
 //! `headwater check`: exit codes and JSON as qemu-img's.
 
 use super::{FormatArg, OpenArgs};
+use crate::confine::Writes;
 use crate::failure::{Failure, Outcome, code};
 use crate::opener::Opener;
 use crate::output;
@@ -85,6 +86,7 @@ pub fn run(args: CheckArgs) -> Outcome {
         Some(RepairArg::Leaks) => Repair::Leaks,
         Some(RepairArg::All) => Repair::All,
     };
+    Writes::default().optional(args.repair.and(Some(&args.file)).map(PathBuf::as_path)).confine();
     let checked = runtime::run(async move {
         let opener = Opener::new(&args.open)?;
         opener.check(&args.file, args.format.map(Into::into), repair).await

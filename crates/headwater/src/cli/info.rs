@@ -1,6 +1,7 @@
 //! `headwater info`: what `qemu-img info` tells, in its names of fields or for people.
 
 use super::{FormatArg, OpenArgs};
+use crate::confine::Writes;
 use crate::failure::Outcome;
 use crate::opener::{Access, Opener};
 use crate::output;
@@ -35,6 +36,7 @@ pub struct InfoArgs {
 /// # Errors
 /// If it can't be opened. A chain that breaks off further down is told of and is no failure.
 pub fn run(args: InfoArgs) -> Outcome {
+    Writes::default().confine();
     runtime::run(async move {
         let opener = Opener::new(&args.open)?;
         let chain =

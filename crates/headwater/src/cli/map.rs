@@ -1,6 +1,7 @@
 //! `headwater map`: which layer holds which bytes; on a terminal a picture, in a pipe a table, with `--json` qemu-img's fields.
 
 use super::{FormatArg, OpenArgs};
+use crate::confine::Writes;
 use crate::failure::{Failure, Outcome};
 use crate::opener::{Access, Opener};
 use crate::output;
@@ -111,6 +112,7 @@ fn continues(last: &Row, next: &Row) -> bool {
 /// # Errors
 /// If the image can't be opened or read.
 pub fn run(args: MapArgs) -> Outcome {
+    Writes::default().confine();
     let picture = args.picture || !args.json && std::io::stdout().is_terminal();
     runtime::run(async move {
         let opener = Opener::new(&args.open)?;

@@ -5,6 +5,7 @@ use super::stream::MirrorArgs;
 use super::{FormatArg, OpenArgs};
 use crate::address::Address;
 use crate::boot_trace::Recording;
+use crate::confine::Writes;
 use crate::exports::Exports;
 use crate::failure::{Failure, Outcome};
 use crate::mirrors::Mirrors;
@@ -56,6 +57,12 @@ pub struct ServeArgs {
 /// # Errors
 /// If the image can't be opened or the addresses can't be had.
 pub fn run(args: ServeArgs) -> Outcome {
+    let writes = Writes::default().addresses(&args.serve).optional(args.record_boot_trace.as_deref());
+    let writes = match args.read_only {
+        true => writes,
+        false => writes.file(&args.image).allowed(&args.open.allow_backing),
+    };
+    writes.confine();
     runtime::run(async move {
         let mut interrupts = Interrupts::catch()?;
         let access = if args.read_only { Access::Read } else { Access::Write };

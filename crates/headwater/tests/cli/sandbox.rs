@@ -259,3 +259,27 @@ fn start_without(call: libc::c_long, error: i32, args: &[&str]) -> Running {
     unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, apply) };
     Running::spawn(command)
 }
+
+#[test]
+fn a_server_and_a_stream_run_no_programs_and_gain_nothing() {
+    if !is_there() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (raw, disk) = (scratch.path("a.raw"), scratch.path("disk.qcow2"));
+    make_raw(&raw, MIB, 1);
+    let uri = scratch.uri("disk");
+    let serve = ["serve", &raw, "--format", "raw", "--serve", &uri];
+    for words in [&serve[..], &["stream", &raw, &disk, "--serve", &uri]] {
+        let mut running = Running::start(words);
+        running.wait_for_socket(&scratch.path("disk.sock"));
+        let pid = running.pid();
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        for thread in threads.map(|thread| thread.unwrap().path().join("status")) {
+            let thread = thread.to_str().unwrap();
+            assert_eq!((&*field(thread, "Seccomp"), &*field(thread, "NoNewPrivs")), ("2", "1"), "{thread}");
+        }
+        running.signal("INT");
+        running.wait();
+    }
+}
