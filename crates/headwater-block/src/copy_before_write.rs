@@ -72,13 +72,15 @@ pub enum OnUnsaved {
     BreakCopy,
 }
 
-/// How guests' changes are treated.
+/// How the copy is made, and guests' changes are treated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Policy {
     /// What is done if saving fails, or takes too long.
     pub on_unsaved: OnUnsaved,
     /// How long a change waits for what it saves; none is without limit.
     pub timeout: Option<Duration>,
+    /// The target is asked to keep the copy compressed.
+    pub compressed: bool,
 }
 
 /// A write to the target that outlives those who wait for it.
@@ -147,7 +149,7 @@ impl PointInTime {
         &self.target
     }
 
-    /// Treats guests' changes otherwise from now on.
+    /// Goes on otherwise from now on.
     pub fn set_policy(&self, policy: Policy) {
         self.policy.set(policy);
     }
@@ -317,9 +319,12 @@ impl PointInTime {
     /// Writes to the target, or makes it read as zeroes without data. Dropped under a time limit it is kept.
     async fn write(&self, at: u64, len: u64, data: Option<Buffer>) -> Result<()> {
         let target = self.target.clone();
+        let compressed = self.policy.get().compressed;
         let write = async move {
             match data {
-                Some(data) => target.write(at, data, WriteFlags::default()).await,
+                Some(data) => {
+                    target.write(at, data, WriteFlags { compressed, ..WriteFlags::default() }).await
+                }
                 None => {
                     let flags = ZeroFlags { unmap: true, ..ZeroFlags::default() };
                     target.write_zeroes(at, len, flags).await

@@ -2,7 +2,7 @@
 //! rules written for QEMU hit the same places here.
 //!
 //! An event means "I am about to do this": the request that follows is the one that a rule fails. Some events have no place here, because
-//! the code that they stand for does not exist (compressed writes, VM state); rules with them are accepted and never match.
+//! the code that they stand for does not exist (VM state); rules with them are accepted and never match.
 
 use crate::error::{Error, ErrorKind};
 use std::str::FromStr;

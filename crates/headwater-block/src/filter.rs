@@ -2,6 +2,7 @@
 //!
 //! - [`throttle`]: limits of rates, shared by the members of a group.
 //! - [`copy_on_read`]: what is read from a backing is kept.
+//! - [`compress`]: what is written is kept compressed.
 //! - [`copy_before_write`]: what was there at one moment is saved before it is changed. [`snapshot_access`] shows that.
 //! - [`blkdebug`]: faults, injected by rules.
 //! - [`blkverify`]: two images of one content, compared at every read.
@@ -20,6 +21,7 @@
 pub mod blkdebug;
 pub mod blkverify;
 mod child;
+pub mod compress;
 pub mod copy_before_write;
 pub mod copy_on_read;
 pub mod replicas;
@@ -32,6 +34,7 @@ use std::task::Poll;
 
 pub use blkdebug::BlkdebugNode;
 pub use blkverify::BlkverifyNode;
+pub use compress::CompressNode;
 pub use copy_before_write::CopyBeforeWriteNode;
 pub use copy_on_read::CopyOnReadNode;
 pub use replicas::ReplicasNode;

@@ -15,6 +15,7 @@
 //! - [`buffer`]: pooled, aligned memory that requests carry. [`error`]: what every failure looks like.
 //! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control; [`shared_limiter`]: one limit for several. [`backoff`]: trying again. [`mod@guest_latency`]: what guests'
 //!   requests take, for those who yield to them.
+//! - [`workers`]: where work is done that would keep the thread from its requests.
 //! - [`filter`]: nodes that pass requests through and add one behaviour. [`debug_event`]: what layers tell the one that injects faults.
 //! - [`share`]: one fetch for many who read the same source.
 //! - [`manifest`]: what a file must hold, chunk by chunk.
@@ -49,6 +50,7 @@ pub mod range_lock;
 pub mod rate_limiter;
 pub mod share;
 pub mod shared_limiter;
+pub mod workers;
 pub mod write_watch;
 pub mod zero;
 
@@ -71,3 +73,4 @@ pub use manifest::Manifest;
 pub use node::{Limits, LocalFuture, Node, WriteFlags, ZeroFlags};
 pub use rate_limiter::RateLimiter;
 pub use shared_limiter::{Share, SharedLimiter};
+pub use workers::Workers;

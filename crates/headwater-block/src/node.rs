@@ -19,6 +19,9 @@ pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 pub struct WriteFlags {
     /// The data, and what is needed to find them again, are durable before the write completes.
     pub fua: bool,
+    /// The data are to be kept compressed, where the node can do that ([`Node::compressed_unit`]) and it makes them smaller. Whoever can't
+    /// writes them as they are: a wish about space, of which nothing that is read depends.
+    pub compressed: bool,
 }
 
 /// How zeroes are to be written.
@@ -68,6 +71,8 @@ impl Default for Limits {
 pub enum Change {
     /// Data are written.
     Write,
+    /// Data are written with [`WriteFlags::compressed`].
+    Compress,
     /// Zeroes are written; the flag is [`ZeroFlags::unmap`].
     Zero {
         /// Storage may be given back.
@@ -190,6 +195,12 @@ pub trait Node {
     /// behaviour.
     fn filtered(&self) -> Option<Rc<dyn Node>> {
         None
+    }
+
+    /// The size in bytes of what the node compresses in one piece, a power of two; none if it can't keep data compressed. Writes with
+    /// [`WriteFlags::compressed`] that cover whole pieces cost no reading.
+    fn compressed_unit(&self) -> Option<u32> {
+        self.filtered().and_then(|below| below.compressed_unit())
     }
 
     /// Reads from another backing from now on, without changing what the header says: for a graph that changes while it is in use.

@@ -93,7 +93,13 @@ fn contents_are_what_they_would_be_without_filters() {
                         let byte = rng.range(0..256) as u8;
                         bytes[within.clone()].fill(byte);
                         let fua = rng.one_in(8);
-                        top.write(at, Buffer::copy_of(&bytes[within]), WriteFlags { fua }).await.unwrap();
+                        top.write(
+                            at,
+                            Buffer::copy_of(&bytes[within]),
+                            WriteFlags { fua, ..WriteFlags::default() },
+                        )
+                        .await
+                        .unwrap();
                     }
                     2 => {
                         let flags = ZeroFlags { fua: false, unmap: rng.one_in(2), fast_only: false };

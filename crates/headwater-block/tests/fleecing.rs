@@ -138,7 +138,7 @@ fn a_change_that_cannot_be_saved_is_refused_or_breaks_the_copy() {
         write(&world, 0).await.unwrap();
         reads_as_then(&world, 0..SIZE).await;
 
-        world.point.set_policy(Policy { on_unsaved: OnUnsaved::BreakCopy, timeout: None });
+        world.point.set_policy(Policy { on_unsaved: OnUnsaved::BreakCopy, ..Policy::default() });
         world.file.fail(Fault::nth(&[Op::Write], 0, ErrorKind::NoSpace));
         write(&world, 8192).await.unwrap();
         assert!(world.point.broken().is_some());
@@ -154,7 +154,7 @@ fn a_change_that_cannot_be_saved_is_refused_or_breaks_the_copy() {
 fn a_change_waits_for_a_slow_target_as_long_as_it_is_told_and_loses_nothing() {
     in_world(|world| async move {
         let timeout = Some(Duration::from_secs(2));
-        world.point.set_policy(Policy { on_unsaved: OnUnsaved::RefuseChange, timeout });
+        world.point.set_policy(Policy { on_unsaved: OnUnsaved::RefuseChange, timeout, ..Policy::default() });
         world.file.stall(&[Op::Write]);
         let began = world.sim.clock().now();
         assert_eq!(write(&world, 0).await.unwrap_err().kind(), ErrorKind::TimedOut);
@@ -181,7 +181,7 @@ fn a_change_waits_for_a_slow_target_as_long_as_it_is_told_and_loses_nothing() {
 fn the_end_waits_for_a_write_that_was_waited_for_no_longer() {
     in_world(|world| async move {
         let timeout = Some(Duration::from_secs(1));
-        world.point.set_policy(Policy { on_unsaved: OnUnsaved::BreakCopy, timeout });
+        world.point.set_policy(Policy { on_unsaved: OnUnsaved::BreakCopy, timeout, ..Policy::default() });
         world.file.stall(&[Op::Write]);
         write(&world, 0).await.unwrap();
         assert!(world.point.broken().is_some());

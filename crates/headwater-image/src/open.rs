@@ -313,7 +313,11 @@ async fn build(layers: &[Layer], options: &OpenOptions) -> Result<Vec<Rc<dyn Nod
             };
             let data_file = layer.data_file.as_ref().map(|(_, node)| node.clone());
             let children = Children { backing: backing.take(), data_file };
-            let options = Qcow2Options { read_only, cache_size: cache_size.max(MIN_CACHE_SIZE) };
+            let options = Qcow2Options {
+                read_only,
+                cache_size: cache_size.max(MIN_CACHE_SIZE),
+                ..Qcow2Options::default()
+            };
             Qcow2Node::open(layer.file.clone(), children, options).await?
         };
         backing = Some(node.clone());

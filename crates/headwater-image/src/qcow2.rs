@@ -5,6 +5,7 @@
 //! An open image is a [`node::Qcow2Node`], whose state is `image::Image`:
 //! - `map` finds where bytes are, from `tables` (in memory) and `cache` (slices of L2 tables and refcount blocks); `read` and
 //!   `compressed` fetch them.
+//! - `compress` writes compressed clusters (`codec` makes them small), to where `pack` says.
 //! - `write` and `zero_discard` change the mapping in memory, with `l2_table` and the allocator (`alloc`, `refcount`).
 //! - `meta_writer` brings changed metadata to the disk in an order that survives power cuts (docs/on-disk.md); `backing_link` and `resize`
 //!   change the header.
@@ -17,6 +18,8 @@ mod alloc;
 mod backing_link;
 mod cache;
 pub mod check;
+mod codec;
+mod compress;
 mod compressed;
 pub mod create;
 pub mod entry;
@@ -28,6 +31,7 @@ mod l2_table;
 mod map;
 mod meta_writer;
 pub mod node;
+mod pack;
 mod read;
 mod refcount;
 mod resize;

@@ -86,8 +86,12 @@ fn try_all(bytes: &[u8]) -> Outcome {
     };
     if let Ok(node) = now(Qcow2Node::open(file, Children::default(), Qcow2Options::default())) {
         written = [0, 3, 15].into_iter().find_map(|i| {
-            now(node.write(i * CLUSTER as u64, Buffer::copy_of(&[1; CLUSTER]), WriteFlags { fua: true }))
-                .err()
+            now(node.write(
+                i * CLUSTER as u64,
+                Buffer::copy_of(&[1; CLUSTER]),
+                WriteFlags { fua: true, ..WriteFlags::default() },
+            ))
+            .err()
         });
         let _ = now(node.close());
     }

@@ -185,7 +185,7 @@ impl SimOverlay {
         let map = self.map.borrow();
         let whole = self.whole(range);
         let shared = match change {
-            Change::Write => self.clusters(range).all(|index| map[index] == Cluster::Data),
+            Change::Write | Change::Compress => self.clusters(range).all(|index| map[index] == Cluster::Data),
             Change::Zero { .. } => self.clusters(range).all(|index| {
                 map[index] == Cluster::Zero || (map[index] == Cluster::Data && !whole.contains(&index))
             }),

@@ -15,7 +15,7 @@ const GUESTS: u64 = 4;
 const REQUESTS: usize = 12;
 
 async fn open(file: Rc<SimFile>, read_only: bool) -> Rc<Qcow2Node> {
-    let options = Qcow2Options { read_only, cache_size: 1 << 20 };
+    let options = Qcow2Options { read_only, cache_size: 1 << 20, ..Qcow2Options::default() };
     Qcow2Node::open(file, Children::default(), options).await.expect("the image opens")
 }
 

@@ -47,7 +47,11 @@ fn attempt(input: &mut Unstructured<'_>) -> Result<()> {
         let repair = if flags & 1 == 0 { Repair::All } else { Repair::Leaks };
         repaired = repaired_image(&image, repair, report.corruptions, report.leaks);
     }
-    let options = Qcow2Options { read_only: flags & 2 != 0, cache_size: u64::from(flags >> 4) << 12 };
+    let options = Qcow2Options {
+        read_only: flags & 2 != 0,
+        cache_size: u64::from(flags >> 4) << 12,
+        ..Qcow2Options::default()
+    };
     let image = repaired.filter(|_| flags & 4 != 0).unwrap_or(image);
     if let Ok(mut guest) = Guest::open(image, options) {
         guest.act(&mut Unstructured::new(program))?;

@@ -87,7 +87,7 @@ fn kind(input: &mut Unstructured<'_>) -> Result<(CreateOptions, Qcow2Options)> {
         kind.backing = Some(("base.raw".to_owned(), Format::Raw));
     }
     let cache_size = [0, 4096, 64 << 10, Qcow2Options::DEFAULT_CACHE_SIZE][usize::from(more >> 1 & 3)];
-    Ok((kind, Qcow2Options { read_only: more & 0xc0 == 0xc0, cache_size }))
+    Ok((kind, Qcow2Options { read_only: more & 0xc0 == 0xc0, cache_size, ..Qcow2Options::default() }))
 }
 
 /// Puts a compressed cluster at the end of the image, without counting the reference.

@@ -51,7 +51,8 @@ impl Disk {
         self.write_watch.writes_until(range.end);
         add(&self.stats.write_bytes, len);
         let aligned = self.aligned(&range);
-        let locked = self.lock_for(&range, &aligned, Change::Write).await;
+        let kind = if flags.compressed { Change::Compress } else { Change::Write };
+        let locked = self.lock_for(&range, &aligned, kind).await;
         self.save_before_change(&range).await?;
         let unfinished = self.must_finish()?;
         let change = self.changing(&range);
@@ -188,7 +189,7 @@ impl Disk {
             }
         };
         add(self.top().access(aligned.clone(), change));
-        if range != aligned && change != Change::Write {
+        if range != aligned && !matches!(change, Change::Write | Change::Compress) {
             // What of the first and last block lies outside the range is written back as data.
             add(self.top().access(aligned.clone(), Change::Write));
         }
@@ -250,7 +251,7 @@ impl Disk {
         };
         let as_data = |part: Range<u64>| {
             let data = Buffer::zeroed((part.end - part.start) as usize);
-            self.write_within(part, data, WriteFlags { fua: flags.fua })
+            self.write_within(part, data, WriteFlags { fua: flags.fua, ..WriteFlags::default() })
         };
         if start >= end {
             return as_data(range).await;

@@ -148,7 +148,8 @@ impl BlkdebugNode {
                 return Err(Error::new(ErrorKind::Unsupported, message));
             } else {
                 let data = Buffer::zeroed(len as usize);
-                self.write_piece(disk, piece.start, data, WriteFlags { fua: flags.fua }).await?;
+                let flags = WriteFlags { fua: flags.fua, ..WriteFlags::default() };
+                self.write_piece(disk, piece.start, data, flags).await?;
             }
         }
         Ok(())

@@ -151,7 +151,7 @@ impl Handler {
     async fn write(&self, offset: u64, data: &[u8], durable: bool) -> Result<u32, Refused> {
         let fits = self.reach(offset, data.len() as u64).await?;
         let data = &data[..fits as usize];
-        let flags = WriteFlags { fua: durable || self.writethrough };
+        let flags = WriteFlags { fua: durable || self.writethrough, ..WriteFlags::default() };
         self.client.write(offset, Buffer::copy_of(data), flags).await?;
         Ok(data.len() as u32)
     }

@@ -74,7 +74,7 @@ impl Handler {
             }
             Command::Write => {
                 let data = data.unwrap_or_else(|| Buffer::zeroed(0));
-                client.write(offset, data, WriteFlags { fua }).await?;
+                client.write(offset, data, WriteFlags { fua, ..WriteFlags::default() }).await?;
                 if !fua {
                     client.settle(offset..offset + u64::from(length)).await?;
                 }

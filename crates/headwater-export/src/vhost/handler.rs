@@ -95,7 +95,9 @@ impl Handler {
                 for (at, len) in pieces(parts.len()) {
                     let mut data = BufferMut::new(len as usize);
                     parts.read(memory, at, &mut data)?;
-                    client.write(offset + at, data.freeze(), WriteFlags { fua }).await?;
+                    client
+                        .write(offset + at, data.freeze(), WriteFlags { fua, ..WriteFlags::default() })
+                        .await?;
                 }
                 if !fua {
                     client.settle(offset..offset + parts.len()).await?;

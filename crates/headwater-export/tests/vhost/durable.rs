@@ -38,7 +38,7 @@ fn serve(socket: &Path, image: &Path) -> (tokio::sync::oneshot::Sender<()>, Join
             let engine = Engine::new(IoMode::Auto).unwrap();
             let file = FileNode::open(&engine, &image, FileOptions::default()).unwrap();
             let children = Children { data_file: None, backing: None };
-            let options = Qcow2Options { read_only: false, cache_size: 32 << 20 };
+            let options = Qcow2Options { read_only: false, cache_size: 32 << 20, ..Qcow2Options::default() };
             let node = Qcow2Node::open(file, children, options).await.unwrap();
             let disk = Disk::new(node, Rc::new(TokioClock::new()), DiskOptions::default());
             let export = BlkExport { id: "durable".to_owned(), edge: Edge::new(disk), options: writable() };

@@ -99,6 +99,11 @@ impl Geometry {
         (size >> bits) + u64::from(size & ((1 << bits) - 1) != 0)
     }
 
+    /// How many bits of the entry of a compressed cluster hold its offset; the others hold its length.
+    pub fn compressed_offset_bits(&self) -> u32 {
+        62 - (self.cluster_bits - 8)
+    }
+
     /// How many refcounts a refcount block holds, as a power of two.
     pub fn refcount_block_bits(&self) -> u32 {
         self.cluster_bits + 3 - self.refcount_order
@@ -245,7 +250,7 @@ impl L2Entry {
         if bitmap != 0 {
             return Err("a compressed cluster has a subcluster bitmap");
         }
-        let offset_bits = 62 - (geometry.cluster_bits - 8);
+        let offset_bits = geometry.compressed_offset_bits();
         let offset = word & ((1 << offset_bits) - 1);
         // The bit that marks clusters as writable in place means nothing here; old programs have set it.
         let more_sectors = (word & !(COMPRESSED | COPIED)) >> offset_bits;
@@ -256,11 +261,16 @@ impl L2Entry {
     }
 
     /// The entry's words; the second is 0 without subclusters.
-    ///
-    /// # Panics
-    /// On compressed clusters, which are never written.
     pub fn encode(self, geometry: &Geometry) -> (u64, u64) {
-        let L2Entry::Standard(cluster) = self else { panic!("compressed clusters are only read") };
+        let cluster = match self {
+            L2Entry::Standard(cluster) => cluster,
+            L2Entry::Compressed { offset, len } => {
+                let offset_bits = geometry.compressed_offset_bits();
+                let more_sectors = ((offset.0 & 511) + len - 1) / 512;
+                debug_assert!(offset.0 >> offset_bits == 0 && more_sectors >> (62 - offset_bits) == 0);
+                return (COMPRESSED | more_sectors << offset_bits | offset.0, 0);
+            }
+        };
         debug_assert!(cluster.data & cluster.zero == 0 && (cluster.data == 0 || cluster.host.is_some()));
         let copied = if cluster.copied { COPIED } else { 0 };
         let word = cluster.host.map_or(0, |host| host.0 | copied);

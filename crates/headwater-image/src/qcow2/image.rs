@@ -8,9 +8,10 @@ use super::events::Events;
 use super::header::{AUTOCLEAR_RAW_DATA, Header};
 use super::meta_writer::Writer;
 use super::node::{Children, Qcow2Options};
+use super::pack::Packer;
 use super::shared::WeakShared;
 use super::tables::Table;
-use headwater_block::{DebugEvent, Error, ErrorKind, Node, Result};
+use headwater_block::{DebugEvent, Error, ErrorKind, Node, Result, Workers};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
@@ -53,6 +54,8 @@ pub(super) struct Image {
     /// L2 tables that are being made, by L1 index.
     pub(super) new_tables: RefCell<OffsetMap<WeakShared<()>>>,
     pub(super) inflated: RefCell<Inflated>,
+    pub(super) packer: RefCell<Packer>,
+    pub(super) workers: &'static (dyn Workers + Sync),
     pub(super) events: Events,
 }
 
@@ -141,6 +144,8 @@ impl Image {
             overlaps,
             new_tables: RefCell::default(),
             inflated: RefCell::default(),
+            packer: RefCell::default(),
+            workers: options.workers,
             events,
             file,
         }))

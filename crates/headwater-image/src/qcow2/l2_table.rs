@@ -5,6 +5,7 @@ use super::entry::{Cluster, HostOffset, L1Entry, L2Entry};
 use super::image::Image;
 use super::shared::Shared;
 use headwater_block::{BufferMut, DebugEvent, Result, WriteFlags, ZeroFlags};
+use std::ops::Range;
 use std::rc::Rc;
 
 impl Image {
@@ -83,7 +84,20 @@ impl Image {
 
     /// Changes an L2 entry in memory, and drops the reference to what it pointed to if the new one points elsewhere.
     pub(super) fn set_l2_entry(&self, slice: &Rc<Slice>, index: usize, old: L2Entry, new: Cluster) {
-        let (word, bitmap) = L2Entry::Standard(new).encode(&self.geometry);
+        self.store_l2_entry(slice, index, L2Entry::Standard(new));
+        self.drop_old(old, new.host);
+    }
+
+    /// As [`Image::set_l2_entry`], for a compressed cluster: where it is, and how many bytes it has.
+    pub(super) fn set_compressed_entry(&self, slice: &Rc<Slice>, index: usize, old: L2Entry, at: Range<u64>) {
+        self.events.tell(DebugEvent::L2UpdateCompressed);
+        let new = L2Entry::Compressed { offset: HostOffset(at.start), len: at.end - at.start };
+        self.store_l2_entry(slice, index, new);
+        self.drop_old(old, None);
+    }
+
+    fn store_l2_entry(&self, slice: &Rc<Slice>, index: usize, new: L2Entry) {
+        let (word, bitmap) = new.encode(&self.geometry);
         let bits = self.geometry.l2_entry_bits();
         self.cache.change(slice, |bytes| {
             let entry = &mut bytes[index << bits..(index + 1) << bits];
@@ -92,7 +106,6 @@ impl Image {
                 entry[8..].copy_from_slice(&bitmap.to_be_bytes());
             }
         });
-        self.drop_old(old, new.host);
     }
 
     fn drop_old(&self, old: L2Entry, keep: Option<HostOffset>) {

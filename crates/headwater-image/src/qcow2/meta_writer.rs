@@ -93,6 +93,11 @@ impl Image {
         }
     }
 
+    /// Clusters (by number) that were counted for references have got none after all. The counts go down with the next cycle.
+    pub(super) fn release_later(&self, clusters: Range<u64>) {
+        self.writer.borrow_mut().released.push(clusters);
+    }
+
     /// Sets the disk's size in the header with the next cycle.
     pub(super) fn set_header_size(&self, size: u64) {
         self.writer.borrow_mut().new_size = Some(size);

@@ -5,9 +5,10 @@ use super::image::Image;
 use super::snapshots::{self, NewSnapshot, SnapshotInfo};
 use headwater_block::drain::Hurry;
 use headwater_block::node::{Access, BackingLink, Change};
+use headwater_block::workers::ON_THE_SPOT;
 use headwater_block::{
     Buffer, BufferMut, DebugEvent, Error, ErrorKind, Extent, Limits, LocalFuture, Node, Resolved, Result,
-    WriteFlags, ZeroFlags,
+    Workers, WriteFlags, ZeroFlags,
 };
 use std::ops::Range;
 use std::rc::Rc;
@@ -19,6 +20,8 @@ pub struct Qcow2Options {
     pub read_only: bool,
     /// About how many bytes of memory L2 tables and refcount blocks may take. The L1 and refcount tables come on top.
     pub cache_size: u64,
+    /// Who compresses clusters.
+    pub workers: &'static (dyn Workers + Sync),
 }
 
 impl Qcow2Options {
@@ -28,7 +31,7 @@ impl Qcow2Options {
 
 impl Default for Qcow2Options {
     fn default() -> Self {
-        Self { read_only: false, cache_size: Self::DEFAULT_CACHE_SIZE }
+        Self { read_only: false, cache_size: Self::DEFAULT_CACHE_SIZE, workers: ON_THE_SPOT }
     }
 }
 
@@ -180,7 +183,11 @@ impl Node for Qcow2Node {
 
     fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.image.write(offset, data).await?;
+            if flags.compressed && self.compressed_unit().is_some() {
+                self.image.write_compressed(offset, data).await?;
+            } else {
+                self.image.write(offset, data).await?;
+            }
             self.fua(flags.fua).await
         })
     }
@@ -227,6 +234,11 @@ impl Node for Qcow2Node {
 
     fn backing(&self) -> Option<Rc<dyn Node>> {
         self.image.backing.borrow().clone()
+    }
+
+    fn compressed_unit(&self) -> Option<u32> {
+        // Clusters in an external data file are where the disk has them.
+        self.image.data_file.is_none().then_some(1 << self.image.geometry.cluster_bits)
     }
 
     fn file(&self) -> Option<Rc<dyn Node>> {

@@ -74,6 +74,7 @@ impl Image {
             }
             at = stop;
         }
+        self.packer.borrow_mut().forget(&free, self.geometry.cluster_bits);
         Ok(free)
     }
 

@@ -1,5 +1,6 @@
 //! The image as a whole: random operations on random geometries against a flat model, and what other programs say of the result.
 
+mod compressed;
 mod faults;
 mod model;
 mod races;
@@ -8,6 +9,7 @@ mod snapshots;
 
 use super::check::{CheckOptions, check};
 use super::create::{CreateOptions, create};
+use super::header::Compression;
 use super::node::{Children, Qcow2Node, Qcow2Options};
 use crate::probe::Format;
 use headwater_block::memory::MemoryNode;
@@ -41,6 +43,7 @@ impl Kind {
         create.cluster_size = cluster_size;
         if version == 3 {
             create.refcount_bits = 1 << rng.range(0..7);
+            create.compression = *rng.pick(&[Compression::Zlib, Compression::Zstd]);
             create.extended_l2 = cluster_bits >= 14 && rng.one_in(2);
         }
         let backing = rng.one_in(2).then(|| random_backing(rng, size));
@@ -48,7 +51,7 @@ impl Kind {
             create.backing = Some(("base.raw".into(), Format::Raw));
         }
         let cache_size = *rng.pick(&[0, 64 << 10, 32 << 20]);
-        Self { create, backing, options: Qcow2Options { read_only: false, cache_size } }
+        Self { create, backing, options: Qcow2Options { cache_size, ..Qcow2Options::default() } }
     }
 
     fn backing_node(&self) -> Option<Rc<dyn Node>> {

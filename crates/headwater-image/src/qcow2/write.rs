@@ -67,6 +67,7 @@ impl Image {
         let size = self.geometry.cluster_size();
         let clusters = self.cluster_start(range.start)..end.checked_next_multiple_of(size).unwrap_or(end);
         if change != Change::Write {
+            // What is compressed always goes to a new place.
             return Access::Exclusive(clusters);
         }
         let mut at = range.start;
@@ -436,7 +437,12 @@ impl Image {
     }
 
     /// The bytes of `range`: `data` over `payload`, and what reads there now around it.
-    async fn surround(&self, range: Range<u64>, payload: Range<u64>, data: Buffer) -> Result<Buffer> {
+    pub(super) async fn surround(
+        &self,
+        range: Range<u64>,
+        payload: Range<u64>,
+        data: Buffer,
+    ) -> Result<Buffer> {
         let mut head = BufferMut::new((range.end - range.start) as usize);
         let mut middle = head.split_off((payload.start - range.start) as usize);
         let tail = middle.split_off(data.len());

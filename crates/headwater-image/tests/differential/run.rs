@@ -147,7 +147,12 @@ async fn apply(disk: &Rc<Disk>, model: &mut Model, request: &Request, cluster: u
     let done = match request {
         Request::Write { offset, len, pattern } => {
             model.fill(*offset, *len, *pattern);
-            disk.write(*offset, pattern_of(*len, *pattern), WriteFlags { fua: len % 7 == 0 }).await
+            disk.write(
+                *offset,
+                pattern_of(*len, *pattern),
+                WriteFlags { fua: len % 7 == 0, ..WriteFlags::default() },
+            )
+            .await
         }
         Request::Zero { offset, len, unmap } => {
             model.fill(*offset, *len, 0);

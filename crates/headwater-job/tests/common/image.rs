@@ -33,7 +33,8 @@ impl Image {
 
     pub async fn open(&self, backing: Option<Rc<dyn Node>>) -> Rc<Qcow2Node> {
         let children = Children { data_file: None, backing };
-        let options = Qcow2Options { read_only: false, cache_size: self.cache_size };
+        let options =
+            Qcow2Options { read_only: false, cache_size: self.cache_size, ..Qcow2Options::default() };
         Qcow2Node::open(self.file.clone(), children, options).await.expect("the image opens")
     }
 }

@@ -156,7 +156,7 @@ impl Guest {
         let mutation = self.model.begin(range.clone(), fill);
         let data = Buffer::copy_of(&fill.bytes(range.clone()));
         let fua = self.sim.rng().one_in(8);
-        self.client.write(range.start, data, WriteFlags { fua }).await?;
+        self.client.write(range.start, data, WriteFlags { fua, ..WriteFlags::default() }).await?;
         mutation.done();
         Ok(())
     }

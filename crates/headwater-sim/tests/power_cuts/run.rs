@@ -240,7 +240,9 @@ impl Guest {
                 let sectors = self.clip(edge, sectors);
                 let change = begin(Kind::Fill(tag), &sectors, fua);
                 let data = Buffer::copy_of(&fill(self.salt, tag, sectors.clone()));
-                let done = disk.write(bytes_of(&sectors).start, data, WriteFlags { fua }).await;
+                let done = disk
+                    .write(bytes_of(&sectors).start, data, WriteFlags { fua, ..WriteFlags::default() })
+                    .await;
                 done.map(|()| change)
             }
             Step::Zero { sectors, unmap, fua } => {

@@ -214,7 +214,7 @@ impl World {
 
     /// How to open the image for a guest.
     pub(crate) fn options(&self) -> Qcow2Options {
-        Qcow2Options { read_only: false, cache_size: self.cache_size }
+        Qcow2Options { read_only: false, cache_size: self.cache_size, ..Qcow2Options::default() }
     }
 
     /// The nodes that the image needs, if its header is `header`, and what else is recorded are `others`.

@@ -62,7 +62,7 @@ pub(super) async fn open_filter(
         _ => OnUnsaved::RefuseChange,
     };
     let point = source.disk.begin_point_in_time(&target.disk, granule, None).await;
-    point.set_policy(Policy { on_unsaved, timeout });
+    point.set_policy(Policy { on_unsaved, timeout, ..Policy::default() });
     let filename = child.filename();
     let link = filter_link("file", Role::Filtered, child);
     let node = CopyBeforeWriteNode::new(edge_of(&link)?, point.clone());

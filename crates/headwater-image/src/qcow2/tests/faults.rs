@@ -17,7 +17,8 @@ const MAX_SIZE: u64 = 32 << 10;
 /// What a guest does.
 #[derive(Debug, Clone)]
 enum Step {
-    Write(Range<u64>, bool),
+    /// With FUA, and compressed.
+    Write(Range<u64>, bool, bool),
     Zero(Range<u64>, bool),
     Discard(Range<u64>),
     Flush,
@@ -49,7 +50,7 @@ impl Plan {
         let mut step = || {
             let range = rng.byte_range(size, *rng.pick(&[512, 3 * kind.create.cluster_size]), 512);
             match rng.range(0..20) {
-                0..7 => Step::Write(range, rng.one_in(6)),
+                0..7 => Step::Write(range, rng.one_in(6), rng.one_in(3)),
                 7..9 => Step::Zero(range, rng.one_in(2)),
                 9..11 => Step::Discard(range),
                 11..14 => Step::Flush,
@@ -172,10 +173,10 @@ impl Run {
     async fn step(&mut self, index: usize) -> Result<()> {
         let node = self.node.clone();
         match self.plan.steps[index].clone() {
-            Step::Write(range, fua) => {
+            Step::Write(range, fua, compressed) => {
                 self.begin(&range, bit(index));
                 let bytes: Vec<u8> = range.clone().map(|at| self.value(bit(index), at)).collect();
-                node.write(range.start, Buffer::copy_of(&bytes), WriteFlags { fua }).await?;
+                node.write(range.start, Buffer::copy_of(&bytes), WriteFlags { fua, compressed }).await?;
                 self.done(&range, bit(index));
                 if fua {
                     self.durable[range.start as usize..range.end as usize].fill(bit(index));

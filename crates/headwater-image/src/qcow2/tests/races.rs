@@ -16,7 +16,7 @@ async fn guest(sim: Sim, disk: Rc<Disk>, model: Rc<Model>, unit: u64, faulty: bo
                 let fill = Fill::Pattern(rng.range(0..100) as u8);
                 let write = model.begin(range.clone(), fill);
                 let data = Buffer::copy_of(&fill.bytes(range.clone()));
-                let flags = WriteFlags { fua: rng.one_in(6) };
+                let flags = WriteFlags { fua: rng.one_in(6), compressed: rng.one_in(3) };
                 disk.write(range.start, data, flags).await.map(|()| write.done())
             }
             4..6 => {
@@ -108,6 +108,7 @@ fn run(seed: u64, faulty: bool) {
     });
 }
 
+// race-test: pack-open-changed
 #[test]
 fn requests_at_once_keep_the_image_in_order() {
     for_seeds(25, |seed| run(seed, false));
