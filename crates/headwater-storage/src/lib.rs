@@ -7,6 +7,7 @@
 //! - [`cache_dir`]: a directory for what was read of remote sources.
 //! - [`object`]: objects in S3, Google Cloud Storage and Azure.
 //! - `retry`: how long a request is tried by storage itself.
+//! - [`workers`]: threads for what would keep a disk's thread from its requests.
 //! - [`open`]: which of these a name leads to.
 
 pub mod cache_dir;
@@ -18,3 +19,4 @@ pub mod object;
 pub mod open;
 mod pace;
 mod retry;
+pub mod workers;

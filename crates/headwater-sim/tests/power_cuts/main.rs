@@ -37,6 +37,7 @@ const ALONE: Plan = Plan { short: 32, long: 32, states: 9300 };
 const BACKED: Plan = Plan { short: 28, long: 28, states: 9600 };
 const SNAPSHOT: Plan = Plan { short: 16, long: 16, states: 5700 };
 const SNAPSHOTS: Plan = Plan { short: 16, long: 16, states: 4700 };
+const COMPRESSED: Plan = Plan { short: 24, long: 24, states: 1 };
 const DATA_FILE: Plan = Plan { short: 20, long: 20, states: 8400 };
 const GROWTH: Plan = Plan { short: 12, long: 12, states: 3400 };
 const SPARSE: Plan = Plan { short: 30, long: 30, states: 6700 };
@@ -101,6 +102,11 @@ fn internal_snapshots_survive_power_cuts() {
 }
 
 #[test]
+fn compressed_clusters_survive_power_cuts() {
+    survives(Workload::Compressed, &COMPRESSED);
+}
+
+#[test]
 fn an_external_data_file_survives_power_cuts() {
     survives(Workload::DataFile, &DATA_FILE);
 }
@@ -152,6 +158,7 @@ fn there_are_enough_states() {
         BACKED,
         SNAPSHOT,
         SNAPSHOTS,
+        COMPRESSED,
         DATA_FILE,
         GROWTH,
         SPARSE,

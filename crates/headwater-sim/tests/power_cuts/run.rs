@@ -241,7 +241,11 @@ impl Guest {
                 let change = begin(Kind::Fill(tag), &sectors, fua);
                 let data = Buffer::copy_of(&fill(self.salt, tag, sectors.clone()));
                 let done = disk
-                    .write(bytes_of(&sectors).start, data, WriteFlags { fua, ..WriteFlags::default() })
+                    .write(
+                        bytes_of(&sectors).start,
+                        data,
+                        WriteFlags { fua, compressed: self.workload.compresses(tag) },
+                    )
                     .await;
                 done.map(|()| change)
             }

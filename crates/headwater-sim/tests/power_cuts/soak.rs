@@ -7,11 +7,12 @@ use crate::{look, repair};
 use std::time::{Duration, Instant};
 
 /// Every workload, with the test that replays a seed of it.
-const TESTS: [(Workload, &str); 11] = [
+const TESTS: [(Workload, &str); 12] = [
     (Workload::Alone, "an_image_survives_power_cuts"),
     (Workload::Backed, "an_image_whose_backing_link_changes_survives_power_cuts"),
     (Workload::Snapshot, "an_image_with_a_snapshot_survives_power_cuts"),
     (Workload::Snapshots, "internal_snapshots_survive_power_cuts"),
+    (Workload::Compressed, "compressed_clusters_survive_power_cuts"),
     (Workload::DataFile, "an_external_data_file_survives_power_cuts"),
     (Workload::Growth, "tables_that_grow_survive_power_cuts"),
     (Workload::Sparse, "tables_that_are_made_survive_power_cuts"),

@@ -6,7 +6,7 @@ use headwater_block::memory::MemoryNode;
 use headwater_block::{Buffer, BufferMut, Error, Node, WriteFlags, ZeroFlags};
 use headwater_image::Format;
 use headwater_image::qcow2::create::{CreateOptions, create};
-use headwater_image::qcow2::header::Header;
+use headwater_image::qcow2::header::{Compression, Header};
 use headwater_image::qcow2::{Children, Qcow2Node, Qcow2Options};
 use headwater_sim::Rng;
 use std::future::Future;
@@ -24,6 +24,8 @@ pub(crate) enum Workload {
     Snapshot,
     /// Internal snapshots are taken and deleted between the guest's requests.
     Snapshots,
+    /// Most of what the guest writes is compressed, over a backing file.
+    Compressed,
     /// The guest's data are in an external file.
     DataFile,
     /// Clusters of 512 bytes and refcounts of 64 bits, so that both tables grow.
@@ -44,6 +46,15 @@ impl Workload {
     pub(crate) fn has_job(self) -> bool {
         use Workload::{Commit, CommitActive, Stream, StreamAbove};
         matches!(self, Stream | StreamAbove | Commit | CommitActive)
+    }
+
+    /// True if what the change with this number writes is compressed.
+    pub(crate) fn compresses(self, tag: u64) -> bool {
+        match self {
+            Workload::Compressed => !tag.is_multiple_of(4),
+            Workload::Snapshots => tag.is_multiple_of(4),
+            _ => false,
+        }
     }
 
     fn has_base(self) -> bool {
@@ -266,7 +277,10 @@ fn options(rng: &Rng, workload: Workload, short: bool) -> CreateOptions {
         let size = if short { 16 << 10 } else { (FULL + 700) * SECTOR };
         return CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(size) };
     }
-    let bits = if short {
+    let bits = if workload == Workload::Compressed {
+        // Several to a host cluster.
+        if short { *rng.pick(&[10, 11]) } else { *rng.pick(&[9, 10, 11, 12, 12, 13, 14, 14, 16]) }
+    } else if short {
         *rng.pick(&[9, 10])
     } else {
         *rng.pick(&[9, 9, 9, 9, 10, 10, 10, 11, 11, 12, 12, 14, 14, 16])
@@ -284,6 +298,9 @@ fn options(rng: &Rng, workload: Workload, short: bool) -> CreateOptions {
         };
         create.refcount_bits = 1 << rng.range(least..7);
         create.extended_l2 = bits >= 14 && rng.one_in(2);
+    }
+    if workload == Workload::Compressed && create.version == 3 && rng.one_in(2) {
+        create.compression = Compression::Zstd;
     }
     if workload == Workload::DataFile {
         create.data_file = Some("data".into());

@@ -1,4 +1,4 @@
-//! Filter nodes from options: throttle, copy-on-read, blkdebug, blkverify.
+//! Filter nodes from options: throttle, copy-on-read, compress, blkdebug, blkverify.
 
 use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Built, Options, Read, filter_link};
@@ -6,6 +6,7 @@ use super::graph::{Graph, GraphNode, Inside, Link, Role, Settings, layer};
 use headwater_block::debug_event::DebugEvent;
 use headwater_block::filter::blkdebug::{BlkdebugNode, BlkdebugOptions, InjectError, SetState};
 use headwater_block::filter::blkverify::BlkverifyNode;
+use headwater_block::filter::compress::CompressNode;
 use headwater_block::filter::copy_on_read::CopyOnReadNode;
 use headwater_block::filter::throttle::ThrottleNode;
 use headwater_block::{Edge, Node};
@@ -68,6 +69,13 @@ pub(super) async fn open(
                 None => None,
             };
             let node = CopyOnReadNode::new(edge, bottom).map_err(|err| of_error(&err))?;
+            Ok(built(node, vec![link]))
+        }
+        "compress" => {
+            // QEMU's text, without a format's name in it where there is none.
+            let node = CompressNode::new(edge).map_err(|_| {
+                generic(format!("Compression is not supported for underlying format: {}", child.driver))
+            })?;
             Ok(built(node, vec![link]))
         }
         "blkdebug" => {

@@ -63,8 +63,8 @@ fn check_format(format: &str, backing: bool) -> Result<(), Refusal> {
             Err(generic(format!("Backing file not supported for file format '{format}'")))
         }
         "raw" | "file" => Ok(()),
-        "throttle" | "copy-on-read" | "copy-before-write" | "snapshot-access" | "blkdebug" | "blkverify"
-        | "null-co" | "null-aio" => {
+        "throttle" | "copy-on-read" | "compress" | "copy-before-write" | "snapshot-access" | "blkdebug"
+        | "blkverify" | "null-co" | "null-aio" => {
             Err(generic(format!("Format driver '{format}' does not support image creation")))
         }
         _ => Err(generic(format!("Unknown file format '{format}'"))),

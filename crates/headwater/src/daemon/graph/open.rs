@@ -13,6 +13,7 @@ use headwater_block::{Disk, DiskOptions, Edge, LocalFuture, Node};
 use headwater_image::qcow2::{Children, Qcow2Node, Qcow2Options};
 use headwater_image::raw::{RawNode, RawOptions};
 use headwater_storage::file::{Cache, Demand, FileNode, FileOptions, Locking};
+use headwater_storage::workers::THREADS;
 use serde_json::{Map, Value};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -197,7 +198,7 @@ impl Graph {
             "replicas" | "verify" => replicas::open(self, driver, settings, level).await,
             "copy-before-write" => fleecing::open_filter(self, settings, level).await,
             "snapshot-access" => fleecing::open_access(self, settings, level).await,
-            "throttle" | "copy-on-read" | "blkdebug" | "blkverify" => {
+            "throttle" | "copy-on-read" | "compress" | "blkdebug" | "blkverify" => {
                 filters::open(self, driver, settings, level).await
             }
             _ => Err(generic(format!("Unknown driver '{driver}'"))),
@@ -377,6 +378,7 @@ pub(super) async fn open_image(
     let options = Qcow2Options {
         read_only: settings.read_only,
         cache_size: cache_size.unwrap_or(Qcow2Options::DEFAULT_CACHE_SIZE).max(64 << 10),
+        workers: THREADS,
     };
     let children =
         Children { data_file: data_file.map(|node| node.top()), backing: backing.map(|node| node.top()) };
@@ -442,7 +444,7 @@ fn adapt_to_file(settings: &mut Settings, file: &GraphNode) -> Result<(), Refusa
 impl Built {
     /// The driver's name for as long as the program runs.
     fn top_driver(&self, driver: &str) -> &'static str {
-        const DRIVERS: [&str; 19] = [
+        const DRIVERS: [&str; 20] = [
             "file",
             "host_device",
             "null-co",
@@ -457,6 +459,7 @@ impl Built {
             "qcow2",
             "throttle",
             "copy-on-read",
+            "compress",
             "copy-before-write",
             "snapshot-access",
             "blkdebug",

@@ -135,7 +135,7 @@ impl Graph {
     /// What drivers themselves say to their options.
     fn check_driver(&self, node: &Rc<GraphNode>, options: &Options) -> Result<(), Refusal> {
         match node.driver {
-            "blkverify" | "copy-on-read" | "replicas" | "verify" => Err(generic(format!(
+            "blkverify" | "copy-on-read" | "compress" | "replicas" | "verify" => Err(generic(format!(
                 "Block format '{}' used by node '{}' does not support reopening files",
                 node.driver, node.name
             ))),

@@ -8,6 +8,7 @@ use crate::daemon::fleecing;
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
 use crate::daemon::graph::{Graph, GraphNode, Role};
+use headwater_block::copy_before_write::Policy;
 use headwater_job::{BackupOptions, Group};
 use serde_json::Value;
 use std::rc::Rc;
@@ -53,12 +54,16 @@ pub(super) async fn plan_between(
     group: Option<&Rc<Group>>,
 ) -> Result<Plan, Refusal> {
     let text = |key: &str| args.text(key).unwrap_or_default();
-    check_supported(args, &target.name)?;
+    check_supported(args)?;
     if Rc::ptr_eq(&source.skip_filters(), &target.skip_filters()) {
         return Err(generic("Source and target cannot be the same"));
     }
     source.check_idle_but_for("backup")?;
     target.check_idle()?;
+    let compressed = args.flag("compress").unwrap_or(false);
+    if compressed && target.top().compressed_unit().is_none() {
+        return Err(no_compression(&target.name));
+    }
     let perf = perf(args, &target)?;
     if source.disk.size() != target.disk.size() {
         return Err(generic("Source and target image have different sizes"));
@@ -105,6 +110,7 @@ pub(super) async fn plan_between(
     } else {
         disk.begin_point_in_time(&target.disk, perf.granule, above).await
     };
+    point.set_policy(Policy { compressed, ..Policy::default() });
     let options = BackupOptions {
         only_changes,
         speed: job.speed,
@@ -139,20 +145,20 @@ fn is_overlay_of(over: &Rc<GraphNode>, under: &Rc<GraphNode>) -> bool {
 /// Refuses what no backup can do, into whatever target.
 ///
 /// # Errors
-/// Bitmaps, compression, and giving back what was copied.
-pub(super) fn check_supported(args: &Options, target: &str) -> Result<(), Refusal> {
+/// Bitmaps, and giving back what was copied.
+pub(super) fn check_supported(args: &Options) -> Result<(), Refusal> {
     check_bitmap(args)?;
-    if args.flag("compress").unwrap_or(false) {
-        return Err(generic(format!(
-            "Compression is not supported for this drive {target}: no compressed clusters are written"
-        )));
-    }
     if args.flag("discard-source").unwrap_or(false) {
         return Err(generic(
             "Option 'discard-source' is not supported: guests still need what the source holds",
         ));
     }
     Ok(())
+}
+
+/// Why a target can't have compressed data.
+pub(super) fn no_compression(target: &str) -> Refusal {
+    generic(format!("Compression is not supported for this drive {target}"))
 }
 
 /// There are no dirty bitmaps, so none can be found.
@@ -202,7 +208,8 @@ pub(in crate::daemon) fn check_granule(options: &Options, target: &GraphNode) ->
     if least > 0 && !least.is_power_of_two() {
         return Err(generic("min-cluster-size needs to be a power of 2"));
     }
-    Ok(least.max(GRANULE).max(u64::from(target.disk.limits().allocation_unit)))
+    let unit = target.disk.limits().allocation_unit.max(target.top().compressed_unit().unwrap_or(1));
+    Ok(least.max(GRANULE).max(u64::from(unit)))
 }
 
 /// True if reads of `from` may come to `node`.

@@ -43,7 +43,11 @@ pub(in crate::daemon) async fn plan_backup(
     let source = graph.any(args.text("device").unwrap_or_default())?;
     source.check_idle_but_for("backup")?;
     // Before a file that is there is made empty.
-    backup::check_supported(args, args.text("target").unwrap_or_default())?;
+    backup::check_supported(args)?;
+    let is_made = args.text("mode") != Some("existing");
+    if is_made && args.flag("compress") == Some(true) && format_of(args, &source) != "qcow2" {
+        return Err(backup::no_compression(args.text("target").unwrap_or_default()));
+    }
     let mut args = args.clone();
     let lower = full_without_lower(&source, &mut args);
     let none = args.text("sync") == Some("none");
@@ -132,6 +136,11 @@ fn full_without_lower(source: &Rc<GraphNode>, args: &mut Options) -> Option<Rc<G
     }
 }
 
+/// The format of a new target.
+fn format_of<'a>(args: &'a Options, source: &GraphNode) -> &'a str {
+    args.text("format").unwrap_or(source.driver)
+}
+
 /// Makes the target's image, unless it is said to exist.
 async fn make(
     graph: &Rc<Graph>,
@@ -143,7 +152,7 @@ async fn make(
         return Ok(());
     }
     let name = args.text("target").unwrap_or_default();
-    let format = args.text("format").unwrap_or(source.driver);
+    let format = format_of(args, source);
     match location(name) {
         Location::Path(path) => {
             new_image::make(graph, &path.to_string_lossy(), format, source.disk.size(), backing).await

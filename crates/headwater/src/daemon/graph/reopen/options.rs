@@ -53,7 +53,7 @@ pub(super) fn is_reset_freely(driver: &str, key: &str) -> bool {
 /// The options that are about children.
 pub(super) fn child_keys(driver: &str) -> &'static [&'static str] {
     match driver {
-        "raw" | "throttle" | "copy-on-read" | "verify" => &["file"],
+        "raw" | "throttle" | "copy-on-read" | "compress" | "verify" => &["file"],
         "qcow2" => &["backing", "file", "data-file"],
         "blkdebug" => &["image"],
         "blkverify" => &["test", "raw"],
