@@ -72,9 +72,12 @@ pub(super) async fn open(
             Ok(built(node, vec![link]))
         }
         "compress" => {
-            // QEMU's text, without a format's name in it where there is none.
             let node = CompressNode::new(edge).map_err(|_| {
-                generic(format!("Compression is not supported for underlying format: {}", child.driver))
+                let format = match child.driver {
+                    "qcow2" => "qcow2 with an external data file",
+                    other => other,
+                };
+                generic(format!("Compression is not supported for underlying format: {format}"))
             })?;
             Ok(built(node, vec![link]))
         }
