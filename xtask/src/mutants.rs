@@ -7,6 +7,7 @@
 //! First the tests must pass without any mistake. Then each mutant is run with the tests that should notice it, and at least one of them
 //! must fail. A mutant that survives, or whose text isn't in the tree any more, is a problem.
 
+mod compressed;
 mod jobs;
 mod list;
 mod scratch;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use compressed::COMPRESSED;
 use jobs::JOBS;
 use list::{IMAGES, Test};
 use scratch::Scratch;
@@ -44,7 +46,7 @@ const MOST_TIME: Duration = Duration::from_secs(100);
 
 /// All of them.
 fn all() -> impl Iterator<Item = &'static Mutant> {
-    IMAGES.iter().chain(JOBS)
+    IMAGES.iter().chain(COMPRESSED).chain(JOBS)
 }
 
 /// Runs every mutant, or those whose names contain `only`. Returns what is wrong, a line each.

@@ -10,6 +10,8 @@ pub(crate) enum Request {
         offset: u64,
         len: u64,
         pattern: u8,
+        /// By headwater. QEMU refuses to compress what is there already.
+        compressed: bool,
     },
     Zero {
         offset: u64,
@@ -38,7 +40,7 @@ impl Request {
         let (offset, len) = range(rng, size, cluster);
         let pattern = rng.random_range(1..=255);
         match rng.random_range(0..100) {
-            0..40 => Request::Write { offset, len, pattern },
+            0..40 => Request::Write { offset, len, pattern, compressed: rng.random_bool(0.4) },
             40..55 => Request::Zero { offset, len, unmap: rng.random() },
             55..67 => Request::Discard { offset, len },
             67..80 => Request::Read { offset, len },
@@ -63,7 +65,7 @@ impl Request {
     /// The same for qemu-io.
     pub(crate) fn commands(&self) -> Vec<String> {
         match self {
-            Request::Write { offset, len, pattern } => vec![format!("write -P {pattern} {offset} {len}")],
+            Request::Write { offset, len, pattern, .. } => vec![format!("write -P {pattern} {offset} {len}")],
             Request::Zero { offset, len, unmap } => {
                 vec![format!("write -z {} {offset} {len}", if *unmap { "-u" } else { "" })]
             }

@@ -145,14 +145,10 @@ async fn drive(rng: &mut StdRng, dir: &Path, plan: &Plan, files: &Files, model: 
 /// Carries out one request, and compares.
 async fn apply(disk: &Rc<Disk>, model: &mut Model, request: &Request, cluster: u64, log: &[String]) {
     let done = match request {
-        Request::Write { offset, len, pattern } => {
+        Request::Write { offset, len, pattern, compressed } => {
             model.fill(*offset, *len, *pattern);
-            disk.write(
-                *offset,
-                pattern_of(*len, *pattern),
-                WriteFlags { fua: len % 7 == 0, ..WriteFlags::default() },
-            )
-            .await
+            let flags = WriteFlags { fua: len % 7 == 0, compressed: *compressed };
+            disk.write(*offset, pattern_of(*len, *pattern), flags).await
         }
         Request::Zero { offset, len, unmap } => {
             model.fill(*offset, *len, 0);
@@ -176,7 +172,8 @@ async fn apply(disk: &Rc<Disk>, model: &mut Model, request: &Request, cluster: u
                 model.fill(*offset, *len, *pattern);
             }
             let writes = writes.iter().map(|(offset, len, pattern)| {
-                disk.write(*offset, pattern_of(*len, *pattern), WriteFlags::default())
+                let flags = WriteFlags { compressed: pattern % 3 == 0, ..WriteFlags::default() };
+                disk.write(*offset, pattern_of(*len, *pattern), flags)
             });
             join_all(writes).await.into_iter().collect()
         }
