@@ -183,7 +183,7 @@ impl Guest {
         match choice & 15 {
             0..4 => {
                 let (range, byte) = (self.range(input)?, input.arbitrary()?);
-                self.write(range, byte, flag);
+                self.write(range, byte, WriteFlags { fua: flag, compressed: choice & 0x40 != 0 });
             }
             4 | 5 => {
                 let range = self.range(input)?;
@@ -250,10 +250,10 @@ impl Guest {
         }
     }
 
-    fn write(&mut self, range: Range<u64>, byte: u8, fua: bool) {
+    fn write(&mut self, range: Range<u64>, byte: u8, flags: WriteFlags) {
         let len = (range.end - range.start) as usize;
         let data: Vec<u8> = (0..len).map(|at| byte.wrapping_add((at / 512) as u8)).collect();
-        let done = now(self.node.write(range.start, Buffer::copy_of(&data), WriteFlags { fua }));
+        let done = now(self.node.write(range.start, Buffer::copy_of(&data), flags));
         self.changed(done, range, |bytes| {
             bytes.iter_mut().zip(&data).for_each(|(byte, new)| *byte = Some(*new))
         });

@@ -101,7 +101,9 @@ async fn request(node: &dyn Node, (what, place, len): Step) {
         }
         5 => {
             let data = Buffer::copy_of(&vec![7; 512 * (len as usize / 512 + 1)]);
-            let _ = node.write(offset / 512 * 512, data, WriteFlags { fua: len % 2 == 0 }).await;
+            let _ = node
+                .write(offset / 512 * 512, data, WriteFlags { fua: len % 2 == 0, ..WriteFlags::default() })
+                .await;
         }
         6 => {
             let (offset, len) = (offset / 512 * 512, (len / 512 + 1) * 512);

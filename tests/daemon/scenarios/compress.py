@@ -112,6 +112,7 @@ def refused(case):
     raw = case.images.raw("copy.raw", "4M", fill=9)
     qmp.run("blockdev-add", driver="raw", node_name="raw", file={"driver": "file", "node-name": "raw-file", "filename": raw})
     qmp.refuse("blockdev-backup", job_id="job", device="disk", target="raw", sync="full", compress=True)
+    qmp.refuse("drive-backup", job_id="job", device="disk", target=case.path("new.raw"), format="raw", sync="full", compress=True)
     qmp.refuse("blockdev-add", driver="compress", node_name="filter", file="raw")
     qmp.refuse("blockdev-add", driver="compress", node_name="filter", file="raw-file")
     qmp.refuse("blockdev-add", driver="compress", node_name="filter", file="nowhere")

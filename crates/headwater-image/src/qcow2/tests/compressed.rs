@@ -2,7 +2,9 @@
 
 use super::super::snapshots::NewSnapshot;
 use super::*;
-use headwater_block::{Buffer, DebugEvent, ErrorKind, Limits, WriteFlags, ZeroFlags};
+use headwater_block::disk::{Disk, DiskOptions};
+use headwater_block::filter::CompressNode;
+use headwater_block::{Buffer, DebugEvent, Edge, ErrorKind, Limits, WriteFlags, ZeroFlags};
 use headwater_sim::{Fault, Op, Pages, Sim, SimFile};
 use std::future::Future;
 
@@ -311,6 +313,45 @@ fn a_write_that_fails_gives_its_places_back() {
         node.close().await.unwrap();
         check_clean(file.clone(), false, "after a failure").await;
     });
+}
+
+#[test]
+fn the_filter_compresses_parts_and_zeroes_of_parts() {
+    let sim = Sim::new(1);
+    let here = sim.clone();
+    sim.run(async move {
+        // The last cluster is cut off.
+        let kind = kind(CreateOptions::new((8 << 16) - 512));
+        let (file, node) = new_image(&kind).await;
+        let mut model = kind.content();
+        let below = Disk::new(node, here.clock(), DiskOptions::default());
+        let filter = CompressNode::new(Edge::new(below.clone())).unwrap();
+        assert_eq!(filter.compressed_unit(), Some(1 << 16));
+        let disk = Disk::new(filter, here.clock(), DiskOptions::default());
+        let data = text(10, model.len());
+        disk.write(0, Buffer::copy_of(&data), WriteFlags::default()).await.unwrap();
+        model.copy_from_slice(&data);
+        let all = model.len() as u64;
+        for (offset, end) in [(100, 200), (70_000, 300_000), (500_000, all), (393_216, 458_752)] {
+            let fast = ZeroFlags { fast_only: true, ..ZeroFlags::default() };
+            let whole = offset % 65536 == 0 && (end == all || end % 65536 == 0);
+            assert_eq!(disk.write_zeroes(offset, end - offset, fast).await.is_ok(), whole);
+            disk.write_zeroes(offset, end - offset, ZeroFlags::default()).await.unwrap();
+            model[offset as usize..end as usize].fill(0);
+        }
+        disk.discard(0, 1 << 16).await.unwrap();
+        model[..1 << 16].fill(0);
+        assert_same(&disk.read(0, all).await.unwrap(), &model, "through the filter");
+        disk.close().await.unwrap();
+        below.close().await.unwrap();
+        // One is discarded, two are zero, and one is zero as a whole.
+        assert_eq!(compressed_clusters(&file).await, 4);
+        check_clean(file.clone(), false, "through the filter").await;
+        check_with_qemu(&kind, &file.contents(), &model, "through the filter");
+    });
+    let raw = Disk::new(MemoryNode::new("raw", vec![0; 512]), sim.clock(), DiskOptions::default());
+    let refused = CompressNode::new(Edge::new(raw)).err().expect("memory compresses nothing");
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
 }
 
 #[test]

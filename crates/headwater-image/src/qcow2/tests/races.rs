@@ -2,7 +2,8 @@
 
 use super::*;
 use headwater_block::disk::{Disk, DiskOptions};
-use headwater_block::{Buffer, ErrorKind, Limits, WriteFlags, ZeroFlags};
+use headwater_block::filter::CompressNode;
+use headwater_block::{Buffer, Edge, ErrorKind, Limits, WriteFlags, ZeroFlags};
 use headwater_sim::{Fault, Fill, Model, Op, Pages, Sim, SimFile, for_seeds};
 
 async fn guest(sim: Sim, disk: Rc<Disk>, model: Rc<Model>, unit: u64, faulty: bool) {
@@ -73,6 +74,8 @@ fn run(seed: u64, faulty: bool) {
     sim.run(async move {
         let node = open(&kind, file.clone()).await;
         let disk = Disk::new(node.clone(), here.clock(), DiskOptions::default());
+        let filter = CompressNode::new(Edge::new(disk.clone())).unwrap();
+        let compressing = Disk::new(filter, here.clock(), DiskOptions::default());
         let model = Model::new(&kind.content());
         if faulty {
             file.fail(Fault::sometimes(&[Op::Write, Op::WriteZeroes, Op::Read], 0.02, 10, ErrorKind::Io));
@@ -80,7 +83,8 @@ fn run(seed: u64, faulty: bool) {
         let mut tasks = Vec::new();
         for n in 0..5 {
             let unit = if n == 0 { 1 } else { 512 };
-            let guest = guest(here.clone(), disk.clone(), model.clone(), unit, faulty);
+            let through = if n < 3 { &disk } else { &compressing };
+            let guest = guest(here.clone(), through.clone(), model.clone(), unit, faulty);
             tasks.push(here.spawn(format!("guest {n}"), guest));
         }
         if streams {
