@@ -1,16 +1,21 @@
 //! Making a new image.
 //!
 //! Nothing but the header, the reference counts of the first clusters and an empty L1 table is written, so that an image of any size
-//! comes into being in milliseconds. The header is written last, after everything else is durable: an interrupted creation leaves a file
-//! that is no image.
+//! comes into being in milliseconds, unless space is asked for (`preallocate`). The header is written last, after everything else is durable: an interrupted
+//! creation leaves a file that is no image.
 
 use super::entry::{Geometry, set_refcount};
 use super::extensions::{self, Extension};
 use super::header::{
-    Compression, Header, INCOMPAT_COMPRESSION, INCOMPAT_DATA_FILE, INCOMPAT_EXTENDED_L2, MAX_L1_BYTES, Place,
+    AUTOCLEAR_RAW_DATA, COMPAT_LAZY_REFCOUNTS, Compression, Header, INCOMPAT_COMPRESSION, INCOMPAT_DATA_FILE,
+    INCOMPAT_EXTENDED_L2, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, Place,
 };
 use crate::probe::Format;
 use headwater_block::{Buffer, BufferMut, Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
+
+mod preallocate;
+
+pub use preallocate::{Preallocation, set_size};
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +45,12 @@ pub struct CreateOptions {
     pub backing: Option<(String, Format)>,
     /// The name of the file that is to hold the guest's data, as the header is to spell it. Version 3 only.
     pub data_file: Option<String>,
+    /// The data file is by itself a raw image of the disk, and must stay one. Its clusters are mapped from the beginning then, whatever `preallocation` says.
+    pub data_file_raw: bool,
+    /// Other programs may leave refcounts out of date while they use the image. Version 3 only.
+    pub lazy_refcounts: bool,
+    /// How much of the disk has its space from the beginning. With a backing only where there are subclusters, because the backing is hidden otherwise.
+    pub preallocation: Preallocation,
 }
 
 impl CreateOptions {
@@ -54,6 +65,17 @@ impl CreateOptions {
             compression: Compression::Zlib,
             backing: None,
             data_file: None,
+            data_file_raw: false,
+            lazy_refcounts: false,
+            preallocation: Preallocation::Off,
+        }
+    }
+
+    /// How much is allocated, after all.
+    pub fn preallocated(&self) -> Preallocation {
+        match self.preallocation {
+            Preallocation::Off if self.data_file_raw => Preallocation::Metadata,
+            mode => mode,
         }
     }
 
@@ -73,15 +95,24 @@ impl CreateOptions {
                 "version 2 (compat 0.10) has reference counts of 16 bits only, not {refcount_bits}; choose version 3"
             ))
         } else if version == 2
-            && (self.extended_l2 || self.data_file.is_some() || self.compression != Compression::Zlib)
+            && (self.extended_l2
+                || self.data_file.is_some()
+                || self.compression != Compression::Zlib
+                || self.lazy_refcounts)
         {
-            Some("version 2 (compat 0.10) has no subclusters, data files or zstd; choose version 3 (compat 1.1)".to_owned())
+            Some("version 2 (compat 0.10) has no subclusters, data files, zstd or lazy refcounts; choose version 3 (compat 1.1)".to_owned())
         } else if self.extended_l2 && cluster_size < 16 << 10 {
             Some(format!("subclusters need clusters of at least 16384 bytes (16 KiB), not {cluster_size}"))
         } else if self.data_file.as_deref().is_some_and(|name| name.is_empty() || name.contains('\0')) {
             Some("the name of the data file is empty or contains a zero byte".to_owned())
         } else if self.backing.as_ref().is_some_and(|(name, _)| name.is_empty() || name.contains('\0')) {
             Some("the name of the backing file is empty or contains a zero byte".to_owned())
+        } else if self.data_file_raw && self.data_file.is_none() {
+            Some("a raw data file is asked for, but no data file".to_owned())
+        } else if self.backing.is_some() && self.data_file_raw {
+            Some("what a backing supplies can't be seen in a raw data file; choose one of the two".to_owned())
+        } else if self.backing.is_some() && self.preallocation != Preallocation::Off && !self.extended_l2 {
+            Some("preallocated clusters would hide the backing; choose subclusters (extended_l2), or one of the two".to_owned())
         } else {
             None
         }
@@ -129,8 +160,8 @@ impl CreateOptions {
             nb_snapshots: 0,
             snapshots_offset: 0,
             incompatible,
-            compatible: 0,
-            autoclear: 0,
+            compatible: if self.lazy_refcounts { COMPAT_LAZY_REFCOUNTS } else { 0 },
+            autoclear: if self.data_file_raw { AUTOCLEAR_RAW_DATA } else { 0 },
             refcount_order: self.refcount_bits.trailing_zeros(),
             compression: self.compression,
             header_length: Header::default_length(self.version),
@@ -162,13 +193,27 @@ struct Plan {
     table_clusters: u64,
     blocks: u64,
     l1_clusters: u64,
+    l2_tables: u64,
+    /// How many clusters of the disk the L2 tables map.
+    mapped_clusters: u64,
+    /// How many of these lie in the file.
+    data_clusters: u64,
 }
 
 impl Plan {
-    fn of(header: &Header) -> Self {
+    fn of(header: &Header, preallocation: Preallocation) -> Self {
         let geometry = Geometry::of(header);
         let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(geometry.cluster_size());
-        let mut plan = Plan { table_clusters: 1, blocks: 1, l1_clusters };
+        let mapped = preallocation != Preallocation::Off;
+        let mapped_clusters = if mapped { header.size.div_ceil(geometry.cluster_size()) } else { 0 };
+        let mut plan = Plan {
+            table_clusters: 1,
+            blocks: 1,
+            l1_clusters,
+            l2_tables: if mapped { u64::from(header.l1_size) } else { 0 },
+            mapped_clusters,
+            data_clusters: if geometry.data_file { 0 } else { mapped_clusters },
+        };
         loop {
             // The table and the blocks are counted by the blocks, too.
             let blocks = plan.clusters().div_ceil(1 << geometry.refcount_block_bits());
@@ -176,36 +221,55 @@ impl Plan {
             if (blocks, table_clusters) == (plan.blocks, plan.table_clusters) {
                 return plan;
             }
-            plan = Plan { table_clusters, blocks, l1_clusters };
+            plan = Plan { table_clusters, blocks, ..plan };
         }
     }
 
     fn clusters(&self) -> u64 {
-        1 + self.table_clusters + self.blocks + self.l1_clusters
+        self.first_data() + self.data_clusters
     }
 
     fn first_block(&self) -> u64 {
         1 + self.table_clusters
     }
+
+    fn first_l1(&self) -> u64 {
+        self.first_block() + self.blocks
+    }
+
+    fn first_l2(&self) -> u64 {
+        self.first_l1() + self.l1_clusters
+    }
+
+    fn first_data(&self) -> u64 {
+        self.first_l2() + self.l2_tables
+    }
 }
 
-/// Makes `file` an empty image. What it held is lost. An external data file is the caller's to make.
+/// Makes `file` an empty image. What it held is lost. An external data file is the caller's to make, and to give its size ([`set_size`]).
 ///
 /// Fails with `InvalidInput`, before anything is changed, if there can be no such image.
 pub async fn create(file: &dyn Node, options: &CreateOptions) -> Result<()> {
     let mut header = options.header(file.name())?;
     let geometry = Geometry::of(&header);
     let cluster_size = geometry.cluster_size();
-    let plan = Plan::of(&header);
+    let preallocation = options.preallocated();
+    let plan = Plan::of(&header, preallocation);
+    preallocate::check(&plan, &geometry, MAX_REFCOUNT_TABLE_BYTES, file.name())?;
     header.refcount_table_offset = cluster_size;
     header.refcount_table_clusters = plan.table_clusters as u32;
-    header.l1_table_offset = (plan.first_block() + plan.blocks) * cluster_size;
+    header.l1_table_offset = plan.first_l1() * cluster_size;
     let head = header.encode().map_err(|err| err.context(file.name()))?;
 
     if u64::from(file.limits().write_alignment) > cluster_size {
         file.use_buffered()?;
     }
-    clear(file, plan.clusters() * cluster_size).await?;
+    let data = plan.first_data() * cluster_size..plan.clusters() * cluster_size;
+    let stale = clear(file, data.start, data.end).await?;
+    preallocate::allocate(file, data, preallocation, stale).await?;
+    if plan.l2_tables > 0 {
+        preallocate::write_tables(file, &geometry, &plan).await?;
+    }
     let table: Vec<u8> = (0..plan.blocks)
         .flat_map(|block| ((plan.first_block() + block) * cluster_size).to_be_bytes())
         .collect();
@@ -225,8 +289,8 @@ pub async fn create(file: &dyn Node, options: &CreateOptions) -> Result<()> {
     file.flush().await
 }
 
-/// Makes `file` have `len` zero bytes, or begin with them where its size is fixed.
-async fn clear(file: &dyn Node, len: u64) -> Result<()> {
+/// Makes `file` have `len` bytes, or more where its size is fixed. The first `tables` of them are zero; true if the rest may not be.
+async fn clear(file: &dyn Node, tables: u64, len: u64) -> Result<bool> {
     let resized = match file.resize(0).await {
         Ok(()) => file.resize(len).await,
         Err(err) => Err(err),
@@ -234,13 +298,14 @@ async fn clear(file: &dyn Node, len: u64) -> Result<()> {
     match resized {
         Err(err) if err.kind() == ErrorKind::Unsupported && file.size() >= len => {
             // A block device. The old header goes first, so that it can't be taken for that of the new image.
-            for offset in (0..len).step_by(PIECE as usize) {
-                let piece = PIECE.min(len - offset);
+            for offset in (0..tables).step_by(PIECE as usize) {
+                let piece = PIECE.min(tables - offset);
                 file.write_zeroes(offset, piece, ZeroFlags::default()).await?;
             }
-            file.flush().await
+            file.flush().await?;
+            Ok(true)
         }
-        other => other,
+        other => other.map(|()| false),
     }
 }
 

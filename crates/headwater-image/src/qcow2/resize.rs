@@ -6,7 +6,7 @@
 use super::header::MAX_L1_BYTES;
 use super::image::Image;
 use super::zero_discard::Become;
-use headwater_block::{DebugEvent, Error, ErrorKind, Result};
+use headwater_block::{DebugEvent, Error, ErrorKind, Result, ZeroFlags};
 use std::rc::Rc;
 
 impl Image {
@@ -42,6 +42,7 @@ impl Image {
             l1.extend(entries as usize);
             l1.move_to(start << self.geometry.cluster_bits);
         }
+        self.grow_data_file(old, size).await?;
         self.zero_beyond(old, size).await?;
         // The zeroes are durable before the header shows them.
         self.commit().await?;
@@ -67,7 +68,26 @@ impl Image {
         }
         self.events.tell(DebugEvent::L1ShrinkFreeL2Clusters);
         self.drop_tables(self.geometry.l1_entries_for(size) as usize);
-        self.commit().await
+        self.commit().await?;
+        match &self.data_file {
+            Some(data_file) if data_file.size() > size => match data_file.resize(size).await {
+                // A device is as long as it is.
+                Err(err) if err.kind() == ErrorKind::Unsupported => Ok(()),
+                resized => resized,
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the external data file as long as the disk will be; one that is a raw image by itself has zeroes there.
+    async fn grow_data_file(&self, old: u64, size: u64) -> Result<()> {
+        let Some(data_file) = &self.data_file else { return Ok(()) };
+        let was = data_file.size();
+        if self.data_file_is_raw && was > old {
+            let flags = ZeroFlags { unmap: true, ..ZeroFlags::default() };
+            data_file.write_zeroes(old, was.min(size) - old, flags).await?;
+        }
+        if was < size { data_file.resize(size).await } else { Ok(()) }
     }
 
     /// Drops the L2 tables from an L1 index on, all of whose entries are empty.

@@ -8,7 +8,7 @@ mod rules;
 mod snapshots;
 
 use super::check::{CheckOptions, check};
-use super::create::{CreateOptions, create};
+use super::create::{CreateOptions, Preallocation, create};
 use super::header::Compression;
 use super::node::{Children, Qcow2Node, Qcow2Options};
 use crate::probe::Format;
@@ -49,6 +49,9 @@ impl Kind {
         let backing = rng.one_in(2).then(|| random_backing(rng, size));
         if backing.is_some() {
             create.backing = Some(("base.raw".into(), Format::Raw));
+        }
+        if (backing.is_none() || create.extended_l2) && rng.one_in(4) {
+            create.preallocation = Preallocation::Metadata;
         }
         let cache_size = *rng.pick(&[0, 64 << 10, 32 << 20]);
         Self { create, backing, options: Qcow2Options { cache_size, ..Qcow2Options::default() } }
