@@ -1,5 +1,8 @@
 //! Filter nodes from options: throttle, copy-on-read, compress, blkdebug, blkverify.
 
+mod rules_file;
+
+use self::rules_file::Rules;
 use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Built, Options, Read, filter_link};
 use super::graph::{Graph, GraphNode, Inside, Link, Role, Settings, layer};
@@ -115,26 +118,25 @@ pub(super) fn change_group(graph: &Graph, node: &GraphNode, group: &str) -> Resu
 }
 
 fn blkdebug_options(options: &Options) -> Result<BlkdebugOptions, Refusal> {
-    if options.contains_key("config") {
-        return Err(generic(
-            "blkdebug: rules come from 'inject-error' and 'set-state'; a 'config' file is not read",
-        ));
-    }
+    let of_file = match options.text("config") {
+        Some(path) => rules_file::read(path)?,
+        None => Rules::default(),
+    };
     let state = |rule: &Options, key: &str| rule.number(key).and_then(|state| u32::try_from(state).ok());
     let event = |rule: &Options| {
         let name = rule.text("event").unwrap_or_default();
         name.parse::<DebugEvent>()
             .map_err(|_| generic(format!("Parameter 'event' does not accept value '{name}'")))
     };
-    let rules = |key: &str| {
+    let rules = |key: &str, of_file: Vec<Options>| {
         let list = options.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
-        list.into_iter().filter_map(|rule| match rule {
+        of_file.into_iter().chain(list.into_iter().filter_map(|rule| match rule {
             Value::Object(rule) => Some(rule),
             _ => None,
-        })
+        }))
     };
     let mut inject_error = Vec::new();
-    for rule in rules("inject-error") {
+    for rule in rules("inject-error", of_file.inject_error) {
         let iotype = match rule.text("iotype") {
             Some(name) => Some(
                 name.parse()
@@ -153,7 +155,7 @@ fn blkdebug_options(options: &Options) -> Result<BlkdebugOptions, Refusal> {
         });
     }
     let mut set_state = Vec::new();
-    for rule in rules("set-state") {
+    for rule in rules("set-state", of_file.set_state) {
         set_state.push(SetState {
             event: event(&rule)?,
             state: state(&rule, "state").filter(|state| *state > 0),
