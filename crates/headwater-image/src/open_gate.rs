@@ -3,8 +3,10 @@
 //! Whoever made an image chose the names in it, and that may be an attacker: a backing file `/etc/shadow` would hand the host's secrets to
 //! the guest, `nbd://` would reach into the host's network, a FIFO would hang the process. So a name found inside an image opens only
 //!
-//! - a regular file, named as a plain path, that after following symbolic links lies in the directory of the image (or below it), or
+//! - a regular file, named as a plain path (or `file:` and an absolute one), that after following symbolic links lies in the directory of the image (or below it), or
 //! - what the operator allowed by name: a path, everything below a directory, a URI.
+//!
+//! `null-co://` and `null-aio://`, which open nothing, any image may name.
 //!
 //! The name is resolved here, once, and what is opened afterwards is the resolved path. A symbolic link that changes in between can therefore
 //! not lead out of the directory, unless directories themselves are replaced by someone who may write there anyway.
@@ -118,6 +120,14 @@ pub fn admit(image: &Location, name: &str, role: Role, trust: &Trust) -> Result<
             format!("{}: the name of its {} is malformed: {name:?}", image.as_name(), role.as_str()),
         ));
     }
+    // A path, said in another way. (A relative one would start from the working directory, which no image knows.)
+    if let Some(path) = name.strip_prefix("file:").filter(|path| path.starts_with('/')) {
+        let directory = match image {
+            Location::Path(path) => Some(directory_of(path)),
+            Location::Uri(_) => None,
+        };
+        return gate.admit_path(PathBuf::from(path), directory);
+    }
     if scheme(name).is_some() {
         return gate.admit_uri(name);
     }
@@ -139,6 +149,9 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
+/// Names that lead nowhere: a disk of zeroes.
+const NOTHING: [&str; 2] = ["null-co://", "null-aio://"];
+
 /// One decision.
 struct Gate<'a> {
     image: &'a Location,
@@ -149,7 +162,7 @@ struct Gate<'a> {
 
 impl Gate<'_> {
     fn admit_uri(&self, uri: &str) -> Result<Location> {
-        if self.trust.allows_uri(uri) {
+        if NOTHING.contains(&uri) || self.trust.allows_uri(uri) {
             return Ok(Location::Uri(uri.to_owned()));
         }
         let why = match scheme(uri) {

@@ -71,8 +71,10 @@ impl RawNode {
     fn change_at(&self, offset: u64, len: u64) -> Result<u64> {
         self.changeable()?;
         if offset.checked_add(len).is_none_or(|end| end > self.size()) {
+            // An image in a window of fixed size grows until there is no more room.
+            let full = self.fixed.is_some();
             return Err(Error::new(
-                ErrorKind::OutOfRange,
+                if full { ErrorKind::NoSpace } else { ErrorKind::OutOfRange },
                 format!(
                     "{}: {len} bytes at {offset} are not within the disk of {} bytes",
                     self.name(),

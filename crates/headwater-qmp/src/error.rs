@@ -27,22 +27,30 @@ pub struct QmpError {
     pub class: ErrorClass,
     /// What is wrong, for people.
     pub desc: String,
+    /// What may have led to it, or may help. It isn't part of the answer, and is told where no program listens: on the command line.
+    #[serde(skip)]
+    pub hint: Option<String>,
 }
 
 impl QmpError {
     /// An error of class [`ErrorClass::GenericError`].
     pub fn generic(desc: impl Into<String>) -> Self {
-        Self { class: ErrorClass::GenericError, desc: desc.into() }
+        Self { class: ErrorClass::GenericError, desc: desc.into(), hint: None }
+    }
+
+    /// The same error with a hint.
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
     }
 
     /// An error of class [`ErrorClass::DeviceNotFound`].
     pub fn device_not_found(desc: impl Into<String>) -> Self {
-        Self { class: ErrorClass::DeviceNotFound, desc: desc.into() }
+        Self { class: ErrorClass::DeviceNotFound, desc: desc.into(), hint: None }
     }
 
     /// An error of class [`ErrorClass::DeviceNotActive`].
     pub fn device_not_active(desc: impl Into<String>) -> Self {
-        Self { class: ErrorClass::DeviceNotActive, desc: desc.into() }
+        Self { class: ErrorClass::DeviceNotActive, desc: desc.into(), hint: None }
     }
 
     /// No command has this name.
@@ -66,7 +74,7 @@ impl QmpError {
     }
 
     fn not_found(desc: impl Into<String>) -> Self {
-        Self { class: ErrorClass::CommandNotFound, desc: desc.into() }
+        Self { class: ErrorClass::CommandNotFound, desc: desc.into(), hint: None }
     }
 
     // The texts that the schema's checks and the option parsers share.

@@ -166,7 +166,10 @@ async fn set_up(
 ) -> Outcome {
     for setting in settings {
         let done = apply(commands, chardevs, setting, confined).await;
-        done.map_err(|refusal| Failure::new(format!("{}: {}", setting.shown(), refusal.desc)))?;
+        done.map_err(|Refusal { desc, hint, .. }| {
+            let hint = hint.map_or_else(String::new, |hint| format!("\n{hint}"));
+            Failure::new(format!("{}: {desc}{hint}", setting.shown()))
+        })?;
     }
     commands.start().await;
     Ok(())

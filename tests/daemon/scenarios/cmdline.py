@@ -431,3 +431,12 @@ def long_and_short(case):
     """Options with one dash, abbreviated, with =."""
     for words in (["-version"], ["--vers"], ["--blockd", "null-co,node-name=n", "--version"], ["--version=1"], ["--help=x"]):
         case.outcome(" ".join(words), *words, text=False)
+
+
+@scenario
+def image_in_use(case):
+    """An image that another process writes to: the one who typed the command is told what may be the reason."""
+    path = case.images.qcow2("disk.qcow2", "1M")
+    node = f"driver=qcow2,node-name=disk,file.driver=file,file.filename={path}"
+    case.daemon("--blockdev", node)
+    case.outcome("in use", "--blockdev", node)

@@ -379,3 +379,41 @@ def middle_of_two(case):
     qmp.run("job-cancel", id="job")
     qmp.run("quit")
     chain.reads_as_before()
+
+
+@scenario
+def stream_down_to_it(case):
+    """A stream whose base is the node that stands for a commit: the overlay of what is committed goes, and the one above stands on the base in the end."""
+    case.transcript.mask("offset", "len", "current-progress", "total-progress", "busy")
+    chain, qmp = start(case, ("base", "low", "mid", "high", "top"), top_node="low", base_node="base", filter_node_name="filter", speed=SLOW)
+    idle(qmp)
+    qmp.refuse("block-stream", job_id="stream", device="high", base_node="low")
+    qmp.run("block-stream", job_id="stream", device="high", base_node="filter")
+    finish(qmp, "stream")
+    let_go(qmp)
+    qmp.run("blockdev-del", node_name="mid")
+    qmp.run("blockdev-del", node_name="low")
+    qmp.run("quit")
+    backing_is(case, "high.qcow2", "base.qcow2")
+    chain.reads_as_before()
+    case.images.check("high.qcow2")
+    case.images.check("base.qcow2")
+
+
+@scenario
+def two_overlays(case):
+    """Both images that stand on what is committed stand on the base afterwards."""
+    chain = case.images.chain("base", "mid", "top")
+    case.images.qcow2("other.qcow2", "4M", "mid.qcow2", writes=["write -P 77 1M 64k"])
+    expected = case.images.copy("other.qcow2", "other-expected.raw")
+    qmp = case.daemon().qmp
+    chain.add(qmp)
+    qmp.run("blockdev-add", driver="qcow2", node_name="other", backing="mid", file={"driver": "file", "filename": case.path("other.qcow2")})
+    qmp.run("block-commit", job_id="job", device="top", top_node="mid", base_node="base")
+    finish(qmp)
+    qmp.run("blockdev-del", node_name="mid")
+    qmp.run("quit")
+    for image in ("top.qcow2", "other.qcow2"):
+        backing_is(case, image, "base.qcow2")
+    chain.reads_as_before()
+    case.images.same("other.qcow2", expected)

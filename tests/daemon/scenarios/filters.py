@@ -195,6 +195,38 @@ for name, call in calls.items():
 
 
 @scenario
+def blkdebug_config(case):
+    """Rules from a file, alone and beside others, and files that are no use."""
+    path = case.images.raw("disk.raw", "1M", 1)
+
+    def rules(text):
+        with open(case.path("rules"), "w", encoding="utf-8") as file:
+            file.write(text)
+
+    qmp = case.daemon().qmp
+    qmp.run("blockdev-add", driver="file", node_name="disk", filename=path)
+    node = {"driver": "blkdebug", "node_name": "n", "image": "disk", "config": case.path("rules")}
+    qmp.refuse("blockdev-add", **node)
+    for wrong in (
+        "[inject-error]\nevent = none\n",
+        'event = "none"\n',
+        '[inject-error]\nerrno = "5"\n',
+        '[inject-error]\nevent = "nonsense"\n',
+        '[nonsense]\nevent = "none"\n',
+        '[set-state]\nevent = "none"\nsector = "5"\n',
+    ):
+        rules(wrong)
+        qmp.refuse("blockdev-add", **node)
+    rules('# A state that nothing leads to, and one fault\n[inject-error]\nevent = "none"\nstate = "7"\n\n[inject-error]\nevent = "none"\nerrno = "28"\nsector = "256"\niotype = "write"\n')
+    qmp.run("blockdev-add", **node)
+    qmp.run("query-named-block-nodes", flat=True)
+    qmp.run("blockdev-add", **debug("n", iotype="flush", errno=5))
+    address = export(case, qmp, "n-debug")
+    nbd.io(address, "read -P 1 0 1M")
+    case.note("errors", nbd.shell(address, ERRORS))
+
+
+@scenario
 def blkverify(case):
     """blkverify compares two images and complains when they differ."""
     for name in ("a.raw", "b.raw"):

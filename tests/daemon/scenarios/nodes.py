@@ -1,5 +1,6 @@
 """Nodes: every driver, the generic options, what is refused, what queries show."""
 
+import json
 import os
 import subprocess
 
@@ -448,3 +449,51 @@ def set_active(case):
     qmp.attempt("blockdev-set-active", active=True)
     qmp.refuse("blockdev-set-active", node_name="nowhere", active=True)
     show(qmp)
+
+
+@scenario
+def names(case):
+    """What nodes are called: by a name that opens them as they are, or by their options."""
+    case.images.chain("base", "top")
+    raw = case.images.raw("disk.raw", "1M", 1)
+    disk = {"driver": "file", "filename": raw}
+    qmp = case.daemon("--object", "throttle-group,id=group").qmp
+    qmp.run("blockdev-add", driver="throttle", node_name="throttle", throttle_group="group", file={"driver": "raw", "offset": 512, "size": 512, "file": disk})
+    qmp.run("blockdev-add", driver="raw", node_name="null", file={"driver": "null-co", "size": 1 << 20})
+    qmp.run("blockdev-add", driver="raw", node_name="debug", file={"driver": "blkdebug", "image": disk})
+    qmp.run("blockdev-add", driver="blkdebug", node_name="aligned", image=disk, align=512)
+    qmp.run("blockdev-add", driver="blkverify", node_name="verify", test=disk, raw=disk)
+    qmp.run("blockdev-add", driver="raw", node_name="raw", read_only=True, cache={"direct": True}, file={**disk, "locking": "off"})
+    top = {"driver": "qcow2", "node_name": "top", "file": {"driver": "file", "filename": case.path("top.qcow2")}}
+    for backing in ("null", None, {"driver": "qcow2", "file": {"driver": "file", "filename": case.path("base.qcow2")}}):
+        qmp.run("blockdev-add", **top, backing=backing)
+        show(qmp)
+        qmp.run("blockdev-del", node_name="top")
+    qmp.run("blockdev-add", **top)
+    for name in ("elsewhere.qcow2", f"file:{case.path('base.qcow2')}", case.path("base.qcow2")):
+        qmp.run("change-backing-file", device="top", image_node_name="top", backing_file=name)
+        qmp.run("query-named-block-nodes")
+    qmp.run("change-backing-file", device="top", image_node_name="top", backing_file=f"file:{case.path('base.qcow2')}")
+    qmp.run("blockdev-del", node_name="top")
+    qmp.run("blockdev-add", **top)
+    qmp.run("query-named-block-nodes")
+
+
+@scenario
+def names_in_headers(case):
+    """A base that no file name describes is named by its options: as the base of a stream and of a commit, and in the header of what stands on it."""
+    chain = case.images.chain("base", "low", "mid", "top")
+    qmp = case.daemon().qmp
+    base = {"driver": "qcow2", "node-name": "base", "file": {"driver": "file", "filename": chain.file("base")}, "backing": {"driver": "null-co", "size": 4 << 20}}
+    for name in ("low", "mid", "top"):
+        base = {"driver": "qcow2", "node-name": name, "file": {"driver": "file", "filename": chain.file(name)}, "backing": base}
+    qmp.run("blockdev-add", **base)
+    nodes = {node["node-name"]: node["file"] for node in qmp.quiet("query-named-block-nodes", flat=True)}
+    qmp.refuse("block-stream", job_id="job", device="top", base=chain.file("base"))
+    qmp.run("block-stream", job_id="job", device="top", base=nodes["low"])
+    qmp.wait("BLOCK_JOB_COMPLETED", device="job")
+    qmp.run("block-commit", job_id="job", device="top", top=nodes["low"], base=nodes["base"])
+    qmp.wait("BLOCK_JOB_COMPLETED", device="job")
+    qmp.run("query-named-block-nodes", flat=True)
+    qmp.run("quit")
+    case.note("header", json.loads(case.images.backing("top.qcow2")[0].removeprefix("json:")))

@@ -258,7 +258,18 @@ def create_variants(case):
         {"cluster-size": 4096, "refcount-bits": 8, "lazy-refcounts": True},
         {"backing-file": case.path("base.qcow2"), "backing-fmt": "qcow2"},
         {"preallocation": "metadata"},
+        {"preallocation": "falloc", "cluster-size": 4096},
+        {"preallocation": "full", "version": "v2"},
+        {"preallocation": "metadata", "backing-file": case.path("base.qcow2"), "backing-fmt": "qcow2"},
+        {"preallocation": "falloc", "extended-l2": True, "backing-file": case.path("base.qcow2"), "backing-fmt": "qcow2"},
         {"extended-l2": True},
+        {"extended-l2": True, "version": "v2"},
+        {"extended-l2": True, "cluster-size": 4096},
+        {"compression-type": "zstd", "version": "v2"},
+        {"data-file-raw": True},
+        {"size": 1 << 63},
+        {"size": (1 << 63) - 512},
+        {"size": 1 << 40, "cluster-size": 512},
         {"compression-type": "zstd"},
         {"cluster-size": 1000},
         {"cluster-size": 4 << 20},
@@ -275,7 +286,54 @@ def create_variants(case):
             check('"qcow2"' in info, f"not a qcow2 image: {info}")
             keys = ("virtual-size", "cluster-size", "format-specific", "backing-filename", "backing-filename-format")
             case.note(str(number), {key: case.images.info("b").get(key) for key in keys})
+            case.images.check("b")
+            # What is allocated, and where data are: not how the file is laid out.
+            case.note(f"map {number}", [extent[:6] for extent in case.images.map("b")])
+            if more.get("preallocation") in ("falloc", "full"):
+                check(os.stat(case.path("b")).st_blocks * 512 >= 1 << 20, f"{more}: no space was allocated")
     qmp.run("quit")
+
+
+@scenario
+def create_with_data_file(case):
+    """blockdev-create of an image whose data are in another file, which may be one that holds a disk already."""
+    raw = case.images.raw("data.raw", "1M", 5)
+    qmp = case.daemon().qmp
+    for name in ("meta", "new"):
+        qmp.run("blockdev-create", job_id="job", options={"driver": "file", "filename": case.path(name), "size": 0})
+        created(qmp)
+        qmp.run("blockdev-add", driver="file", node_name=name, filename=case.path(name))
+    options = {"driver": "qcow2", "file": "meta", "size": 1 << 20}
+    qmp.run("blockdev-create", job_id="job", options={**options, "data-file": {"driver": "file", "filename": raw}, "data-file-raw": True})
+    check(created(qmp) is None, "a raw data file")
+    case.note("raw", case.images.info("meta")["format-specific"])
+    case.images.same("meta", raw)
+    for more in ({"data-file-raw": True, "backing-file": "x"}, {"version": "v2"}):
+        qmp.run("blockdev-create", job_id="job", options={**options, "data-file": "new", **more})
+        check(created(qmp) is not None, f"{more} is no such image")
+    qmp.run("blockdev-create", job_id="job", options={**options, "data-file": "new"})
+    check(created(qmp) is None, "a data file")
+    qmp.run("blockdev-add", driver="qcow2", node_name="image", file="meta", data_file="new")
+    qmp.run("query-named-block-nodes", flat=True)
+    nbd.io(export(case, qmp, "image"), "write -P 6 64k 64k", "read -P 6 64k 64k", "read -P 0 0 64k")
+    qmp.run("block_resize", node_name="image", size=2 << 20)
+    qmp.run("quit")
+    case.images.check("meta")
+    check(case.images.size("new") == 2 << 20, f"the data file has {case.images.size('new')} bytes")
+
+
+@scenario
+def create_in_fixed_size(case):
+    """blockdev-create in a node that can't change its size, and holds something else."""
+    path = case.images.raw("disk.raw", "8M", 7)
+    qmp = case.daemon().qmp
+    qmp.run("blockdev-add", driver="raw", node_name="window", size=4 << 20, file={"driver": "file", "filename": path})
+    qmp.run("blockdev-create", job_id="job", options={"driver": "qcow2", "file": "window", "size": 16 << 20})
+    check(created(qmp) is None, "creating the image failed")
+    qmp.run("blockdev-add", driver="qcow2", node_name="image", file="window")
+    address = export(case, qmp, "image")
+    nbd.io(address, "read -P 0 0 16M", "write -P 8 1M 1M", "read -P 8 1M 1M")
+    case.note("full", nbd.io_fails(address, "write -P 9 4M 4M").splitlines()[0])
 
 
 @scenario

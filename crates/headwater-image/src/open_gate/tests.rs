@@ -55,9 +55,14 @@ fn files_that_resolve_inside_the_directory_are_opened() {
         let location = yard.admit(name, &Trust::default()).expect(name);
         assert_eq!(location, Location::Path(yard.path(leads_to)), "{name}");
     }
+    for nothing in ["null-co://", "null-aio://"] {
+        assert_eq!(yard.admit(nothing, &Trust::default()).unwrap(), Location::Uri(nothing.to_owned()));
+    }
     let absolute = yard.path("images/base.img");
-    let location = yard.admit(absolute.to_str().unwrap(), &Trust::default()).unwrap();
-    assert_eq!(location, Location::Path(absolute));
+    for prefix in ["", "file:", "file://"] {
+        let name = format!("{prefix}{}", absolute.display());
+        assert_eq!(yard.admit(&name, &Trust::default()).unwrap(), Location::Path(absolute.clone()), "{name}");
+    }
 }
 
 #[test]
@@ -65,7 +70,15 @@ fn paths_that_lead_outside_are_refused() {
     let yard = Yard::new();
     symlink("../secret", yard.path("images/innocent.img")).unwrap();
     symlink("..", yard.path("images/up")).unwrap();
-    for name in ["../secret", "sub/../../secret", "innocent.img", "up/secret", "/etc/passwd"] {
+    for name in [
+        "../secret",
+        "sub/../../secret",
+        "innocent.img",
+        "up/secret",
+        "/etc/passwd",
+        "file:/etc/passwd",
+        "file:///etc/passwd",
+    ] {
         assert!(yard.refused(name).contains("outside the image's directory"));
     }
     // A directory whose name merely begins alike is outside, too.

@@ -97,6 +97,12 @@ fn what_was_made_may_be_removed_and_what_was_there_not() {
     // A file with our number is ours, also if an earlier process left it.
     scene.grants.hear(Word::Own("base".into()));
     assert!(scene.may("base", WRITE) && scene.grants.remove(&base).is_ok());
+    // It may be written under another name that is ours as well.
+    let written = scene.at("base.new");
+    assert!(scene.grants.rename(&written, &base).is_err());
+    scene.grants.hear(Word::Own("base.new".into()));
+    assert!(scene.grants.rename(&written, &base).is_ok());
+    assert!(scene.grants.rename(&written, &disk).is_err() && scene.grants.rename(&disk, &base).is_err());
 }
 
 #[test]

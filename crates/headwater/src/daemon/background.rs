@@ -4,9 +4,11 @@
 //! pipe, its standard output, and only then does the command that the user typed end. Errors of the setup are still the user's to see.
 
 use crate::failure::{Failure, Outcome};
+use rustix::fs::{CWD, RenameFlags};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -57,7 +59,8 @@ pub(super) fn enter(daemonize: bool, arguments: &[OsString]) -> Outcome<Option<S
     let cannot = |err| Failure::new(format!("cannot start in the background: {err}"));
     let program = std::env::current_exe().map_err(cannot)?;
     let mut child = Command::new(program)
-        .arg("daemon")
+        // Whatever the program's file is called: under this name it takes the daemon's options.
+        .arg0(super::PROGRAM)
         .args(arguments)
         .env(MARK, "1")
         .stdin(Stdio::null())
@@ -89,22 +92,48 @@ pub(super) struct PidFile {
 }
 
 impl PidFile {
-    /// Writes it.
+    /// Writes it. It appears whole: whoever waits for it may read it at once.
     ///
     /// # Errors
-    /// If it can't be written.
+    /// If it can't be written, or belongs to another process that lives.
     pub(super) fn write(path: &str) -> Outcome<Self> {
         let cannot = |err| Failure::new(format!("cannot create PID file: {path}: {err}"));
-        let mut file = File::options().create(true).truncate(false).write(true).open(path).map_err(cannot)?;
+        let taken = || {
+            Failure::new(format!(
+                "cannot create PID file: {path}: Cannot lock pid file: another daemon has it"
+            ))
+        };
+        // One that a process left behind is replaced, while its lock is ours.
+        let left = match File::options().write(true).open(path) {
+            Ok(left) => Some(left),
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => None,
+            Err(err) => return Err(cannot(err)),
+        };
+        if left.as_ref().is_some_and(|left| left.try_lock().is_err()) {
+            return Err(taken());
+        }
+        let new = new_name(path);
+        let mut file = File::options().create(true).truncate(false).write(true).open(&new).map_err(cannot)?;
         if file.try_lock().is_err() {
-            let message =
-                format!("cannot create PID file: {path}: Cannot lock pid file: another daemon has it");
-            return Err(Failure::new(message));
+            return Err(taken());
         }
         file.set_len(0).map_err(cannot)?;
         file.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(cannot)?;
+        let flags = if left.is_some() { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        match rustix::fs::renameat_with(CWD, &new, CWD, path, flags) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::EXIST) => return Err(taken()),
+            // A file system that has no such rename.
+            Err(rustix::io::Errno::INVAL) => std::fs::rename(&new, path).map_err(cannot)?,
+            Err(err) => return Err(cannot(err.into())),
+        }
         Ok(Self { path: std::path::absolute(Path::new(path)).map_err(cannot)?, _locked: file })
     }
+}
+
+/// What the file `path` is called until it is written.
+pub(super) fn new_name(path: &str) -> String {
+    format!("{path}.new")
 }
 
 impl Drop for PidFile {

@@ -9,7 +9,7 @@
 //! - [`change`]: a node takes another's place, images are opened again, nodes go. `reopen`: as a user says.
 //! - `active`: nodes that are left to another process for a while.
 //! - `shares`: sources that several disks read from are asked once.
-//! - `for_jobs`: what jobs need of it. [`describe`]: what is told of a node.
+//! - `for_jobs`: what jobs need of it. [`describe`]: what is told of a node; `names`: what it is called.
 //!
 //! Commands that change the graph are carried out one at a time (see `commands`), so that no lock is needed here: what is awaited in between is
 //! I/O of nodes, not another command.
@@ -19,6 +19,7 @@ pub(super) mod change;
 pub(super) mod describe;
 mod for_jobs;
 pub(super) mod header;
+pub(super) mod names;
 pub(super) mod open;
 mod reopen;
 pub(super) mod rights;
@@ -91,6 +92,8 @@ pub(super) struct Inside {
     pub(super) file: Option<Rc<FileNode>>,
     /// The image that it is.
     pub(super) image: Option<Rc<Qcow2Node>>,
+    /// What its backing was called when it was opened because the header names it; none when the header has been changed since, or doesn't decide.
+    pub(super) followed: Option<String>,
     /// The internal snapshots of that.
     pub(super) snapshots: Vec<SnapshotInfo>,
     /// The throttle filter that it is.
@@ -180,6 +183,14 @@ impl GraphNode {
             node = below;
         }
         node
+    }
+
+    /// True of an image that has `node`, or a filter on it, as backing.
+    fn stands_on(&self, node: &Rc<GraphNode>) -> bool {
+        self.child(Role::Backing).is_some_and(|backing| {
+            let filters = backing.chain().take_while(|n| n.is_filter());
+            filters.chain([backing.skip_filters()]).any(|n| Rc::ptr_eq(&n, node))
+        })
     }
 
     /// The next node of the chain: what a filter is on, or an image's backing.
@@ -449,15 +460,12 @@ impl Graph {
 
     /// The lowest node whose link leads towards `node`, in the chain under `top`: what has it, or a filter on it, as backing.
     pub(super) fn overlay_of(top: &Rc<GraphNode>, node: &Rc<GraphNode>) -> Option<Rc<GraphNode>> {
-        top.chain().filter(|over| !over.is_filter()).find(|over| {
-            over.child(Role::Backing).is_some_and(|backing| {
-                backing
-                    .chain()
-                    .take_while(|n| n.is_filter())
-                    .chain([backing.skip_filters()])
-                    .any(|n| Rc::ptr_eq(&n, node))
-            })
-        })
+        top.chain().find(|over| over.stands_on(node))
+    }
+
+    /// All images that have `node`, or a filter on it, as backing.
+    pub(super) fn overlays_of(&self, node: &Rc<GraphNode>) -> Vec<Rc<GraphNode>> {
+        self.nodes().into_iter().filter(|over| over.stands_on(node)).collect()
     }
 }
 

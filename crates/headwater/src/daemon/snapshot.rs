@@ -215,6 +215,9 @@ pub(super) async fn change_backing_file(graph: &Rc<Graph>, args: &Options) -> Re
     let link = BackingLink { name: text("backing-file"), format: backing.skip_filters().driver };
     let written =
         image.disk.change_backing(Some(link), Some(backing.top())).await.map_err(|err| of_error(&err));
+    if written.is_ok() {
+        image.inside.borrow_mut().followed = None;
+    }
     if changed {
         graph.make_writable(&image, false).await?;
     }

@@ -185,6 +185,7 @@ pub(super) fn uri_options(uri: &str) -> Result<Options, Refusal> {
     let scheme = uri.split("://").next().unwrap_or_default();
     let options = match scheme {
         "http" | "https" => json!({"driver": scheme, "url": uri}),
+        "null-co" | "null-aio" => json!({"driver": scheme}),
         _ if ObjectLocation::is_object(uri) => object_sources::uri_options(uri)?,
         _ if NbdUri::is_nbd(uri) => {
             let parsed: NbdUri = uri.parse().map_err(|err| generic(format!("{uri}: {err}")))?;

@@ -204,3 +204,27 @@ fn an_address_in_a_header_is_followed_only_if_it_was_allowed() {
 fn nobody_there_is_said() {
     headwater(&["jobs", "/nowhere/qmp.sock"]).code(1).says(&["/nowhere/qmp.sock", "No such file"]);
 }
+
+/// Also where the name is that of the program's file, and no link says what the program is called otherwise.
+#[test]
+fn under_its_own_name_the_daemon_goes_to_the_background() {
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_headwater"));
+    let scratch = Scratch::new();
+    // A hard link stays on the file system.
+    let beside = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+    let named = beside.path().join("headwater-storage-daemon");
+    std::fs::hard_link(program, &named).unwrap();
+    let (pidfile, qmp) = (scratch.path("pid"), scratch.path("qmp"));
+    let chardev = format!("socket,id=qmp,path={qmp},server=on,wait=off");
+    let done = std::process::Command::new(&named)
+        .args(["--daemonize", "--pidfile", &pidfile, "--chardev", &chardev, "--monitor", "qmp"])
+        .status()
+        .unwrap();
+    assert!(done.success(), "{done}");
+    Monitor::connect(&qmp).run("quit", &json!({}));
+    let start = now();
+    while std::path::Path::new(&pidfile).exists() {
+        assert!(elapsed(start) < PATIENCE, "it is still there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,5 +1,6 @@
 //! What is told of nodes: `query-named-block-nodes` and the like.
 
+use super::names::{self, Names};
 use super::{Graph, GraphNode, Role};
 use headwater_block::DetectZeroes;
 use headwater_image::qcow2::header::{self, Header};
@@ -9,8 +10,9 @@ use std::rc::Rc;
 impl Graph {
     /// All nodes, the newest first. Without `flat` each tells of the images below it as well.
     pub(in crate::daemon) fn describe_nodes(&self, flat: bool) -> Value {
+        let names = self.names();
         let nodes = self.nodes().into_iter().rev();
-        nodes.map(|node| describe(&node, flat)).collect()
+        nodes.map(|node| describe(&names, &node, flat)).collect()
     }
 
     /// Counters of all nodes: `query-blockstats` with `query-nodes`.
@@ -63,7 +65,7 @@ impl Graph {
 }
 
 /// One node.
-fn describe(node: &Rc<GraphNode>, flat: bool) -> Value {
+fn describe(names: &Names<'_>, node: &Rc<GraphNode>, flat: bool) -> Value {
     let settings = node.settings.borrow();
     let detect = match node.disk.options().detect_zeroes {
         DetectZeroes::Off => "off",
@@ -71,7 +73,7 @@ fn describe(node: &Rc<GraphNode>, flat: bool) -> Value {
         DetectZeroes::Unmap => "unmap",
     };
     let mut told = json!({
-        "file": node.filename(),
+        "file": names.told(node),
         "node-name": node.name,
         "ro": settings.read_only,
         "drv": node.driver,
@@ -87,10 +89,10 @@ fn describe(node: &Rc<GraphNode>, flat: bool) -> Value {
         "cache": {"writeback": true, "direct": settings.direct, "no-flush": settings.no_flush},
         "write_threshold": threshold(node),
         "backing_file_depth": if flat { 0 } else { depth(node) },
-        "image": image(node, flat),
+        "image": image(names, node, flat),
     });
     if let (Some(backing), Value::Object(told)) = (node.child(Role::Backing), &mut told) {
-        told.insert("backing_file".into(), backing.filename().into());
+        told.insert("backing_file".into(), names.told(&backing).into());
     }
     told
 }
@@ -108,11 +110,11 @@ fn depth(node: &Rc<GraphNode>) -> usize {
 }
 
 /// What there is to tell of a node as an image.
-fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
+fn image(names: &Names<'_>, node: &Rc<GraphNode>, flat: bool) -> Value {
     // As everywhere in QEMU's interface, in whole sectors.
     let size = node.disk.size().next_multiple_of(512);
     let mut told = json!({
-        "filename": node.filename(),
+        "filename": names.told(node),
         "format": node.driver,
         "virtual-size": size,
     });
@@ -138,8 +140,9 @@ fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
         fields.insert("format-specific".into(), format_specific(&header));
         if let Some(name) = &header.backing_name {
             fields.insert("backing-filename".into(), name.clone().into());
-            let full = node.child(Role::Backing).map_or_else(|| name.clone(), |backing| backing.filename());
-            fields.insert("full-backing-filename".into(), full.into());
+            if let Some(full) = names::full_name(node, name) {
+                fields.insert("full-backing-filename".into(), full.into());
+            }
             if let Some(format) = header.backing_format() {
                 fields.insert("backing-filename-format".into(), format.into());
             }
@@ -148,7 +151,7 @@ fn image(node: &Rc<GraphNode>, flat: bool) -> Value {
         fields.insert("format-specific".into(), json!({"type": "file", "data": {}}));
     }
     if let Some(below) = node.below().filter(|_| !flat) {
-        fields.insert("backing-image".into(), self::image(&below.skip_filters(), false));
+        fields.insert("backing-image".into(), self::image(names, &below.skip_filters(), false));
     }
     told
 }

@@ -2,7 +2,7 @@
 //! job's end; and the watch for writes past an offset.
 
 use super::rights::{Doing, Rights};
-use super::{Graph, GraphNode, Link, Part, Role, Root, Settings};
+use super::{Busy, Graph, GraphNode, Link, Part, Role, Root, Settings};
 use crate::daemon::events::Events;
 use crate::daemon::failure::{Refusal, generic};
 use headwater_block::drain::Drained;
@@ -92,6 +92,11 @@ impl Graph {
         Ok(node)
     }
 
+    /// The layer that is meant by the name of `node`: what it is on, if it stands for a job.
+    pub(in crate::daemon) fn behind_shadow(node: Rc<GraphNode>) -> Rc<GraphNode> {
+        node.child(Role::Shadow).unwrap_or(node)
+    }
+
     /// The node that a job has put on top of `node`.
     pub(super) fn shadow_on(&self, node: &Rc<GraphNode>) -> Option<Rc<GraphNode>> {
         let stands =
@@ -101,12 +106,21 @@ impl Graph {
 
     /// Refuses a job on `nodes`, a part of a chain, if others are in its way; those from `own` on it only reads.
     ///
-    /// What another job works on is told before what it only relinks at its end. Who comes from above meets the node that stands for that job,
-    /// if the user gave it a name, before the layer below it.
+    /// What another job works on is told before what it only relinks at its end, which doesn't count at all of the commit that is under way on the node
+    /// `beside`. Who comes from above meets the node that stands for that job, if the user gave it a name, before the layer below it.
     ///
     /// # Errors
     /// Names the node and the job.
-    pub(in crate::daemon) fn check_no_job(&self, nodes: &[Rc<GraphNode>], own: usize) -> Result<(), Refusal> {
+    pub(in crate::daemon) fn check_no_job(
+        &self,
+        nodes: &[Rc<GraphNode>],
+        own: usize,
+        beside: Option<&Rc<GraphNode>>,
+    ) -> Result<(), Refusal> {
+        let leaves = |busy: &Busy| {
+            busy.part == Part::Relinks
+                && beside.is_some_and(|on| on.busy.borrow().iter().any(|other| other.job == busy.job))
+        };
         let named_shadow = |node| self.shadow_on(node).filter(|shadow| !shadow.name.starts_with('#'));
         for relinks in [false, true] {
             for (at, node) in nodes.iter().enumerate() {
@@ -114,7 +128,8 @@ impl Graph {
                 if at >= own && busy.iter().all(|busy| busy.part == Part::Reads) {
                     continue;
                 }
-                let Some(busy) = busy.iter().find(|busy| (busy.part == Part::Relinks) == relinks) else {
+                let wanted = |busy: &&Busy| (busy.part == Part::Relinks) == relinks && !leaves(busy);
+                let Some(busy) = busy.iter().find(wanted) else {
                     continue;
                 };
                 let below = node.below();

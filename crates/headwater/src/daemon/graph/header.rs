@@ -46,7 +46,10 @@ pub(super) async fn backing_options(
     let image = Location::of_operator(&file.filename());
     let location = open_gate::admit(&image, name, Role::Backing, trust).map_err(|err| match err.kind() {
         ErrorKind::NotFound => {
-            let path = Path::new(&file.filename()).parent().unwrap_or(Path::new("")).join(name);
+            let path = match name.strip_prefix("file:") {
+                Some(path) => path.into(),
+                None => Path::new(&file.filename()).parent().unwrap_or(Path::new("")).join(name),
+            };
             let path = path.display();
             generic(format!(
                 "Could not open backing file: Could not open '{path}': No such file or directory"
@@ -83,6 +86,9 @@ pub(super) fn data_file_options(
 
 fn image_options(location: &Location, format: &str) -> Result<Options, Refusal> {
     let file = file_options(location)?;
+    if file.get("driver").is_some_and(|driver| driver == format) {
+        return Ok(file);
+    }
     match json!({"driver": format, "file": file}) {
         Value::Object(options) => Ok(options),
         _ => Err(generic("no options")),

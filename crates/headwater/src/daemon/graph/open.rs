@@ -355,7 +355,11 @@ impl Graph {
             tracing::warn!("the internal snapshots can't be listed: {err}");
             Vec::new()
         });
-        let inside = Inside { image: Some(node.clone()), snapshots, ..Inside::default() };
+        let followed = backing
+            .as_ref()
+            .filter(|_| !settings.options.contains_key("backing"))
+            .map(|backing| self.names().told(backing));
+        let inside = Inside { image: Some(node.clone()), followed, snapshots, ..Inside::default() };
         let filename = file.filename();
         let mut links = vec![Link { name: "file", role: Role::File, to: file, edge: None }];
         let others = [("data-file", Role::DataFile, data_file), ("backing", Role::Backing, backing)];

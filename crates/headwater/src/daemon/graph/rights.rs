@@ -294,6 +294,6 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 fn locked(node: &GraphNode, wanted: Option<Use>, err: &headwater_block::Error) -> Refusal {
     tracing::debug!(node = node.name, "{err}");
     let quoted = if wanted == Some(Use::Write) { "\"write\"" } else { "shared \"write\"" };
-    tracing::warn!("{} is used by another process (lsof {} names it)", node.filename(), node.filename());
     generic(format!("Failed to get {quoted} lock"))
+        .with_hint(format!("Is another process using the image [{name}]?", name = node.filename()))
 }

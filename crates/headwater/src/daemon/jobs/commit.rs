@@ -5,7 +5,7 @@
 
 use super::durable::Work;
 use super::hold::{AsDisk, Hold, pivot_hooks};
-use super::stream::{is_called, job_args, link_name, relink, speed};
+use super::stream::{job_args, link_name, speed};
 use super::{Jobs, Plan, device_not_found};
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
@@ -43,7 +43,7 @@ pub(in crate::daemon) async fn start(
     let nodes: Vec<_> = part.iter().take_while(|node| !Rc::ptr_eq(node, base)).cloned().collect();
     let over = if *active { None } else { Graph::overlay_of(device, top) };
     let touched: Vec<_> = nodes.iter().chain([base]).cloned().collect();
-    graph.check_no_job(&touched, touched.len())?;
+    graph.check_no_job(&touched, touched.len(), None)?;
     over.iter().try_for_each(|over| over.check_idle())?;
     if *active && args.contains_key("backing-file") {
         return Err(generic("'backing-file' specified, but 'top' is the active layer"));
@@ -90,7 +90,7 @@ pub(in crate::daemon) async fn start(
         }
         match &over {
             Some(over) if kept.is_none() => {
-                let becomes = Some(link_name(over, &target, backing_file.as_deref()));
+                let becomes = Some(link_name(graph, over, &target, backing_file.as_deref()));
                 let work = Work { over: over.clone(), layers, target: Some(target.clone()), becomes };
                 jobs.keep("block-commit", args, &job, &work).await
             }
@@ -131,17 +131,17 @@ pub(in crate::daemon) async fn start(
             wait_for_finalize: !job.auto_finalize,
             wait_for_dismiss: !job.auto_dismiss,
             finish: Some({
-                let (graph, turn, base) = (graph.clone(), turn.clone(), base.clone());
+                let (graph, turn, top, base) = (graph.clone(), turn.clone(), top.clone(), base.clone());
                 Box::new(move || {
                     Box::pin(async move {
                         let _turn = turn.take().await;
                         Hold::thaw(&graph, &id);
-                        match &over {
-                            Some(over) => {
-                                relink(&graph, over, Some(&base), backing_file.as_deref(), mask).await
-                            }
-                            None => Ok(()),
+                        // Whoever stands there by now.
+                        for over in graph.overlays_of(&top) {
+                            let link = (backing_file.as_deref(), mask);
+                            Hold::relink_for_commit(&graph, &id, (&over, &base), link).await?;
                         }
+                        Ok(())
                     })
                 })
             }),
@@ -169,28 +169,30 @@ fn scope(graph: &Graph, args: &Options) -> Result<Scope, Refusal> {
     }
     let top = match (args.text("top-node"), args.text("top")) {
         (Some(name), _) => {
-            let top = graph.device_or_node("", name)?;
+            let top = Graph::behind_shadow(graph.device_or_node("", name)?);
             if !Graph::is_in_chain(&device, &top) {
                 return Err(generic(format!("'{name}' is not in this backing file chain")));
             }
             top
         }
         (None, Some(name)) => {
-            let found = device.chain().find(|node| is_called(node, name));
+            let names = graph.names();
+            let own = (names.told(&device) == name).then(|| device.clone());
+            let found = own.or_else(|| names.find_backing(&device, name));
             found.ok_or_else(|| generic(format!("Top image file {name} not found")))?
         }
         (None, None) => device.clone(),
     };
     let base = match (args.text("base-node"), args.text("base")) {
         (Some(name), _) => {
-            let base = graph.device_or_node("", name)?;
+            let base = Graph::behind_shadow(graph.device_or_node("", name)?);
             if !Graph::is_in_chain(&top, &base) {
                 return Err(generic(format!("'{name}' is not in this backing file chain")));
             }
             base
         }
         (None, Some(name)) => {
-            let found = top.skip_filters().chain().skip(1).find(|node| is_called(node, name));
+            let found = graph.names().find_backing(&top, name);
             found.ok_or_else(|| generic(format!("Can't find '{name}' in the backing chain")))?
         }
         (None, None) => {

@@ -248,7 +248,7 @@ async fn probe(file: &GraphNode) -> Result<Format, Refusal> {
 pub(in crate::daemon) fn location(name: &str) -> Location {
     match name.strip_prefix("file:") {
         Some(path) if !path.starts_with("//") => Location::Path(path.into()),
-        _ if name.starts_with("nbd:") => Location::Uri(name.to_owned()),
+        _ if name.starts_with("nbd:") || name.starts_with("blkdebug:") => Location::Uri(name.to_owned()),
         _ => Location::of_operator(name),
     }
 }
@@ -258,6 +258,15 @@ pub(in crate::daemon) fn location(name: &str) -> Location {
 /// # Errors
 /// If it is an address of a kind that isn't known.
 pub(in crate::daemon) fn file_options(name: &str) -> Result<Options, Refusal> {
+    if let Some((config, image)) = name.strip_prefix("blkdebug:").and_then(|rest| rest.split_once(':')) {
+        let mut options = Options::new();
+        options.insert("driver".into(), "blkdebug".into());
+        if !config.is_empty() {
+            options.insert("config".into(), config.into());
+        }
+        options.insert("image".into(), file_options(image)?.into());
+        return Ok(options);
+    }
     match old_nbd_options(name) {
         Some(options) => Ok(options),
         None => header::file_options(&location(name)),

@@ -1,6 +1,7 @@
 //! What a job holds in the graph while it exists: nodes that nobody else may work on, links that stay as they are, images that were opened for
 //! writing, and a node that stands for the job.
 
+use super::stream::relink;
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::rights::{Doing, Rights};
@@ -155,10 +156,37 @@ impl Hold {
         }
     }
 
+    /// Lets `over` stand on `base` at the end of the commit `id`, which has emptied what is between them. It may be another node than the one that stood there
+    /// when the job began.
+    ///
+    /// # Errors
+    /// Those of the storage; then all is as it was.
+    pub(super) async fn relink_for_commit(
+        graph: &Rc<Graph>,
+        id: &str,
+        (over, base): (&Rc<GraphNode>, &Rc<GraphNode>),
+        (name, mask): (Option<&str>, bool),
+    ) -> headwater_block::Result<()> {
+        let failed = |refusal: Refusal| Error::new(ErrorKind::Io, refusal.desc);
+        if over.busy.borrow().iter().all(|busy| busy.job != id) {
+            over.busy.borrow_mut().push(Busy {
+                job: id.to_owned(),
+                why: used_by("commit"),
+                part: Part::Relinks,
+            });
+        }
+        let opened = graph.make_writable(over, true).await.map_err(failed)?;
+        let linked = relink(graph, over, Some(base), name, mask).await;
+        if opened {
+            graph.make_writable(over, false).await.map_err(failed)?;
+        }
+        linked
+    }
+
     /// Gives everything back.
     pub(super) async fn release(mut self) {
         self.roots.clear();
-        for node in self.busy.drain(..) {
+        for node in self.busy.drain(..).chain(self.graph.nodes()) {
             node.busy.borrow_mut().retain(|busy| busy.job != self.id);
         }
         for node in self.frozen.drain(..) {
@@ -232,7 +260,7 @@ pub(super) fn pivot_hooks(
                         from.name,
                         refusal.desc
                     );
-                    Error::new(ErrorKind::Io, refusal.desc)
+                    Error::from_io(std::io::Error::from_raw_os_error(libc::EPERM), refusal.desc)
                 })
             })
         })

@@ -10,8 +10,10 @@ use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
 use crate::daemon::graph::{Graph, GraphNode};
+use headwater_block::{Error, ErrorKind, LocalFuture};
 use headwater_job::{MirrorOptions, SyncMode};
 use std::cell::Cell;
+use std::future::ready;
 use std::rc::Rc;
 
 /// Starts a mirror job as the arguments of `blockdev-mirror` say.
@@ -57,9 +59,6 @@ pub(super) async fn begin(
     if Rc::ptr_eq(&source.skip_filters(), &target.skip_filters()) {
         return Err(generic("Can't mirror node into itself"));
     }
-    if source.disk.size() != target.disk.size() {
-        return Err(generic("Source and target image have different sizes"));
-    }
     let through = args.text("copy-mode") == Some("write-blocking");
     let on_the_source = as_disk.stands_on_source;
     // A change that goes through is written as it is, and the rest of its cluster would have to come from the source.
@@ -82,7 +81,8 @@ pub(super) async fn begin(
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
         hold.attach(&source, "source", Doing::READ, shares).await?;
         let bears = if on_the_source { Doing::NOTHING } else { Doing::READ };
-        hold.attach(&target, "target", Doing::READ.and(Doing::WRITE), bears).await?;
+        // What it holds so far doesn't matter.
+        hold.attach(&target, "target", Doing::WRITE, bears).await?;
         hold.freeze(std::slice::from_ref(&source))?;
         hold.occupy(&[source.clone(), target.clone()]);
         Ok(())
@@ -109,8 +109,16 @@ pub(super) async fn begin(
         ..MirrorOptions::default()
     };
     let len = source.disk.size();
-    let (handle, work) =
-        headwater_job::mirror(source.skip_filters().disk.clone(), target.disk.clone(), options);
+    let (handle, work): (_, LocalFuture<'static, _>) = if len == target.disk.size() {
+        let (handle, work) =
+            headwater_job::mirror(source.skip_filters().disk.clone(), target.disk.clone(), options);
+        (handle, Box::pin(work))
+    } else {
+        // The job says so, not the command.
+        let different = Error::new(ErrorKind::InvalidInput, "Source and target image have different sizes");
+        let (handle, work) = headwater_job::task(ready(Err(different)), !job.auto_dismiss);
+        (handle, Box::pin(work))
+    };
     tracing::trace!(target: crate::daemon::trace::TARGET, event = "mirror_start", job = job.id, source = source.name, target = target.name);
     jobs.start(Plan {
         kind: "mirror",
@@ -119,7 +127,7 @@ pub(super) async fn begin(
         follows: sync != SyncMode::Full,
         hold,
         handle,
-        work: Box::pin(work),
+        work,
         write_through: may_go_through.then_some(write_through),
     })
     .await;

@@ -4,6 +4,7 @@ use super::durable::Work;
 use super::{Hold, JobArgs, Jobs, Plan, on_error};
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic};
+use crate::daemon::graph::names::has_protocol;
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
 use crate::daemon::graph::{Graph, GraphNode, Role, layer};
@@ -39,7 +40,10 @@ pub(in crate::daemon) async fn start(
     // What lies below the disk is only read, which the streams of other disks may do as well.
     let at = part.iter().position(|node| Rc::ptr_eq(node, &over)).map_or(part.len(), |at| at + 1);
     let (own, below) = part.split_at(at);
-    graph.check_no_job(&part, at)?;
+    let named = args.text("base-node").and_then(|name| graph.find(name));
+    // A stream down to the node that stands for a commit leaves that the layers below.
+    let beside = named.filter(|named| named.driver == "commit_top").and(end.as_ref());
+    graph.check_no_job(&part, at, beside)?;
     if end.is_none() && args.contains_key("backing-file") {
         return Err(generic("backing file specified, but streaming the entire chain"));
     }
@@ -80,7 +84,9 @@ pub(in crate::daemon) async fn start(
                 .cloned()
                 .collect(),
             target: None,
-            becomes: end.as_ref().map(|end| link_name(&over, &end.skip_filters(), backing_file.as_deref())),
+            becomes: end
+                .as_ref()
+                .map(|end| link_name(graph, &over, &end.skip_filters(), backing_file.as_deref())),
         };
         jobs.keep("block-stream", args, &job, &work).await
     }
@@ -170,11 +176,11 @@ pub(in crate::daemon) fn speed(args: &Options) -> Result<u64, Refusal> {
 /// The node in the chain under `top` at which the stream ends: it remains. None if nothing does.
 fn end(graph: &Graph, top: &Rc<GraphNode>, args: &Options) -> Result<Option<Rc<GraphNode>>, Refusal> {
     if let Some(name) = args.text("base") {
-        let found = top.chain().skip(1).find(|node| is_called(node, name));
+        let found = graph.names().find_backing(top, name);
         return found.map(Some).ok_or_else(|| generic(format!("Can't find '{name}' in the backing chain")));
     }
     if let Some(name) = args.text("base-node") {
-        let base = graph.device_or_node("", name)?;
+        let base = Graph::behind_shadow(graph.device_or_node("", name)?);
         if Rc::ptr_eq(&base, top) || !Graph::is_in_chain(top, &base) {
             return Err(generic(format!("Node '{name}' is not a backing image of '{}'", top.name)));
         }
@@ -197,18 +203,6 @@ fn end(graph: &Graph, top: &Rc<GraphNode>, args: &Options) -> Result<Option<Rc<G
     Ok(None)
 }
 
-/// True if a command that names a file means this node.
-pub(in crate::daemon) fn is_called(node: &GraphNode, name: &str) -> bool {
-    if node.is_filter() {
-        return false;
-    }
-    let same = || {
-        let (one, other) = (std::fs::canonicalize(node.filename()), std::fs::canonicalize(name));
-        matches!((one, other), (Ok(one), Ok(other)) if one == other)
-    };
-    node.filename() == name || same()
-}
-
 /// Makes `base` the backing of `over`, in its header, in memory and in the books.
 ///
 /// # Errors
@@ -221,7 +215,7 @@ pub(in crate::daemon) async fn relink(
     mask: bool,
 ) -> headwater_block::Result<()> {
     let image = base.map(|base| base.skip_filters());
-    let recorded = image.as_ref().map(|image| link_name(over, image, name));
+    let recorded = image.as_ref().map(|image| link_name(graph, over, image, name));
     let format = image.as_ref().map(|image| recorded_format(image, mask));
     let link = recorded.as_ref().zip(format).map(|(name, format)| BackingLink { name, format });
     if over.child(Role::Backing).is_none() && base.is_none() {
@@ -229,6 +223,7 @@ pub(in crate::daemon) async fn relink(
         return Ok(());
     }
     over.disk.change_backing(link, base.map(|base| base.top())).await?;
+    over.inside.borrow_mut().followed = None;
     graph.set_backing(over, base).await.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))?;
     // The layers that were dropped may be closed when the job is over.
     graph.let_requests_pass().await;
@@ -236,8 +231,13 @@ pub(in crate::daemon) async fn relink(
 }
 
 /// What the header of `over` will call its backing `image`, unless the user gave it a name.
-pub(super) fn link_name(over: &GraphNode, image: &GraphNode, given: Option<&str>) -> String {
-    given.map_or_else(|| recorded_name(&over.filename(), &image.filename()), str::to_owned)
+pub(super) fn link_name(
+    graph: &Graph,
+    over: &GraphNode,
+    image: &Rc<GraphNode>,
+    given: Option<&str>,
+) -> String {
+    given.map_or_else(|| recorded_name(&over.filename(), &graph.names().told(image)), str::to_owned)
 }
 
 /// What a header calls the format of a node. A protocol without a format on it is raw, if the user wants it to be called so.
@@ -248,7 +248,7 @@ pub(in crate::daemon) fn recorded_format(image: &GraphNode, mask: bool) -> &'sta
 
 /// What the header of the image at `over` calls the file `name`: names are read from the image's directory.
 pub(in crate::daemon) fn recorded_name(over: &str, name: &str) -> String {
-    if name.starts_with('/') || name.contains("://") {
+    if name.starts_with('/') || has_protocol(name) {
         return name.to_owned();
     }
     let directory = |path: &str| {

@@ -108,7 +108,9 @@ fn said_at_the_start(line: &Line) -> Vec<Word> {
     let mut said: Vec<Word> = line.allow_backing.iter().flat_map(|name| words::of_allowed(name)).collect();
     said.extend(line.state_dir.iter().map(|path| Word::State(path.into())));
     said.extend(line.cache_dir.iter().map(|path| Word::State(path.into())));
-    said.extend(line.pidfile.iter().map(|path| Word::Own(path.into())));
+    if let Some(path) = &line.pidfile {
+        said.extend([Word::Own(path.into()), Word::Own(background::new_name(path).into())]);
+    }
     for setting in &line.settings {
         if let Setting::Blockdev(options, _)
         | Setting::Object(options, _)
