@@ -189,6 +189,9 @@ fn end(outcome: Outcome, program: &str) -> ExitCode {
             if let Some(message) = &failure.message {
                 eprintln!("{program}: {}", output::line(message));
             }
+            if let Some(hint) = &failure.hint {
+                eprintln!("{}", output::line(hint));
+            }
             ExitCode::from(failure.code)
         }
     }

@@ -167,8 +167,7 @@ async fn set_up(
     for setting in settings {
         let done = apply(commands, chardevs, setting, confined).await;
         done.map_err(|Refusal { desc, hint, .. }| {
-            let hint = hint.map_or_else(String::new, |hint| format!("\n{hint}"));
-            Failure::new(format!("{}: {desc}{hint}", setting.shown()))
+            Failure::new(format!("{}: {desc}", setting.shown())).with_hint(hint)
         })?;
     }
     commands.start().await;

@@ -29,22 +29,29 @@ pub struct Failure {
     pub code: u8,
     /// One line for people.
     pub message: Option<String>,
+    /// Another line: what may be the reason.
+    pub hint: Option<String>,
 }
 
 impl Failure {
     /// The general failure with this message.
     pub fn new(message: impl fmt::Display) -> Self {
-        Self { code: code::FAILED, message: Some(message.to_string()) }
+        Self { code: code::FAILED, message: Some(message.to_string()), hint: None }
     }
 
     /// A wrong command line.
     pub fn usage(message: impl fmt::Display) -> Self {
-        Self { code: code::USAGE, message: Some(message.to_string()) }
+        Self { code: code::USAGE, message: Some(message.to_string()), hint: None }
     }
 
     /// Ends with `code`, all being said.
     pub fn silent(code: u8) -> Self {
-        Self { code, message: None }
+        Self { code, message: None, hint: None }
+    }
+
+    /// The same with a hint, if there is one.
+    pub fn with_hint(self, hint: Option<String>) -> Self {
+        Self { hint, ..self }
     }
 }
 

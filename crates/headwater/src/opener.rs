@@ -282,7 +282,7 @@ impl ProtocolOpener for Opener {
 /// Why a check ended: what can't be checked has a code of its own.
 fn cannot_be_checked(err: Error) -> Failure {
     match err.kind() {
-        ErrorKind::Unsupported => Failure { code: code::UNSUPPORTED, message: Some(err.to_string()) },
+        ErrorKind::Unsupported => Failure { code: code::UNSUPPORTED, ..Failure::new(err) },
         _ => err.into(),
     }
 }

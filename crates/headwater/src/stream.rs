@@ -123,12 +123,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 fn not_closed(args: &StreamArgs) -> Failure {
     let disk = args.disk.display();
-    Failure {
-        code: code::INTERRUPTED,
-        message: Some(format!(
-            "{disk}: interrupted again, so it was not closed in order; it is consistent all the same"
-        )),
-    }
+    let message =
+        format!("{disk}: interrupted again, so it was not closed in order; it is consistent all the same");
+    Failure { code: code::INTERRUPTED, ..Failure::new(message) }
 }
 
 /// What the disk is now.

@@ -387,7 +387,6 @@ def stream_down_to_it(case):
     case.transcript.mask("offset", "len", "current-progress", "total-progress", "busy")
     chain, qmp = start(case, ("base", "low", "mid", "high", "top"), top_node="low", base_node="base", filter_node_name="filter", speed=SLOW)
     idle(qmp)
-    qmp.refuse("block-stream", job_id="stream", device="high", base_node="low")
     qmp.run("block-stream", job_id="stream", device="high", base_node="filter")
     finish(qmp, "stream")
     let_go(qmp)

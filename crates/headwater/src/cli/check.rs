@@ -93,7 +93,7 @@ pub fn run(args: CheckArgs) -> Outcome {
     })?;
     let Some(report) = checked else {
         let message = format!("{name}: a raw image has no structure that could be checked");
-        return Err(Failure { code: code::UNSUPPORTED, message: Some(message) });
+        return Err(Failure { code: code::UNSUPPORTED, ..Failure::new(message) });
     };
     if args.json {
         output::print_json(&Report {

@@ -1,6 +1,6 @@
 //! `headwater jobs SOCKET`: the jobs of a running daemon, for people: list them, start, pause, limit, cancel and watch them, without typing JSON.
 
-use crate::failure::{Failure, Outcome, code};
+use crate::failure::{Failure, Outcome};
 use crate::output;
 use crate::size::{human, parse_size};
 use clap::{Args, Subcommand};
@@ -290,7 +290,7 @@ impl Daemon {
             }
             if let Some(error) = answer.get("error") {
                 let desc = error.get("desc").and_then(Value::as_str).unwrap_or_default();
-                return Err(Failure { code: code::FAILED, message: Some(format!("{}: {desc}", self.shown)) });
+                return Err(Failure::new(format!("{}: {desc}", self.shown)));
             }
         }
     }

@@ -31,6 +31,8 @@ pub(super) async fn open(
         "blkverify" => "test",
         _ => "file",
     };
+    // Those whose child isn't called "file" stand before it, as where QEMU lists nodes.
+    let place = (key != "file").then(|| graph.nodes().len());
     let child = graph.need_child(settings, key, Role::Filtered, level).await?;
     if child.is_read_only() && driver == "copy-on-read" {
         return Err(generic("Block node is read-only"));
@@ -44,7 +46,7 @@ pub(super) async fn open(
     let filename = child.filename();
     let link = filter_link(key, Role::Filtered, child.clone());
     let edge = edge_of(&link)?;
-    let built = |top: Rc<dyn Node>, links| Built::new(top, links, filename.clone());
+    let built = |top: Rc<dyn Node>, links| Built { place, ..Built::new(top, links, filename.clone()) };
     match driver {
         "throttle" => {
             let name = settings.options.text("throttle-group").unwrap_or_default().to_owned();

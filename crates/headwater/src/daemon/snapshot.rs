@@ -4,6 +4,7 @@
 
 use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Options, Read};
+use super::graph::rights::Doing;
 use super::graph::{Graph, GraphNode, Role};
 use super::new_image;
 use headwater_block::node::BackingLink;
@@ -166,7 +167,8 @@ fn check(graph: &Graph, node: &Rc<GraphNode>, overlay: &Rc<GraphNode>) -> Result
     if overlay.driver != "qcow2" {
         return Err(generic("The overlay does not support backing images"));
     }
-    if graph.is_used(overlay) {
+    // A job may write to it, which doesn't mind what is below.
+    if graph.together(overlay).does.has(Doing::READ) || !graph.parents(overlay).is_empty() {
         return Err(generic("The overlay is already in use"));
     }
     if Rc::ptr_eq(node, overlay) || Graph::is_in_chain(node, overlay) {
