@@ -320,6 +320,7 @@ impl Commands {
             }
             "blockdev-set-active" => self.set_active(args).await,
             "blockdev-create" => jobs::create::start(&self.graph, &self.jobs, args).await,
+            "x-blockdev-amend" => jobs::amend::start(&self.graph, &self.jobs, args).await,
             "blockdev-snapshot" | "blockdev-snapshot-sync" => snapshot::single(&self.graph, name, args).await,
             "blockdev-snapshot-internal-sync" => {
                 internal_snapshot::take(&self.graph, args).await.map(|_taken| ())

@@ -33,6 +33,10 @@ pub(super) async fn open(
     };
     // Those whose child isn't called "file" stand before it, as where QEMU lists nodes.
     let place = (key != "file").then(|| graph.nodes().len());
+    let compared = match driver {
+        "blkverify" => Some(graph.need_child(settings, "raw", Role::Compared, level).await?),
+        _ => None,
+    };
     let child = graph.need_child(settings, key, Role::Filtered, level).await?;
     if child.is_read_only() && driver == "copy-on-read" {
         return Err(generic("Block node is read-only"));
@@ -92,7 +96,7 @@ pub(super) async fn open(
             Ok(built(node, vec![link]))
         }
         _ => {
-            let raw = graph.need_child(settings, "raw", Role::Compared, level).await?;
+            let raw = compared.ok_or_else(|| generic("blkverify needs 'raw'"))?;
             let compared = filter_link("raw", Role::Compared, raw);
             let node = BlkverifyNode::new(edge, edge_of(&compared)?).map_err(|err| of_error(&err))?;
             Ok(built(node, vec![link, compared]))

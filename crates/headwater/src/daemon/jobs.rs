@@ -3,10 +3,12 @@
 //! The work is done by `headwater_job`; here a job gets an id, its hold on the graph, and a voice. Its events leave in the order in which the job
 //! had them. What it held in the graph is given back before its end is told, so that whoever hears of it finds the nodes free.
 //!
-//! - `hold`: what a job holds in the graph. [`stream`], [`commit`], [`mirror`], [`backup`]: how each kind starts, and what it changes in the graph when its work is done. [`create`]: the odd one, which makes a file.
+//! - `hold`: what a job holds in the graph. [`stream`], [`commit`], [`mirror`], [`backup`]: how each kind starts, and what it changes in the graph when its work is done. [`create`]: the odd one, which makes a file. [`amend`]: one that
+//!   has nothing to do.
 //! - [`drive`]: backups and mirrors into files that they make themselves.
 //! - [`durable`]: jobs that go on when the daemon is started again.
 
+pub(super) mod amend;
 pub(super) mod backup;
 pub(super) mod commit;
 pub(super) mod create;

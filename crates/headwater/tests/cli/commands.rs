@@ -12,12 +12,15 @@ fn created_images_are_what_qemu_img_would_have_made() {
     let scratch = Scratch::new();
     let base = scratch.path("base.raw");
     make_raw(&base, 3 * MIB, 1);
-    let cases: [(&str, &[&str], &str); 7] = [
+    let cases: [(&str, &[&str], &str); 10] = [
         ("plain", &[], "1.5G"),
         ("v2", &["-o", "compat=0.10"], "10M"),
         ("small clusters", &["-o", "cluster_size=4K,refcount_bits=1"], "100M"),
         ("subclusters", &["-o", "extended_l2=on,cluster_size=128k"], "64K"),
         ("large", &["-o", "compression_type=zstd,cluster_size=2M"], "1T"),
+        ("allocated", &["-o", "preallocation=falloc,cluster_size=4K"], "5M"),
+        ("written", &["-o", "preallocation=full,compat=0.10"], "5M"),
+        ("lazy", &["-o", "preallocation=metadata,lazy_refcounts=on"], "5G"),
         ("overlay", &["-b", "base.raw", "-F", "raw"], ""),
         ("grown overlay", &["-b", "base.raw", "-F", "raw"], "20M"),
     ];
@@ -49,6 +52,36 @@ fn created_images_are_what_qemu_img_would_have_made() {
     headwater(&["create", "-f", "raw", &raw, "2G"]).code(0);
     assert_eq!(std::fs::metadata(&raw).unwrap().len(), 2 << 30);
     assert!(allocated(&raw) < MIB);
+}
+
+#[test]
+fn a_new_disk_has_the_space_that_was_asked_for() {
+    use std::os::unix::fs::MetadataExt;
+    let scratch = Scratch::new();
+    for (format, mode, holds) in [
+        ("qcow2", "falloc", true),
+        ("qcow2", "full", true),
+        ("qcow2", "metadata", false),
+        ("raw", "falloc", true),
+        ("raw", "full", true),
+        ("raw", "off", false),
+    ] {
+        let path = scratch.path(&format!("{mode}.{format}"));
+        headwater(&["create", "-f", format, "-o", &format!("preallocation={mode}"), &path, "6M"]).code(0);
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert!(metadata.len() >= 6 * MIB, "{mode}.{format}: {} bytes", metadata.len());
+        assert_eq!(
+            metadata.blocks() * 512 >= 6 * MIB,
+            holds,
+            "{mode}.{format}: {} blocks",
+            metadata.blocks()
+        );
+    }
+    let (image, data) = (scratch.path("meta.qcow2"), scratch.path("disk.raw"));
+    make_raw(&data, 2 * MIB, 3);
+    headwater(&["create", "-o", "data_file=disk.raw,data_file_raw=on", &image, "2M"]).code(0);
+    assert_sound(&image);
+    tool("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "raw", &image, &data]);
 }
 
 #[test]

@@ -104,9 +104,9 @@ fn threshold(node: &GraphNode) -> u64 {
     }
 }
 
-/// How many images lie below.
+/// How many nodes lie below in the chain; filters count as well.
 fn depth(node: &Rc<GraphNode>) -> usize {
-    node.chain().filter(|n| !n.is_filter()).count().saturating_sub(1)
+    node.chain().count().saturating_sub(1)
 }
 
 /// What there is to tell of a node as an image.
@@ -151,7 +151,7 @@ fn image(names: &Names<'_>, node: &Rc<GraphNode>, flat: bool) -> Value {
         fields.insert("format-specific".into(), json!({"type": "file", "data": {}}));
     }
     if let Some(below) = node.below().filter(|_| !flat) {
-        fields.insert("backing-image".into(), self::image(names, &below.skip_filters(), false));
+        fields.insert("backing-image".into(), self::image(names, &below, false));
     }
     told
 }
@@ -198,6 +198,10 @@ fn actual_size(node: &Rc<GraphNode>) -> Option<u64> {
         }
         if at.inside.borrow().file.is_some() {
             return std::fs::metadata(at.filename()).ok().map(|metadata| metadata.blocks() * 512);
+        }
+        // QEMU, which has these two for protocols, tells nothing of them.
+        if matches!(at.driver, "blkdebug" | "blkverify") {
+            return None;
         }
         let roles = [Role::File, Role::Filtered, Role::Shadow, Role::Moment];
         let below = roles.into_iter().find_map(|role| at.child(role))?;
