@@ -58,6 +58,7 @@ pub struct BackupOptions {
 /// With the job, the point in time ends as well.
 pub fn backup(point: Rc<PointInTime>, options: BackupOptions) -> (JobHandle, impl Future<Output = Outcome>) {
     let control = Control::new(options.speed, options.on_error);
+    control.set_patience(options.patience);
     if let Some(group) = &options.group {
         group.join(&control, options.wait_for_finalize);
     }
@@ -91,7 +92,7 @@ async fn work(point: &Rc<PointInTime>, options: BackupOptions, control: &Rc<Cont
     };
     let bounds = options.most.map_or(bounds, |most| bounds.with_copies_up_to(most));
     let mut engine =
-        Engine::new(Rc::new(Rest(point.clone())), control, bounds).with_patience(options.patience);
+        Engine::new(Rc::new(Rest(point.clone())), control, bounds);
     if let Pass { failed: Some(error), .. } = engine.pass().await? {
         return Err(Stopped::Failed(error));
     }

@@ -47,6 +47,7 @@ pub fn commit(
     options: CommitOptions,
 ) -> (JobHandle, impl Future<Output = Outcome>) {
     let control = Control::new(options.speed, options.on_error);
+    control.set_patience(options.patience);
     let handle = JobHandle::new(control.clone());
     let run = async move {
         let dismiss = options.wait_for_dismiss;
@@ -64,8 +65,7 @@ async fn work(
     let bounds = prepare(&top, &base).await.map_err(Stopped::Failed)?;
     let above = Some(base.top());
     let transfer = Transfer { source: Source::Still(top), above, target: base.clone() };
-    let mut engine = Engine::new(Rc::new(transfer), control, options.bounds.unwrap_or(bounds))
-        .with_patience(options.patience);
+    let mut engine = Engine::new(Rc::new(transfer), control, options.bounds.unwrap_or(bounds));
     if let Pass { failed: Some(error), .. } = engine.pass().await? {
         return Err(Stopped::Failed(error));
     }

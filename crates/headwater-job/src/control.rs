@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
 use crate::waiting::{Wait, Waiting};
 use headwater_block::copy_up::{Failed, Operation};
-use headwater_block::{Error, ErrorKind, RateLimiter, Share};
+use headwater_block::{Error, ErrorKind, Patience, RateLimiter, Share};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -115,6 +115,8 @@ pub(crate) struct Control {
     /// Of a limit for several jobs.
     share: RefCell<Option<Rc<Share>>>,
     guest_latency: Cell<GuestLatencyGoal>,
+    /// For how long a source that can't be reached is waited for.
+    patience: Cell<Patience>,
     progress: Cell<Progress>,
     /// What the job has paused itself for.
     wait: RefCell<Option<Wait>>,
@@ -142,6 +144,7 @@ impl Control {
             limiter: RateLimiter::new(speed),
             share: RefCell::default(),
             guest_latency: Cell::default(),
+            patience: Cell::default(),
             progress: Cell::default(),
             wait: RefCell::default(),
             trouble: RefCell::default(),
@@ -175,6 +178,16 @@ impl Control {
     pub(crate) fn set_guest_latency(&self, goal: GuestLatencyGoal) {
         self.guest_latency.set(goal);
         self.changed();
+    }
+
+    /// For how long a source that can't be reached is waited for.
+    pub(crate) fn patience(&self) -> Patience {
+        self.patience.get()
+    }
+
+    /// Changes it. A wait that is under way learns of it the next time it tries the source.
+    pub(crate) fn set_patience(&self, patience: Patience) {
+        self.patience.set(patience);
     }
 
     pub(crate) fn limiter(&self) -> &Rc<RateLimiter> {

@@ -26,7 +26,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Copied, Failed, Operation};
-use headwater_block::{Abort, Error, ErrorKind, LocalFuture, Patience};
+use headwater_block::{Abort, Error, ErrorKind, LocalFuture};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -93,8 +93,6 @@ enum Happened {
 pub(crate) struct Engine {
     copier: Rc<dyn Copier>,
     control: Rc<Control>,
-    /// For how long a source that can't be reached is waited for.
-    patience: Patience,
     /// Whether there is room for copies.
     room: Option<Room>,
     unit: u64,
@@ -114,18 +112,12 @@ impl Engine {
             guests: GuestsFirst::new(copier.guests(), bounds.far),
             copier,
             control: control.clone(),
-            patience: Patience::None,
             room: None,
             window: Window::new(bounds),
             meter: RateMeter::default(),
             progress: Progress::default(),
             held: None,
         }
-    }
-
-    /// The same, but a source that can't be reached is waited for.
-    pub(crate) fn with_patience(self, patience: Patience) -> Self {
-        Self { patience, ..self }
     }
 
     /// The same, but copies leave some space free.

@@ -6,7 +6,7 @@ use crate::on_error::OnError;
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
 use crate::waiting::Wait;
-use headwater_block::{Error, Share};
+use headwater_block::{Error, Patience, Share};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -130,6 +130,21 @@ impl JobHandle {
     pub fn set_guest_latency(&self, goal: GuestLatencyGoal) -> Result<(), Illegal> {
         Verb::SetSpeed.check(self.0.status())?;
         self.0.set_guest_latency(goal);
+        Ok(())
+    }
+
+    /// For how long it waits for a source that can't be reached.
+    pub fn patience(&self) -> Patience {
+        self.0.patience()
+    }
+
+    /// Changes for how long it waits for a source that can't be reached; also while it waits, from the next time on that it tries the source.
+    ///
+    /// # Errors
+    /// If the job is over.
+    pub fn set_patience(&self, patience: Patience) -> Result<(), Illegal> {
+        Verb::SetSpeed.check(self.0.status())?;
+        self.0.set_patience(patience);
         Ok(())
     }
 

@@ -119,6 +119,7 @@ fn start(
     options: MirrorOptions,
 ) -> (JobHandle, impl Future<Output = Outcome>) {
     let control = Control::new(options.speed, options.on_error);
+    control.set_patience(options.patience);
     let handle = JobHandle::new(control.clone());
     let run = async move {
         let dismiss = options.wait_for_dismiss;
@@ -159,8 +160,7 @@ async fn work(
         })
     });
     let mut mirror = Mirror {
-        engine: Engine::new(Rc::new(transfer), control, options.bounds.unwrap_or(bounds))
-            .with_patience(options.patience),
+        engine: Engine::new(Rc::new(transfer), control, options.bounds.unwrap_or(bounds)),
         control: control.clone(),
         map,
         target,

@@ -12,7 +12,7 @@ use crate::waiting::{Wait, Waiting};
 use futures_util::future::select;
 use headwater_block::chain::Missing;
 use headwater_block::copy_up::{Failed, Operation};
-use headwater_block::{Abort, Backoff, Error, ErrorKind, Patience};
+use headwater_block::{Abort, Backoff, Error, ErrorKind};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -28,10 +28,10 @@ pub(crate) enum Ended {
 }
 
 /// True if a failure is one to wait out, by a job that may pause now.
-pub(crate) fn is_outage(failed: &Failed, patience: Patience, control: &Control) -> bool {
+pub(crate) fn is_outage(failed: &Failed, control: &Control) -> bool {
     failed.operation == Operation::Read
         && failed.error.kind().may_pass()
-        && patience.lasts(Duration::ZERO)
+        && control.patience().lasts(Duration::ZERO)
         && Verb::Pause.check(control.status()).is_ok()
 }
 
@@ -39,12 +39,11 @@ pub(crate) fn is_outage(failed: &Failed, patience: Patience, control: &Control) 
 pub(crate) async fn wait_out(
     copier: &Rc<dyn Copier>,
     control: &Control,
-    patience: Patience,
     trouble: &Trouble,
 ) -> Ended {
     let since = copier.clock().now();
     let wait = Wait { what: Waiting::Source, error: trouble.failed.error.clone(), since };
-    let over = |abort: Rc<Abort>| async move { probe(copier, patience, since, &trouble.at, abort).await };
+    let over = |abort: Rc<Abort>| async move { probe(copier, control, since, &trouble.at, abort).await };
     match control.pause_itself(wait, over).await {
         Some(Err(error)) => Ended::Failed(Operation::Read.failed(error)),
         Some(Ok(())) | None => Ended::Again,
@@ -57,7 +56,7 @@ pub(crate) async fn wait_out(
 /// The last one when patience is at its end, or one that doesn't pass.
 async fn probe(
     copier: &Rc<dyn Copier>,
-    patience: Patience,
+    control: &Control,
     since: Duration,
     at: &At,
     abort: Rc<Abort>,
@@ -68,7 +67,7 @@ async fn probe(
         let now = clock.now();
         let pause = backoff.pause();
         // The last attempt is made when patience ends, not before.
-        let pause = patience.rest(now.saturating_sub(since)).map_or(pause, |rest| rest.min(pause));
+        let pause = control.patience().rest(now.saturating_sub(since)).map_or(pause, |rest| rest.min(pause));
         abort.guard(select(clock.sleep_until(now + pause), copier.clone().source_back())).await?;
         let tried = match at {
             At::Copy(run) => {
@@ -84,7 +83,7 @@ async fn probe(
         match tried {
             Err(error) if error.kind() == ErrorKind::Cancelled && abort.is_aborted() => return Err(error),
             Err(error) if error.kind().may_pass() => {
-                if !patience.lasts(clock.now().saturating_sub(since)) {
+                if !control.patience().lasts(clock.now().saturating_sub(since)) {
                     return Err(error);
                 }
                 tracing::debug!(%error, attempts = backoff.attempts(), "the source is still out of reach");

@@ -100,6 +100,7 @@ pub struct StreamOptions {
 pub fn stream(disk: Rc<Disk>, options: StreamOptions) -> (JobHandle, impl Future<Output = Outcome>) {
     let control = Control::new(options.speed, options.on_error);
     control.set_guest_latency(options.guest_latency);
+    control.set_patience(options.patience);
     let handle = JobHandle::new(control.clone());
     let run = async move {
         let dismiss = options.wait_for_dismiss;
@@ -125,7 +126,6 @@ async fn work(disk: Rc<Disk>, options: StreamOptions, control: &Rc<Control>) -> 
     // What guests fetch need not be fetched again. What the job switched on ends with it.
     from_below.keep_reads(true);
     let mut engine = Engine::new(from_below.clone(), control, bounds)
-        .with_patience(options.patience)
         .with_space(options.space);
     if let Some(trace) = &options.boot_trace {
         let order = BootOrder::new(trace, from_below.clone(), disk.clone(), base.clone(), detect_zeroes);

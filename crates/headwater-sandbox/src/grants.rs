@@ -4,13 +4,14 @@
 //! |---|---|
 //! | an image, a raw disk | opening and making it, reading its directory's entries (to make a new name durable), and of an image once the broker has read its header what that names |
 //! | a file or socket | opening, making, connecting, listening there |
+//! | a file that is replaced | making and removing `.NAME.NUMBER.new` beside it, and giving that its name |
 //! | a file of credentials | reading it, if it is a regular file |
 //! | a directory of files to read (certificates) | reading regular files directly in it |
 //! | a directory for state | everything in it |
 //! | a file to be mounted over | mounting FUSE there, opening its device, unmounting |
 //! | what images may name (`--allow-backing`) | opening what is there: it, or regular files below it |
 //!
-//! Removed is only what the data plane made, and sockets. Names are compared as they are written, made absolute: who names a symbolic link
+//! Removed is only what the data plane made, what it makes to replace a file, and sockets. Names are compared as they are written, made absolute: who names a symbolic link
 //! means what it leads to. What an image names was resolved when it was admitted, so that no link may be on its way any more.
 //!
 //! Besides, there are the few files of the system that everybody may read, which looking up a host or a certificate takes ([`is_of_system`]).
@@ -37,6 +38,8 @@ pub enum Word {
     File(PathBuf),
     /// A file that is read and never changed.
     Readable(PathBuf),
+    /// A file that another takes the place of, which is made beside it under a name of its own ([`new_name`]).
+    Replaced(PathBuf),
     /// A file that the data plane keeps for as long as it runs, and removes.
     Own(PathBuf),
     /// What a header is to say of the image's backing file: read from the image's directory, if it is relative.
@@ -85,6 +88,7 @@ pub struct Grants {
     /// What headers named, resolved.
     found: HashMap<PathBuf, bool>,
     readable: HashSet<PathBuf>,
+    replaced: HashSet<PathBuf>,
     backing: HashSet<PathBuf>,
     mount_points: HashSet<PathBuf>,
     directories: HashSet<PathBuf>,
@@ -108,6 +112,7 @@ impl Grants {
             images: HashMap::new(),
             found: HashMap::new(),
             readable: HashSet::new(),
+            replaced: HashSet::new(),
             backing: HashSet::new(),
             mount_points: HashSet::new(),
             directories: HashSet::new(),
@@ -129,6 +134,7 @@ impl Grants {
                 self.files.insert(self.absolute(&path));
             }
             Word::Readable(path) => drop(self.readable.insert(self.absolute(&path))),
+            Word::Replaced(path) => drop(self.replaced.insert(self.absolute(&path))),
             Word::Own(path) => {
                 let path = self.absolute(&path);
                 self.own.insert(path.clone());
@@ -183,6 +189,9 @@ impl Grants {
         if self.files.contains(&path) || (path == Path::new(NOTHING) && !makes) {
             return grant(path, true, false, false);
         }
+        if self.is_replacement(&path) {
+            return grant(path, true, true, false);
+        }
         if path == Path::new(FUSE) && !makes && !self.mount_points.is_empty() {
             return grant(path, false, false, false);
         }
@@ -221,6 +230,9 @@ impl Grants {
         if let Some(inside) = self.in_state(path) {
             return Ok(inside);
         }
+        if self.is_replacement(path) {
+            return Ok(path.to_owned());
+        }
         let named = self.images.contains_key(path) || self.files.contains(path);
         let socket = || path.symlink_metadata().is_ok_and(|metadata| metadata.file_type().is_socket());
         if named && (self.made.contains(path) || socket()) { Ok(path.to_owned()) } else { Err(Errno::ACCESS) }
@@ -228,10 +240,16 @@ impl Grants {
 
     /// Whether `from` may become `to`, and where they are. Errors: `ACCESS`.
     pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<(PathBuf, PathBuf), Errno> {
-        if self.own.contains(from) && self.own.contains(to) {
+        let own = self.own.contains(from) && self.own.contains(to);
+        if own || self.replaced.contains(to) && is_new_name(from, to) {
             return Ok((from.to_owned(), to.to_owned()));
         }
         self.in_state(from).zip(self.in_state(to)).ok_or(Errno::ACCESS)
+    }
+
+    /// True for the name under which what takes the place of a file is made.
+    fn is_replacement(&self, path: &Path) -> bool {
+        self.replaced.iter().any(|to| is_new_name(path, to))
     }
 
     /// Whether a connection to `address` may be made. Errors: `ACCESS`.
@@ -305,6 +323,23 @@ impl Grants {
                 .any(|directory| std::fs::canonicalize(directory.join(name)).is_ok_and(|real| real == path))
         })
     }
+}
+
+/// The name beside `path` under which what is to replace it is made; `number` tells apart those who do it at the same time. None if `path` has no name.
+pub fn new_name(path: &Path, number: u32) -> Option<PathBuf> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name()?);
+    name.push(format!(".{number}.new"));
+    Some(path.with_file_name(name))
+}
+
+/// True if `from` is a [`new_name`] of `to`.
+fn is_new_name(from: &Path, to: &Path) -> bool {
+    let number = || {
+        let name = from.file_name()?.to_str()?.strip_suffix(".new")?;
+        name.rsplit_once('.')?.1.parse().ok()
+    };
+    number().is_some_and(|number| new_name(to, number).is_some_and(|name| name == from))
 }
 
 /// Services of this machine that the C library asks for the addresses of hosts.

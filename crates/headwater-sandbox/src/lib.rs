@@ -32,6 +32,6 @@ mod sys;
 
 pub use broker::Names;
 pub use confine::confine;
-pub use grants::{Grants, Named, Word};
+pub use grants::{Grants, Named, Word, new_name};
 pub use packet::{receive_packet, send_packet};
 pub use split::{Broker, DataPlane, Side, Unavailable, split};

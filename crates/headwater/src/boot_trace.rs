@@ -94,10 +94,9 @@ async fn write(recorder: &BootRecorder, path: &Path) -> Outcome {
 }
 
 fn temporary(path: &Path) -> Outcome<PathBuf> {
-    let Some(name) = path.file_name() else {
-        return Err(Failure::new(format!("{} is no name for a boot trace", path.display())));
-    };
-    Ok(path.with_file_name(format!(".{}.{}.new", name.to_string_lossy(), std::process::id())))
+    // The name by which a sandbox knows it.
+    let name = headwater_sandbox::new_name(path, std::process::id());
+    name.ok_or_else(|| Failure::new(format!("{} is no name for a boot trace", path.display())))
 }
 
 fn cannot_write(path: &Path, err: &std::io::Error) -> Failure {

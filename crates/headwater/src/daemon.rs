@@ -10,6 +10,7 @@
 //! Everything runs on one thread, commands and data. A command may wait for I/O, and requests of clients go on meanwhile.
 
 mod background;
+mod boot_traces;
 mod chardev;
 mod commands;
 mod events;

@@ -58,7 +58,7 @@ impl Run<'_> {
             self.keep(at, false);
             return None;
         }
-        if outage::is_outage(&failed, self.engine.patience, &self.engine.control) {
+        if outage::is_outage(&failed, &self.engine.control) {
             self.trouble = Some(Trouble { failed, at });
             return None;
         }
@@ -95,8 +95,8 @@ impl Run<'_> {
         self.withdraw().await;
         self.engine.let_go();
         let trouble = self.trouble.as_ref()?;
-        let Engine { copier, control, patience, .. } = &*self.engine;
-        let ended = outage::wait_out(copier, control, *patience, trouble).await;
+        let Engine { copier, control, .. } = &*self.engine;
+        let ended = outage::wait_out(copier, control, trouble).await;
         let Trouble { at, .. } = self.trouble.take()?;
         self.engine.window.restart();
         self.engine.meter.restart(self.engine.copier.clock().now());

@@ -1,7 +1,7 @@
 //! Every command, event and type that we have is as QEMU has it: names, order, types, optionality, features.
 //!
 //! Only an enum that selects a union's branch may lack values, which stand for what isn't offered, or have one of [`OURS`]. Commands of our own have their own
-//! names ([`is_our_command`]).
+//! names ([`is_our_command`]), and so have members of ours ([`is_our_member`]).
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,6 +20,11 @@ pub(crate) fn is_ours(value: &Value) -> bool {
 /// True of a command that QEMU doesn't have.
 pub(crate) fn is_our_command(name: &str) -> bool {
     name.starts_with("headwater-")
+}
+
+/// True of a member that QEMU's type or command doesn't have.
+pub(crate) fn is_our_member(member: &Value) -> bool {
+    member["name"].as_str().is_some_and(|name| name.starts_with("x-headwater-"))
 }
 
 struct Comparison<'a> {
@@ -111,8 +116,9 @@ impl<'a> Comparison<'a> {
     }
 
     fn members(&mut self, path: &str, ours: &'a [Value], theirs: &'a [Value], named_by: &str) {
+        let ours: Vec<_> = ours.iter().filter(|member| !is_our_member(member)).collect();
         self.equal(path, "number of members", ours.len(), theirs.len());
-        for (a, b) in ours.iter().zip(theirs) {
+        for (a, b) in ours.into_iter().zip(theirs) {
             let path = format!("{path}.{}", a[named_by]);
             for member in ["name", "default", "features"] {
                 self.equal(&path, member, a.get(member), b.get(member));

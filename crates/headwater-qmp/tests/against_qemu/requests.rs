@@ -10,7 +10,7 @@ use headwater_qmp::{Map, Value, schema};
 use serde_json::json;
 
 use crate::daemon::Daemon;
-use crate::introspection::{is_our_command, is_ours};
+use crate::introspection::{is_our_command, is_our_member, is_ours};
 
 const UNEXPECTED: &str = "unexpected-member";
 
@@ -60,7 +60,8 @@ impl<'a> Generator<'a> {
 
     /// The smallest right objects, one for each value of the tag, each with all its members.
     fn objects(&self, kind: &str) -> Vec<(Map<String, Value>, Vec<&'a Value>)> {
-        let common: Vec<_> = self.list(kind, "members").iter().collect();
+        let common: Vec<_> =
+            self.list(kind, "members").iter().filter(|member| !is_our_member(member)).collect();
         let variants = self.list(kind, "variants");
         if variants.is_empty() {
             return vec![(self.required(&common), common)];

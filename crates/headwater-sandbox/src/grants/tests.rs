@@ -55,6 +55,24 @@ fn nothing_is_granted_before_a_word_was_said() {
 }
 
 #[test]
+fn a_file_is_replaced_by_one_that_is_made_beside_it_and_by_no_other() {
+    let mut scene = Scene::new();
+    scene.grants.hear(Word::Replaced("other/trace".into()));
+    let at = |name: &str| scene.at(name);
+    let (trace, new, other) = (at("other/trace"), at("other/.trace.77.new"), at("other/secret"));
+    assert_eq!(new_name(&trace, 77).as_ref(), Some(&new));
+    assert!(scene.may("other/.trace.77.new", MAKE) && scene.may("other/.trace.1.new", WRITE));
+    for name in ["other/trace", "other/.trace.x.new", "other/.trace.new", ".trace.77.new", "other/.secret.77.new"] {
+        assert!(!scene.may(name, MAKE), "{name}");
+    }
+    assert_eq!(scene.grants.rename(&new, &trace), Ok((new.clone(), trace.clone())));
+    assert!(scene.grants.rename(&new, &other).is_err());
+    assert!(scene.grants.rename(&other, &trace).is_err());
+    assert!(scene.grants.rename(&trace, &new).is_err());
+    assert!(scene.grants.remove(&new).is_ok() && scene.grants.remove(&trace).is_err());
+}
+
+#[test]
 fn a_file_of_credentials_is_read_and_no_more() {
     let mut scene = Scene::new();
     scene.grants.hear(Word::Readable("certs/ca.pem".into()));

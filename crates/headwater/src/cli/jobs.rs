@@ -1,10 +1,11 @@
 //! `headwater jobs SOCKET`: the jobs of a running daemon, for people: list them, start, pause, limit, cancel and watch them, without typing JSON.
 
-use crate::failure::{Failure, Outcome};
+use super::reach::{parse_patience, show_patience};
+use crate::failure::{Failure, Outcome, code};
 use crate::output;
 use crate::size::{human, parse_size};
 use clap::{Args, Subcommand};
-use headwater_block::SharedLimiter;
+use headwater_block::{Patience, SharedLimiter};
 use headwater_job::GuestLatencyGoal;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
@@ -47,6 +48,32 @@ pub enum JobsCommand {
         /// Copy at most so many bytes a second (50M).
         #[arg(long, value_parser = parse_size, default_value = "0")]
         rate: u64,
+        /// Copy first what this boot trace names, in its order.
+        #[arg(long, value_name = "FILE")]
+        boot_trace: Option<PathBuf>,
+    },
+    /// Record in which order a node's guests read it for the first time, until it is told to end. The file is for --boot-trace.
+    RecordBootTrace {
+        /// The node.
+        node: String,
+        /// Where to; without it a recording ends, and what there is of it is written.
+        file: Option<PathBuf>,
+    },
+    /// Hold requests of a node's clients for so long when its source can't be reached, before they fail.
+    Hold {
+        /// The node: a disk, or a source, which counts for all disks over it that have no time of their own.
+        node: String,
+        /// A number of seconds, `forever`, or `default`: as the daemon's --hold says.
+        #[arg(value_parser = parse_hold)]
+        time: Hold,
+    },
+    /// Let a job wait for so long when its source can't be reached, before its on-error counts.
+    Wait {
+        /// The job.
+        id: String,
+        /// A number of seconds, or `forever`.
+        #[arg(value_parser = parse_patience)]
+        time: Patience,
     },
     /// Copy nothing until resumed.
     Pause {
@@ -115,6 +142,25 @@ pub enum JobsCommand {
     },
 }
 
+/// For how long requests are held: none is as the daemon's own option says.
+#[derive(Debug, Clone, Copy)]
+pub struct Hold(Option<Patience>);
+
+fn parse_hold(text: &str) -> Result<Hold, String> {
+    match text {
+        "default" => Ok(Hold(None)),
+        _ => parse_patience(text).map(|time| Hold(Some(time))),
+    }
+}
+
+/// Names are relative to here, and the daemon may run elsewhere.
+fn absolute(path: &Path) -> Outcome<String> {
+    let absolute = std::path::absolute(path);
+    let absolute = absolute.map_err(|err| Failure::new(format!("{}: {err}", path.display())))?;
+    let text = absolute.to_str().map(str::to_owned);
+    text.ok_or_else(|| Failure::new(format!("{}: QMP takes names in UTF-8 only", path.display())))
+}
+
 /// Does what the arguments say.
 ///
 /// # Errors
@@ -124,11 +170,14 @@ pub fn run(args: JobsArgs) -> Outcome {
     let verb = |daemon: &mut Daemon, verb: &str, id: &str| daemon.command(verb, json!({"id": id})).map(drop);
     match args.command.unwrap_or(JobsCommand::List { json: false }) {
         JobsCommand::List { json } => list(&mut daemon, json),
-        JobsCommand::Stream { node, id, base, rate } => {
+        JobsCommand::Stream { node, id, base, rate, boot_trace } => {
             let mut arguments =
                 json!({"job-id": id.as_ref().unwrap_or(&node), "device": node, "speed": rate});
             if let (Value::Object(arguments), Some(base)) = (&mut arguments, base) {
                 arguments.insert("base-node".into(), base.into());
+            }
+            if let (Value::Object(arguments), Some(file)) = (&mut arguments, boot_trace) {
+                arguments.insert("x-headwater-boot-trace".into(), absolute(&file)?.into());
             }
             daemon.command("block-stream", arguments).map(drop)
         }
@@ -149,6 +198,23 @@ pub fn run(args: JobsArgs) -> Outcome {
                 GuestLatencyGoal::Added(time) => json!({"id": id, "microseconds": time.as_micros() as u64}),
             };
             daemon.command("headwater-set-guest-latency", arguments).map(drop)
+        }
+        JobsCommand::RecordBootTrace { node, file } => {
+            let mut arguments = json!({"node-name": node});
+            if let (Value::Object(arguments), Some(file)) = (&mut arguments, file) {
+                arguments.insert("file".into(), absolute(&file)?.into());
+            }
+            daemon.command("headwater-record-boot-trace", arguments).map(drop)
+        }
+        JobsCommand::Hold { node, time: Hold(time) } => {
+            let mut arguments = json!({"node-name": node});
+            if let (Value::Object(arguments), Some(time)) = (&mut arguments, time) {
+                arguments.insert("hold".into(), show_patience(time).into());
+            }
+            daemon.command("headwater-set-hold", arguments).map(drop)
+        }
+        JobsCommand::Wait { id, time } => {
+            daemon.command("headwater-set-job-hold", json!({"id": id, "hold": show_patience(time)})).map(drop)
         }
         JobsCommand::Cancel { id } => verb(&mut daemon, "job-cancel", &id),
         JobsCommand::Complete { id } => verb(&mut daemon, "job-complete", &id),

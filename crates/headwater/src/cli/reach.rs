@@ -51,6 +51,15 @@ pub fn parse_patience(text: &str) -> Result<Patience, String> {
     }
 }
 
+/// As [`parse_patience`] reads it.
+pub fn show_patience(patience: Patience) -> String {
+    match patience {
+        Patience::None => "0".to_owned(),
+        Patience::For(time) => time.as_secs().to_string(),
+        Patience::Forever => "forever".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +72,9 @@ mod tests {
         assert_eq!(args(Some(7)).retry(&[Patience::None]), Duration::from_secs(7));
         assert_eq!(parse_patience("0"), Ok(Patience::None));
         assert_eq!(parse_patience("90"), Ok(Patience::For(Duration::from_secs(90))));
+        for text in ["0", "90", "forever"] {
+            assert_eq!(parse_patience(text).map(show_patience).as_deref(), Ok(text));
+        }
         assert!(parse_patience("-1").is_err() && parse_patience("never").is_err());
     }
 }

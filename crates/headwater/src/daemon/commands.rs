@@ -3,6 +3,7 @@
 //! Commands that change or read the graph take their [`Turn`], one at a time and in the order in which they came, whichever monitor they came
 //! from; so do jobs when they change the graph at their end. Verbs of jobs don't, because they may wait for a job that does.
 
+use super::boot_traces::Recordings;
 use super::chardev::Chardevs;
 use super::events::Events;
 use super::exports::Exports;
@@ -69,6 +70,7 @@ pub(super) struct Commands {
     life: watch::Sender<Life>,
     pub(super) monitors: RefCell<Vec<JoinHandle<()>>>,
     pub(super) chardevs: Chardevs,
+    pub(super) boot_traces: Recordings,
     durable: Option<Rc<Durable>>,
 }
 
@@ -90,6 +92,7 @@ impl Commands {
             life: watch::Sender::new(Life::Starting),
             monitors: RefCell::default(),
             chardevs: Chardevs::default(),
+            boot_traces: Recordings::default(),
             durable,
         })
     }
@@ -181,6 +184,7 @@ impl Commands {
     async fn wind_up(self: &Rc<Self>) {
         self.jobs.cancel_all().await;
         self.exports.close().await;
+        self.boot_traces.end_all().await;
     }
 
     /// Carries a command out.
@@ -313,7 +317,11 @@ impl Commands {
                 self.resume_jobs().await;
                 Ok(())
             }
-            "blockdev-del" => self.graph.remove(text("node-name")).await,
+            "blockdev-del" => {
+                self.graph.remove(text("node-name")).await?;
+                // It is gone, whatever becomes of the file.
+                self.boot_traces.end(text("node-name")).await
+            }
             "blockdev-reopen" => {
                 let all = args.get("options").and_then(Value::as_array).into_iter().flatten();
                 self.graph.reopen(all.filter_map(Value::as_object).cloned().collect()).await

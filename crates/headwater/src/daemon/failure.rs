@@ -1,5 +1,6 @@
 //! Why a command is refused, in QMP's terms.
 
+use crate::failure::Failure;
 use headwater_block::{Error, ErrorKind};
 pub(super) use headwater_qmp::QmpError as Refusal;
 
@@ -16,6 +17,11 @@ pub(super) fn no_device(desc: impl Into<String>) -> Refusal {
 /// A failure of the data path.
 pub(super) fn of_error(err: &Error) -> Refusal {
     generic(err.to_string())
+}
+
+/// A failure that people are told of.
+pub(super) fn of_failure(failure: Failure) -> Refusal {
+    generic(failure.message.unwrap_or_default())
 }
 
 /// A failure to open what people call `name`, in the words that scripts look for.

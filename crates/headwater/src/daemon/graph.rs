@@ -9,6 +9,7 @@
 //! - [`change`]: a node takes another's place, images are opened again, nodes go. `reopen`: as a user says.
 //! - `active`: nodes that are left to another process for a while.
 //! - `shares`: sources that several disks read from are asked once.
+//! - `holds`: for how long each node's clients wait for a source.
 //! - `for_jobs`: what jobs need of it. [`describe`]: what is told of a node; `names`: what it is called.
 //!
 //! Commands that change the graph are carried out one at a time (see `commands`), so that no lock is needed here: what is awaited in between is
@@ -19,6 +20,7 @@ pub(super) mod change;
 pub(super) mod describe;
 mod for_jobs;
 pub(super) mod header;
+pub(super) mod holds;
 pub(super) mod names;
 pub(super) mod open;
 mod reopen;

@@ -25,6 +25,7 @@ use super::commands::Turn;
 use super::events::Events;
 use super::failure::{Refusal, brief, generic, no_device};
 use super::graph::open::{Options, Read};
+use crate::cli::reach::parse_patience;
 use crate::durable::kept::Kept;
 use headwater_block::{LocalFuture, SharedLimiter, TokioClock};
 use headwater_job::{Action, Event, JobHandle, OnError, OnErrors, Operation, Outcome, Status};
@@ -175,7 +176,13 @@ impl Jobs {
             // It was so when the daemon ended. A job that doesn't exist yet can always be paused.
             let _ = job.handle.pause();
         }
-        let weight = job.kept.as_ref().and_then(|kept| kept.record().weight);
+        let recorded = job.kept.as_ref().map(|kept| kept.record());
+        let hold = recorded.as_ref().and_then(|record| record.hold.as_deref());
+        if let Some(Ok(patience)) = hold.map(parse_patience) {
+            // A job that doesn't exist yet isn't over.
+            let _ = job.handle.set_patience(patience);
+        }
+        let weight = recorded.and_then(|record| record.weight);
         job.handle.set_share(self.limit.join(weight.unwrap_or(SharedLimiter::DEFAULT_WEIGHT)));
         self.jobs.borrow_mut().push(job.clone());
         // It gets as far as it gets at once, so that what it tells of its beginning comes before the command's answer.

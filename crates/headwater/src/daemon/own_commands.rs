@@ -2,9 +2,10 @@
 
 use super::commands::Commands;
 use super::failure::{Refusal, generic};
-use super::graph::GraphNode;
+use super::graph::{GraphNode, holds};
 use super::graph::open::{Options, Read};
 use super::jobs::{Job, refused};
+use crate::cli::reach::show_patience;
 use headwater_block::SharedLimiter;
 use headwater_job::GuestLatencyGoal;
 use serde_json::{Value, json};
@@ -25,6 +26,12 @@ impl Commands {
             }
             "headwater-set-job-weight" => self.set_weight(args).await,
             "headwater-set-guest-latency" => self.set_guest_latency(args),
+            "headwater-set-job-hold" => self.set_job_hold(args).await,
+            "headwater-set-hold" => {
+                let _turn = self.turn.take().await;
+                self.graph.set_hold(args.text("node-name").unwrap_or_default(), args.text("hold"))
+            }
+            "headwater-record-boot-trace" => self.record_boot_trace(args).await,
             _ => return None,
         };
         Some(done.map(|()| json!({})))
@@ -34,7 +41,7 @@ impl Commands {
         json!({
             "job-limit": self.jobs.limit.rate(),
             "jobs": self.jobs.all().iter().map(|job| own_of_job(job)).collect::<Value>(),
-            "nodes": self.graph.nodes().iter().map(own_of_node).collect::<Value>(),
+            "nodes": self.graph.nodes().iter().map(|node| self.own_of_node(node)).collect::<Value>(),
         })
     }
 
@@ -61,6 +68,39 @@ impl Commands {
         };
         job.handle.set_guest_latency(goal).map_err(|illegal| refused(&job, &illegal))
     }
+
+    async fn set_job_hold(&self, args: &Options) -> Result<(), Refusal> {
+        let job = self.jobs.find(args.text("id").unwrap_or_default())?;
+        let patience = holds::parse("hold", args.text("hold").unwrap_or_default())?;
+        job.handle.set_patience(patience).map_err(|illegal| refused(&job, &illegal))?;
+        job.write_down("set-hold").await
+    }
+
+    async fn record_boot_trace(&self, args: &Options) -> Result<(), Refusal> {
+        let _turn = self.turn.take().await;
+        let node = self.graph.node(args.text("node-name").unwrap_or_default())?;
+        match args.text("file") {
+            Some(file) => self.boot_traces.start(&node, file).await,
+            None => self.boot_traces.end(&node.name).await,
+        }
+    }
+
+    fn own_of_node(&self, node: &Rc<GraphNode>) -> Value {
+        let stats = node.disk.stats();
+        let mut told = json!({
+            "node-name": node.name,
+            "held": stats.held.get(),
+            "held-in-all": stats.held_in_all.get(),
+            "longest-hold": stats.longest_hold.get().as_millis() as u64,
+            "retries": stats.retries.get(),
+            "outages": node.disk.outage().outages(),
+            "hold": show_patience(node.disk.options().patience),
+        });
+        if let (Value::Object(fields), Some(file)) = (&mut told, self.boot_traces.file(&node.name)) {
+            fields.insert("records-boot-trace".into(), file.into());
+        }
+        told
+    }
 }
 
 fn own_of_job(job: &Job) -> Value {
@@ -68,6 +108,7 @@ fn own_of_job(job: &Job) -> Value {
     let mut told = json!({
         "id": job.id,
         "weight": job.handle.weight(),
+        "hold": show_patience(job.handle.patience()),
         "rate": progress.rate,
         "zeroes": progress.zeroes,
         "space-needed": progress.needs,
@@ -83,16 +124,4 @@ fn own_of_job(job: &Job) -> Value {
         fields.insert("space-free".into(), free.into());
     }
     told
-}
-
-fn own_of_node(node: &Rc<GraphNode>) -> Value {
-    let stats = node.disk.stats();
-    json!({
-        "node-name": node.name,
-        "held": stats.held.get(),
-        "held-in-all": stats.held_in_all.get(),
-        "longest-hold": stats.longest_hold.get().as_millis() as u64,
-        "retries": stats.retries.get(),
-        "outages": node.disk.outage().outages(),
-    })
 }

@@ -1,5 +1,6 @@
 //! Nodes that are reached over a network, from options.
 
+use super::graph::holds;
 use super::failure::{Refusal, cannot_open, errno_text, generic};
 use super::graph::Settings;
 use super::graph::open::{Built, Options, Read};
@@ -166,7 +167,7 @@ pub(super) async fn open_http(objects: &Objects, settings: &mut Settings) -> Res
     settings.read_only = true;
     let url = options.text("url").unwrap_or_default();
     let mut http = HttpOptions::default();
-    if objects.patience().lasts(Duration::ZERO) {
+    if holds::own(&options)?.unwrap_or(objects.patience()).lasts(Duration::ZERO) {
         // Those above wait.
         http.retry = SHORT_RETRY;
     }

@@ -15,7 +15,7 @@
 //! }
 //! ```
 //!
-//! A `"weight"` is there if a user has set one. A file of another format or version, with a field too many or too few, is refused as a whole: half of a record
+//! A `"weight"` is there if a user has set one, a `"hold"` likewise, and a `"boot-trace"`, with its text, if the job was given one. A file of another format or version, with a field too many or too few, is refused as a whole: half of a record
 //! may lead to the wrong disk.
 
 use super::storage::Storage;
@@ -59,6 +59,12 @@ pub struct Record {
     /// Among the jobs of a daemon, if a user has set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// For how long it waits for its source, if a user has set it: as the option `--hold` says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<String>,
+    /// The text of the boot trace that says what is copied first. The file that it came from may be gone, or speak of another image by now.
+    #[serde(default, rename = "boot-trace", skip_serializing_if = "Option::is_none")]
+    pub boot_trace: Option<String>,
     /// What becomes of the backing link.
     pub link: LinkChange,
     /// The image whose link changes, first, and everything else that the job writes to.

@@ -18,8 +18,8 @@ const LOCK: &str = ".lock";
 /// How the names of files end that don't have their own yet.
 const UNFINISHED: &str = ".headwater-new";
 
-/// The largest file that is read, in bytes: no record is nearly as long.
-const MOST: u64 = 1 << 20;
+/// The largest file that is read, in bytes: a record with the longest boot trace is half as long.
+const MOST: u64 = 8 << 20;
 
 /// How often a lock is tried for, and the pause between: one that a killed process left behind is free soon.
 const ATTEMPTS: u32 = 10;

@@ -231,6 +231,8 @@ async fn describe(args: &StreamArgs, overlay: &Overlay, mirrors: Option<&Mirrors
         speed: args.copy.rate,
         paused: false,
         weight: None,
+        hold: None,
+        boot_trace: None,
         link: LinkChange {
             was: overlay.link.clone(),
             becomes: overlay.base.as_ref().map(|base| base.link.name.clone()),

@@ -9,7 +9,7 @@ use crate::daemon::failure::{Refusal, cannot_open, generic, of_error};
 use crate::daemon::{filters, fleecing};
 use crate::daemon::{object_sources, replicas, sources};
 use headwater_block::null::{NullDriver, NullNode, NullOptions};
-use headwater_block::{Disk, DiskOptions, Edge, LocalFuture, Node};
+use headwater_block::{Disk, Edge, LocalFuture, Node};
 use headwater_image::qcow2::{Children, Qcow2Node, Qcow2Options};
 use headwater_image::raw::{RawNode, RawOptions};
 use headwater_storage::file::{Cache, Demand, FileNode, FileOptions, Locking};
@@ -140,8 +140,7 @@ impl Graph {
                 options.text("driver").ok_or_else(|| generic("Parameter 'driver' is missing"))?.to_owned();
             let mut settings = settings(options, above);
             let built = graph.build(&name, &driver, &mut settings, above.level).await?;
-            let patience = graph.objects.patience();
-            let disk_options = DiskOptions { patience, ..disk_options(&settings, &built, above)? };
+            let disk_options = disk_options(&settings, &built, above)?;
             let node = Rc::new(GraphNode {
                 name,
                 driver: built.top_driver(&driver),

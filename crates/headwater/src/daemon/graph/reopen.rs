@@ -11,7 +11,7 @@ use self::options::{CHANGEABLE, child_keys, flat, is_reset_freely};
 use self::relink::Move;
 use super::open::{Inherited, Options, Read};
 use super::settings::{detect_zeroes, settings, unmaps};
-use super::{Graph, GraphNode, Role, Settings};
+use super::{Graph, GraphNode, Role, Settings, holds};
 use crate::daemon::failure::{Refusal, generic};
 use headwater_block::DiskOptions;
 use serde_json::Value;
@@ -47,6 +47,7 @@ impl Graph {
             self.check_read_only(entry, &entries)?;
         }
         self.carry_out(&entries, &moves).await?;
+        self.settle_holds();
         self.collect().await;
         Ok(())
     }
@@ -108,6 +109,7 @@ impl Graph {
             return Err(cannot("driver"));
         }
         detect_zeroes(options, unmaps(options, *unmap))?;
+        holds::own(options)?;
         let was = node.settings.borrow().clone();
         let (new, old) = (flat(node.driver, options), flat(node.driver, &was.options));
         if let Some(key) =

@@ -231,6 +231,7 @@ impl Graph {
     /// A conflict, or a file that another process uses.
     pub(in crate::daemon) async fn settle_rights(&self) -> Result<(), Refusal> {
         self.settle_shares();
+        self.settle_holds();
         self.check_rights()?;
         for node in self.nodes() {
             let Some(file) = node.inside.borrow().file.clone() else { continue };

@@ -1,7 +1,7 @@
 //! The options that all nodes have.
 
 use super::open::{Built, Inherited, Options, Read};
-use super::{Role, Settings};
+use super::{Role, Settings, holds};
 use crate::daemon::failure::{Refusal, generic};
 use headwater_block::{DetectZeroes, DiskOptions, Patience};
 
@@ -28,6 +28,7 @@ pub(super) fn disk_options(
 ) -> Result<DiskOptions, Refusal> {
     let unmap = unmaps(&settings.options, above.unmap);
     let detect_zeroes = detect_zeroes(&settings.options, unmap)?;
+    holds::own(&settings.options)?;
     if settings.force_share && !settings.read_only {
         return Err(generic("force-share=on can only be used with read-only images"));
     }

@@ -91,7 +91,8 @@ pub(in crate::daemon) async fn start(
         match &over {
             Some(over) if kept.is_none() => {
                 let becomes = Some(link_name(graph, over, &target, backing_file.as_deref()));
-                let work = Work { over: over.clone(), layers, target: Some(target.clone()), becomes };
+                let target = Some(target.clone());
+                let work = Work { over: over.clone(), layers, target, becomes, boot_trace: None };
                 jobs.keep("block-commit", args, &job, &work).await
             }
             _ => Ok(kept),

@@ -16,6 +16,7 @@
 //! the command line of the next daemon would have to know.
 
 use super::{Job, JobArgs, Jobs, commit, stream};
+use crate::cli::reach::show_patience;
 use crate::daemon::commands::Turn;
 use crate::daemon::failure::{Refusal, generic, of_error};
 use crate::daemon::graph::open::{Options, Read};
@@ -57,6 +58,8 @@ pub(super) struct Work {
     pub(super) target: Option<Rc<GraphNode>>,
     /// What `over` will call its backing in the end.
     pub(super) becomes: Option<String>,
+    /// The text of a boot trace that says what is copied first.
+    pub(super) boot_trace: Option<String>,
 }
 
 /// What became of the storage that a record speaks of.
@@ -125,6 +128,8 @@ impl Durable {
             speed: job.speed,
             paused: false,
             weight: None,
+            hold: None,
+            boot_trace: work.boot_trace.clone(),
             link: LinkChange { was, becomes: work.becomes.clone() },
             written,
             read,
@@ -249,6 +254,10 @@ impl Job {
         let Some(kept) = &self.kept else { return Ok(()) };
         let written = match verb {
             "set-speed" => kept.update(|record| record.speed = self.handle.speed()).await,
+            "set-hold" => {
+                let hold = show_patience(self.handle.patience());
+                kept.update(|record| record.hold = Some(hold)).await
+            }
             "set-weight" => kept.update(|record| record.weight = self.handle.weight()).await,
             "pause" => kept.update(|record| record.paused = true).await,
             "resume" => kept.update(|record| record.paused = false).await,

@@ -2,8 +2,9 @@
 
 use super::durable::Work;
 use super::{Hold, JobArgs, Jobs, Plan, on_error};
+use crate::boot_trace::load;
 use crate::daemon::commands::Turn;
-use crate::daemon::failure::{Refusal, generic};
+use crate::daemon::failure::{Refusal, generic, of_failure};
 use crate::daemon::graph::names::has_protocol;
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
@@ -11,8 +12,8 @@ use crate::daemon::graph::{Graph, GraphNode, Role, layer};
 use crate::durable::kept::Kept;
 use headwater_block::node::BackingLink;
 use headwater_block::{Error, ErrorKind};
-use headwater_job::{Base, Link, StreamOptions};
-use std::path::Path;
+use headwater_job::{Base, BootTrace, Link, StreamOptions};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// Starts a stream job as the arguments of `block-stream` say, for the first time or as it is recorded in `kept`.
@@ -50,6 +51,7 @@ pub(in crate::daemon) async fn start(
     let backing_file = args.text("backing-file").map(str::to_owned);
     let mask = args.flag("backing-mask-protocol").unwrap_or(false);
     let mut job = job_args(jobs, args)?;
+    let boot_trace = boot_trace(args, kept.as_deref()).await?;
 
     let mut hold = Hold::new(graph, "stream", &job.id);
     // What the last one stands on may be another node at the end.
@@ -87,6 +89,7 @@ pub(in crate::daemon) async fn start(
             becomes: end
                 .as_ref()
                 .map(|end| link_name(graph, &over, &end.skip_filters(), backing_file.as_deref())),
+            boot_trace: boot_trace.as_ref().map(BootTrace::to_string),
         };
         jobs.keep("block-stream", args, &job, &work).await
     }
@@ -126,6 +129,7 @@ pub(in crate::daemon) async fn start(
         wait_for_dismiss: !job.auto_dismiss,
         finish: Some(finish),
         space: graph.space_of(&over),
+        boot_trace,
         ..StreamOptions::default()
     };
     let (handle, work) = headwater_job::stream(over.disk.clone(), options);
@@ -145,6 +149,26 @@ pub(in crate::daemon) async fn start(
     tracing::trace!(target: crate::daemon::trace::TARGET, event = "stream_start", job = plan.args.id, node = over.name);
     jobs.start(plan).await;
     Ok(())
+}
+
+/// What is to be copied first: as it is recorded, or as the file says that the arguments name.
+///
+/// # Errors
+/// If it is no boot trace, or can't be read.
+async fn boot_trace(args: &Options, kept: Option<&Kept>) -> Result<Option<BootTrace>, Refusal> {
+    if let Some(kept) = kept {
+        let text = kept.record().boot_trace;
+        return text.map(|text| BootTrace::parse(&text)).transpose().map_err(|err| {
+            generic(format!("the boot trace in {} is damaged: {err}", kept.shown()))
+        });
+    }
+    let Some(path) = args.text("x-headwater-boot-trace").map(PathBuf::from) else { return Ok(None) };
+    let loaded = tokio::task::spawn_blocking(move || load(&path)).await;
+    match loaded {
+        Ok(Ok(trace)) => Ok(Some(trace)),
+        Ok(Err(failure)) => Err(of_failure(failure)),
+        Err(lost) => Err(generic(format!("a worker thread has ended: {lost}"))),
+    }
 }
 
 /// What is common to all commands that start a job.

@@ -90,6 +90,7 @@ fn walk_object(object: &Map<String, Value>, above: Above, words: &mut Vec<Word>)
     let driver = object.get("driver").and_then(Value::as_str);
     words.extend(driver.and_then(object_sources::service).into_iter().flat_map(of_service));
     words.extend(target(object).into_iter().flat_map(of_target));
+    words.extend(recorded_into(object).map(|file| Word::Replaced(file.into())));
     for (key, value) in object {
         match value {
             Value::String(text) => words.extend(of_text(key, text, above)),
@@ -108,6 +109,13 @@ fn target(object: &Map<String, Value>) -> Option<&str> {
     arguments?.get("target")?.as_str()
 }
 
+/// The file that a command records a boot trace into.
+fn recorded_into(object: &Map<String, Value>) -> Option<&str> {
+    let command = object.get("execute").or_else(|| object.get("exec-oob"))?;
+    (command == "headwater-record-boot-trace").then_some(())?;
+    object.get("arguments")?.get("file")?.as_str()
+}
+
 fn of_target(name: &str) -> Vec<Word> {
     match drive::location(name) {
         Location::Path(path) => vec![Word::Image(path)],
@@ -124,6 +132,7 @@ fn of_text(key: &str, text: &str, above: Above) -> Option<Word> {
         "filename" if above == Above::Raw => Some(Word::Raw(path)),
         "filename" | "snapshot-file" => Some(Word::Image(path)),
         "path" | "file" | "config" | "manifest" => Some(Word::File(path)),
+        "x-headwater-boot-trace" => Some(Word::Readable(path)),
         "backing-file" => Some(Word::Backing(path)),
         "dir" => Some(Word::Directory(path)),
         "mountpoint" => Some(Word::MountPoint(path)),
@@ -183,6 +192,16 @@ mod tests {
         };
         assert_eq!(action("drive-backup"), [Word::Image("copy".into())]);
         assert_eq!(action("blockdev-backup"), []);
+    }
+
+    #[test]
+    fn boot_traces_are_read_and_replaced() {
+        let stream = json!({"execute": "block-stream", "arguments": {"device": "disk", "x-headwater-boot-trace": "trace"}});
+        assert_eq!(of_value(&stream), [Word::Readable("trace".into())]);
+        let arguments = json!({"node-name": "disk", "file": "trace"});
+        let record = json!({"execute": "headwater-record-boot-trace", "arguments": arguments});
+        assert!(of_value(&record).contains(&Word::Replaced("trace".into())));
+        assert!(!of_value(&json!({"execute": "other", "arguments": arguments})).contains(&Word::Replaced("trace".into())));
     }
 
     #[test]

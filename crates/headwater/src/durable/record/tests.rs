@@ -14,6 +14,8 @@ fn record() -> Record {
         speed: 7,
         paused: true,
         weight: Some(300),
+        hold: Some("90".into()),
+        boot_trace: Some("headwater boot trace 1\n0 0 4096\n".into()),
         link: LinkChange { was: Some("base.raw".into()), becomes: None },
         written: vec![Storage { name: "d".into(), object: marks("inode", "1"), ..Storage::default() }],
         read: vec![Storage {
@@ -44,12 +46,18 @@ fn every_part_is_needed_and_nothing_else_is_taken() {
         let mut less = whole.clone();
         less.remove(key);
         let less = Value::Object(less).to_string();
-        if key == "weight" {
-            let without = Record::decode(less.as_bytes(), "x").expect("a weight need not have been set");
-            assert_eq!(without, Record { weight: None, ..record() });
-        } else {
-            assert_eq!(refused(&less).0, ErrorKind::Corrupt, "without {key}");
-        }
+        let without = match key.as_str() {
+            "weight" => Record { weight: None, ..record() },
+            "hold" => Record { hold: None, ..record() },
+            "boot-trace" => Record { boot_trace: None, ..record() },
+            _ => {
+                assert_eq!(refused(&less).0, ErrorKind::Corrupt, "without {key}");
+                continue;
+            }
+        };
+        assert_eq!(Record::decode(less.as_bytes(), "x").expect("it need not have been set"), without);
+    }
+    for key in whole.keys() {
         let mut other = whole.clone();
         other.insert(key.clone(), Value::Array(vec![Value::Null]));
         assert_eq!(refused(&Value::Object(other).to_string()).0, ErrorKind::Corrupt, "with another {key}");

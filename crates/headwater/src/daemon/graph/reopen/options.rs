@@ -1,12 +1,13 @@
 //! What a definition of a node may say when the node is opened again.
 
 use crate::daemon::failure::{Refusal, generic};
+use crate::daemon::graph::holds;
 use crate::daemon::graph::open::{Options, Read};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// What is looked at by itself: it may be new, or is compared otherwise than as an option.
-pub(super) const CHANGEABLE: [&str; 9] = [
+pub(super) const CHANGEABLE: [&str; 10] = [
     "driver",
     "node-name",
     "read-only",
@@ -16,6 +17,7 @@ pub(super) const CHANGEABLE: [&str; 9] = [
     "cache.direct",
     "cache.no-flush",
     "force-share",
+    holds::OPTION,
 ];
 
 /// What each driver can change while it is open, beside what all can.
