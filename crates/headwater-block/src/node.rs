@@ -131,6 +131,10 @@ pub trait Node {
         false
     }
 
+    /// Somebody is about to read `range` in large requests, from its beginning on. A node whose storage is far away may ask for it now, which takes memory for it until it
+    /// was read, or some seconds have passed; or, if the range is empty, make ready what would take time before the first request. Advisory, and from memory alone.
+    fn expect(&self, _range: Range<u64>) {}
+
     /// The status of the start of `range` (not empty) in this layer alone (`depth` 0), as one extent that starts at
     /// `range.start` and ends at or before `range.end`. Bytes past the node's end are `Zero`.
     fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>>;

@@ -174,6 +174,11 @@ impl Node for RawNode {
         Box::pin(async move { Ok(self.file.read(self.offset + offset, buf).await?.join(past_end)) })
     }
 
+    fn expect(&self, range: Range<u64>) {
+        let end = range.end.min(self.size());
+        self.file.expect(self.offset + range.start.min(end)..self.offset + end);
+    }
+
     fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>> {
         let Some(within) = self.within(&range) else {
             return Box::pin(ready(Ok(Extent::new(range.start, range.end - range.start, ExtentKind::Zero))));

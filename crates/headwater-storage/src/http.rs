@@ -2,12 +2,13 @@
 //!
 //! - [`HttpNode`], here: opening, splitting reads into ranges, the small cache. `fetch`: one range, tried until it is there.
 //! - [`RangeSource`]: what the node is over; object stores are one, too (`object`).
-//! - `transport`: connections. `answer`: what a response means. `url`: addresses and redirects. `cache`: blocks of small reads.
+//! - `ahead`: what is asked for before it is wanted. `transport`: connections. `answer`: what a response means. `url`: addresses and redirects. `cache`: blocks of small reads.
 //!
 //! The object is pinned when it is opened, by its size and its `ETag` or `Last-Modified`: each request carries a condition,
 //! each response is compared, and once a difference was seen the node fails for good with `SourceChanged`, lest a disk be
 //! mixed from two sources.
 
+mod ahead;
 pub(crate) mod answer;
 mod cache;
 pub(crate) mod fetch;
@@ -15,6 +16,7 @@ mod ranges;
 pub(crate) mod transport;
 mod url;
 
+use self::ahead::{Ahead, KEPT};
 pub(crate) use self::cache::BLOCK;
 use self::cache::BlockCache;
 use self::fetch::Source;
@@ -32,6 +34,7 @@ use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// Reads longer than this, in bytes, are split into ranges of this size that run at the same time. As long as a job's copies, because each
 /// connection has one range at a time: with 1 MiB, 16 connections had 16 MiB on the way, which at 20 ms makes 0.8 GB/s at
@@ -40,6 +43,9 @@ const PIECE: usize = 2 << 20;
 
 /// Reads of at most this many bytes go through the cache.
 const SMALL: usize = 32 << 10;
+
+/// A source whose first answer takes longer than this is far away: then something is gained by what is done ahead.
+const FAR: Duration = Duration::from_millis(1);
 
 /// How to talk to an HTTP server.
 #[derive(Debug, Clone)]
@@ -79,6 +85,9 @@ pub struct HttpNode {
     size: u64,
     depth: u32,
     source: Rc<dyn RangeSource>,
+    ahead: Rc<Ahead>,
+    /// How long it took until it was open, in which there is one round trip at least.
+    opened_within: Duration,
     cache: Rc<RefCell<BlockCache>>,
     fetching: Rc<RefCell<Vec<Fetch>>>,
 }
@@ -94,19 +103,21 @@ impl HttpNode {
     pub async fn open(url: &str, options: HttpOptions) -> Result<Rc<Self>> {
         let depth = options.connections.clamp(1, 256);
         let options = HttpOptions { connections: depth, ..options };
+        let begun = Instant::now();
         let (source, first) = Source::open(url, options, BLOCK).await?;
         let driver = if url.len() >= 6 && url[..6].eq_ignore_ascii_case("https:") { "https" } else { "http" };
-        Ok(Self::over(Rc::new(source), url, driver, depth, first))
+        Ok(Self::over(Rc::new(source), url, driver, depth, first, begun.elapsed()))
     }
 
     /// A node called `name` over `source`, whose first bytes (up to [`BLOCK`] of them) are `first`. `depth` is how many ranges it fetches at
-    /// the same time.
+    /// the same time, `opened_within` how long it took to get there.
     pub(crate) fn over(
         source: Rc<dyn RangeSource>,
         name: &str,
         driver: &'static str,
         depth: u32,
         first: Buffer,
+        opened_within: Duration,
     ) -> Rc<Self> {
         let mut cache = BlockCache::default();
         if !first.is_empty() {
@@ -118,6 +129,8 @@ impl HttpNode {
             driver,
             size: source.size(),
             depth,
+            ahead: Ahead::new(source.clone(), KEPT),
+            opened_within,
             source,
             cache: Rc::new(RefCell::new(cache)),
             fetching: Rc::default(),
@@ -145,7 +158,7 @@ impl HttpNode {
             let rest = buf.split_off(PIECE.min(buf.len()));
             let piece = std::mem::replace(&mut buf, rest);
             let len = piece.len() as u64;
-            pieces.push(self.source.fetch(at, piece));
+            pieces.push(self.ahead.fetch(at, piece));
             at += len;
         }
         let done = try_join_all(pieces).await?;
@@ -186,12 +199,12 @@ impl HttpNode {
         let (sender, receiver) = oneshot::channel();
         let fetch = receiver.shared();
         self.fetching.borrow_mut().push((number, fetch.clone()));
-        let (source, cache, fetching) = (self.source.clone(), self.cache.clone(), self.fetching.clone());
+        let (ahead, cache, fetching) = (self.ahead.clone(), self.cache.clone(), self.fetching.clone());
         let offset = number * BLOCK;
         // At most `BLOCK`.
         let len = self.size.saturating_sub(offset).min(BLOCK) as usize;
         tokio::task::spawn_local(async move {
-            let block = source.fetch(offset, BufferMut::new(len)).await.map(BufferMut::freeze);
+            let block = ahead.fetch(offset, BufferMut::new(len)).await.map(BufferMut::freeze);
             if let Ok(block) = &block {
                 cache.borrow_mut().insert(number, block.clone());
             }
@@ -251,6 +264,18 @@ impl Node for HttpNode {
         Box::pin(ready(Ok(extent)))
     }
 
+    fn expect(&self, range: Range<u64>) {
+        if self.opened_within < FAR {
+            return;
+        }
+        let range = range.start.min(self.size)..range.end.min(self.size);
+        if range.is_empty() {
+            self.source.connect_ahead();
+        } else {
+            self.ahead.ask(range, self.depth);
+        }
+    }
+
     headwater_block::refuse_changes!();
 
     fn identity(&self) -> Result<Identity> {
@@ -258,6 +283,7 @@ impl Node for HttpNode {
     }
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {
+        self.ahead.forget();
         self.source.close();
         Box::pin(ready(Ok(())))
     }

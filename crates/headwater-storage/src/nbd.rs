@@ -341,6 +341,10 @@ impl Node for NbdNode {
         Box::pin(self.read_all(offset, buf))
     }
 
+    fn expect(&self, _range: Range<u64>) {
+        self.pool.connect_ahead();
+    }
+
     fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>> {
         Box::pin(self.find_status(range))
     }

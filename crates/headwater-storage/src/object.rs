@@ -22,6 +22,7 @@ use headwater_block::Result;
 use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
+use tokio::time::Instant;
 
 /// Who asks for an object.
 #[derive(Clone)]
@@ -72,9 +73,10 @@ pub async fn open(location: &ObjectLocation, keys: &Keys, options: HttpOptions) 
     location.check()?;
     let depth = options.connections.clamp(1, 256);
     let options = HttpOptions { connections: depth, ..options };
+    let begun = Instant::now();
     let (source, first) = source::ObjectSource::open(location, keys, options).await?;
     let driver = location.service.scheme();
-    Ok(HttpNode::over(Rc::new(source), &location.to_string(), driver, depth, first))
+    Ok(HttpNode::over(Rc::new(source), &location.to_string(), driver, depth, first, begun.elapsed()))
 }
 
 /// What is behind an error of the crate `object_store`: its own texts repeat addresses, and add nothing.

@@ -15,6 +15,7 @@ use headwater_image::open_gate::Location;
 use headwater_image::probe::Format;
 use headwater_image::qcow2::create::CreateOptions;
 use headwater_image::qcow2::header::Header;
+use headwater_job::window::Bounds;
 use headwater_job::{Base, Link};
 use headwater_nbd::NbdUri;
 use std::os::unix::fs::MetadataExt;
@@ -66,6 +67,8 @@ async fn make(args: &StreamArgs, opener: &Opener, display: &Display) -> Outcome<
         .open_with(&args.source, args.copy.source_format.map(Into::into), Access::Read, Below::Follow)
         .await?;
     let base = base(args, &source)?;
+    // Round trips to a source that is far away pass while the overlay is made.
+    source.node.expect(0..read_ahead(args));
     let mut options = CreateOptions::new(source.node.size());
     options.cluster_size = args.cluster_size;
     options.backing = Some((recorded_name(&args.source, &args.disk)?, source.layers[0].format));
@@ -78,6 +81,13 @@ async fn make(args: &StreamArgs, opener: &Opener, display: &Display) -> Outcome<
     ));
     let link = options.backing.map(|(name, _)| name);
     Ok(Overlay { made: true, ..open_over(args, opener, source, base, link).await? })
+}
+
+/// How much of SOURCE is asked for before the job begins, in bytes. Nothing where the job has another order or is not to take the whole line, and where guests' first reads
+/// would wait behind it.
+fn read_ahead(args: &StreamArgs) -> u64 {
+    let alone = args.serve.is_empty() && args.rate == 0;
+    if alone && args.boot_trace.is_none() { Bounds::REMOTE.start } else { 0 }
 }
 
 /// Opens a DISK that is there.
@@ -114,6 +124,8 @@ async fn resume(args: &StreamArgs, opener: &Opener, display: &Display) -> Outcom
         )));
     }
     let source = opener.open_with(&args.source, format, Access::Read, Below::Follow).await?;
+    // What is lacking is not known yet.
+    source.node.expect(0..0);
     let base = base(args, &source)?;
     let overlay = open_over(args, opener, source, base, Some(recorded)).await?;
     display.say(&format!("{disk} goes on where it stopped"));

@@ -241,6 +241,11 @@ impl Node for Qcow2Node {
         self.image.data_file.is_none().then_some(1 << self.image.geometry.cluster_bits)
     }
 
+    fn expect(&self, range: Range<u64>) {
+        // Most images have their tables and data in the disk's order, from the file's beginning on.
+        self.image.file.expect(range);
+    }
+
     fn file(&self) -> Option<Rc<dyn Node>> {
         Some(self.image.file.clone())
     }

@@ -145,6 +145,10 @@ impl RangeSource for Source {
         Box::pin(self.fetch_all(offset, buf))
     }
 
+    fn connect_ahead(&self) {
+        self.transport.connect_ahead(&self.target.borrow());
+    }
+
     fn close(&self) {
         let message = format!("{} was closed", self.label);
         self.ended.borrow_mut().get_or_insert(Error::new(ErrorKind::Closed, message));

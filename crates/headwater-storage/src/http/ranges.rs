@@ -16,6 +16,9 @@ pub(crate) trait RangeSource {
     /// Fills `buf` from `offset`; all of it must lie within the object. Tries again as long as it was told to.
     fn fetch(&self, offset: u64, buf: BufferMut) -> LocalFuture<'_, Result<BufferMut>>;
 
+    /// Makes connections ready for requests to come, in the background; if none can be made, the requests will tell.
+    fn connect_ahead(&self) {}
+
     /// Refuses everything from now on.
     fn close(&self);
 }

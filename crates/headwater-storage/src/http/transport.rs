@@ -33,6 +33,9 @@ pub(crate) struct Transport {
     idle: RefCell<Vec<(Host, Sender)>>,
 }
 
+/// How many connections are left to requests while others are opened ahead of them.
+const LEFT_FREE: usize = 2;
+
 /// What a connection leads to: TLS or not, host, port.
 type Host = (bool, String, u16);
 
@@ -142,6 +145,25 @@ impl Transport {
                 Ok(Err(e)) => return Err(hyper_failure(&e, "no response")),
                 Err(_) => return Err(self.too_slow("no response")),
             }
+        }
+    }
+
+    /// Opens connections to `target` in the background, for requests to come. Some are left to requests that come before these are open, because a server that takes
+    /// no more may let them wait.
+    pub(crate) fn connect_ahead(self: &Rc<Self>, target: &Target) {
+        let host: Host = (target.tls, target.host.clone(), target.port);
+        let open = self.idle.borrow().len();
+        let count = (self.free.get() as usize).saturating_sub(open + LEFT_FREE);
+        for _ in 0..count {
+            let (transport, target, host) = (self.clone(), target.clone(), host.clone());
+            tokio::task::spawn_local(async move {
+                let _permit = transport.permit().await;
+                match transport.connect(&target).await {
+                    Ok(sender) => transport.idle.borrow_mut().push((host, sender)),
+                    // Whoever needs one tries again, and tells why there is none.
+                    Err(_) => tracing::debug!(server = target.authority, "no connection ahead"),
+                }
+            });
         }
     }
 

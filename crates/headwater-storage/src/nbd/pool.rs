@@ -1,7 +1,7 @@
 //! The connections of one node: opened when load asks for them, replaced when they break.
 //!
 //! The first connection is made when the node is opened, and its failure is the user's to see. Further ones are made in the background
-//! once requests pile up; a server that takes fewer (qemu-nbd without `--shared` leaves the second waiting for ever) costs nothing
+//! once requests pile up, all at once if the server is far away; a server that takes fewer (qemu-nbd without `--shared` leaves the second waiting for ever) costs nothing
 //! but an attempt now and then. Connecting is done by tasks of its own, so that a request that is dropped while it
 //! waits takes nothing with it.
 
@@ -23,6 +23,9 @@ use tokio::time::Instant;
 /// time, and costs it threads with buffers: to send 512 MiB took nbdkit 0.45 s of CPU over four connections, and 0.31 s over two.
 const BUSY_TCP: usize = 2;
 const BUSY_UNIX: usize = super::DEPTH as usize;
+
+/// A server that takes longer than this to be connected to is far away.
+const FAR: Duration = Duration::from_millis(3);
 
 /// The first and the longest pause before the next attempt to reconnect.
 const BACKOFF: Duration = Duration::from_millis(50);
@@ -61,6 +64,8 @@ pub(super) struct Pool {
     closed: Cell<bool>,
     /// How many connections have broken so far.
     losses: Cell<u64>,
+    /// The server is so far away that connections are opened all at once.
+    far: bool,
     outage: Cell<Option<Outage>>,
 }
 
@@ -103,7 +108,9 @@ async fn first_connection(remote: &Remote, options: &NbdOptions) -> Result<(Sock
 impl Pool {
     /// Makes the first connection.
     pub(super) async fn connect(name: Rc<str>, remote: Remote, options: NbdOptions) -> Result<Rc<Self>> {
+        let begun = Instant::now();
         let (socket, offer) = first_connection(&remote, &options).await?;
+        let far = remote.is_tcp() && begun.elapsed() >= FAR;
         if offer.size > i64::MAX as u64 {
             let message = format!("{name}: the server claims an export of {} bytes", offer.size);
             return Err(Error::new(ErrorKind::Corrupt, message));
@@ -137,6 +144,7 @@ impl Pool {
             changed: RefCell::default(),
             closed: Cell::new(false),
             losses: Cell::new(0),
+            far,
             outage: Cell::new(None),
         }))
     }
@@ -187,6 +195,9 @@ impl Pool {
                     && not_before <= Instant::now()
                 {
                     self.start_connecting(slot);
+                    if self.far {
+                        self.connect_ahead();
+                    }
                 }
                 return Ok(best);
             }
@@ -209,6 +220,20 @@ impl Pool {
                 let _ = receiver.await;
             }
         }
+    }
+
+    /// Opens all further connections in the background, if the server is far away: one after the other would take its round trips as often.
+    pub(super) fn connect_ahead(self: &Rc<Self>) {
+        if !self.far || self.closed.get() {
+            return;
+        }
+        let now = Instant::now();
+        let ready = |slot: &Slot| matches!(slot, Slot::Vacant(vacancy) if vacancy.not_before <= now);
+        let vacant: Vec<usize> = {
+            let slots = self.slots.borrow();
+            (0..slots.len()).filter(|at| ready(&slots[*at])).collect()
+        };
+        vacant.into_iter().for_each(|slot| self.start_connecting(slot));
     }
 
     /// With so many requests in flight on the least busy connection, another one is opened.

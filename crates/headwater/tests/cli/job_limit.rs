@@ -106,7 +106,7 @@ fn commands_of_our_own_set_and_tell() {
     let own = monitor.run("headwater-query", &json!({}));
     assert_eq!(own["job-limit"], 1024);
     let node = own["nodes"].as_array().unwrap().iter().find(|node| node["node-name"] == "disk0").unwrap();
-    let quiet = json!({"node-name": "disk0", "held": 0, "held-in-all": 0, "longest-hold": 0, "retries": 0, "outages": 0});
+    let quiet = json!({"node-name": "disk0", "held": 0, "held-in-all": 0, "longest-hold": 0, "retries": 0, "outages": 0, "hold": "0"});
     assert_eq!(*node, quiet);
     let job = own_of(&mut monitor, "job0");
     assert_eq!((&job["weight"], job.get("guest-latency")), (&json!(100), None));

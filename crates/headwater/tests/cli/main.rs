@@ -3,11 +3,13 @@
 
 mod bad_input;
 mod boot;
+mod boot_traces;
 mod commands;
 mod common;
 mod daemon;
 mod durable;
 mod faults;
+mod holds;
 mod interrupted;
 mod job_limit;
 mod kills;
