@@ -66,7 +66,7 @@ fn what_one_guest_read_first_is_streamed_first_for_the_next() {
     running.wait().code(0);
     assert!(read_file(&scratch.path("second.trace")).ends_with(b" 0 4096\n"));
 
-    // The next machine. The job is killed before it could copy more than its first piece.
+    // The next machine. The daemon is killed before the job could copy more than its first piece.
     let disk = overlay(&scratch, "disk.qcow2");
     let (running, mut monitor) = start(&scratch, &disk);
     let no_trace = json!({"job-id": "fill", "device": "disk", "x-headwater-boot-trace": raw});
@@ -86,7 +86,9 @@ fn what_one_guest_read_first_is_streamed_first_for_the_next() {
         offset = jobs[0]["offset"].as_u64().expect("the job");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    running.kill();
+    // In order, so that the disk's tables are written.
+    running.signal("TERM");
+    running.wait().code(0);
     let copied = copied(&disk);
     let holds = |at: u64| copied.iter().any(|(start, len)| (*start..start + len).contains(&at));
     assert!(holds(12 * MIB) && holds(14 * MIB - 1), "{copied:?}");

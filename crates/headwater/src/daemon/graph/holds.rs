@@ -34,7 +34,8 @@ pub(in crate::daemon) fn parse(name: &str, text: &str) -> Result<Patience, Refus
 impl Graph {
     /// Has all disks wait as long as is said of them, or of what is below them.
     pub(super) fn settle_holds(&self) {
-        for node in self.nodes() {
+        // A job's shadow has the disk of the node that it is of.
+        for node in self.nodes().into_iter().filter(|node| node.child(Role::Shadow).is_none()) {
             let patience = said(&node).unwrap_or(self.objects.patience());
             node.disk.set_options(DiskOptions { patience, ..node.disk.options() });
         }
@@ -68,7 +69,7 @@ fn said(node: &Rc<GraphNode>) -> Option<Patience> {
     let links = node.links.borrow();
     let passes = |backing: bool| {
         let here = links.iter().filter(move |link| (link.role == Role::Backing) == backing);
-        here.filter(|link| !matches!(link.role, Role::Target | Role::Moment | Role::Shadow))
+        here.filter(|link| !matches!(link.role, Role::Target | Role::Moment))
     };
     passes(false).chain(passes(true)).find_map(|link| said(&link.to))
 }
