@@ -60,6 +60,9 @@ pub struct HttpOptions {
     pub retry: Duration,
     /// The same for the first request of all, when the node is opened.
     pub open_retry: Duration,
+    /// How many bytes of the beginning the first request asks for, because they will be read soon. They are kept in memory until they were read, or some
+    /// seconds have passed. Nothing but what opening takes, if it is less.
+    pub read_ahead: u64,
 }
 
 impl Default for HttpOptions {
@@ -70,6 +73,7 @@ impl Default for HttpOptions {
             request_timeout: Duration::from_secs(30),
             retry: Duration::from_secs(30),
             open_retry: Duration::from_secs(30),
+            read_ahead: 0,
         }
     }
 }
@@ -104,9 +108,11 @@ impl HttpNode {
         let depth = options.connections.clamp(1, 256);
         let options = HttpOptions { connections: depth, ..options };
         let begun = Instant::now();
-        let (source, first) = Source::open(url, options, BLOCK).await?;
+        let (source, first, coming) = Source::open(url, options, BLOCK).await?;
         let driver = if url.len() >= 6 && url[..6].eq_ignore_ascii_case("https:") { "https" } else { "http" };
-        Ok(Self::over(Rc::new(source), url, driver, depth, first, begun.elapsed()))
+        let node = Self::over(Rc::new(source), url, driver, depth, first, begun.elapsed());
+        node.ahead.comes(coming);
+        Ok(node)
     }
 
     /// A node called `name` over `source`, whose first bytes (up to [`BLOCK`] of them) are `first`. `depth` is how many ranges it fetches at

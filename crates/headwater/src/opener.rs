@@ -14,6 +14,7 @@ use headwater_image::qcow2::check::{self, CheckOptions, CheckReport, Repair};
 use headwater_image::qcow2::create::{self, CreateOptions};
 use headwater_storage::file::{Cache, Engine, FileNode, FileOptions, IoMode};
 use headwater_storage::open::{OpenOptions as ReachOptions, open_protocol};
+use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub struct Opener {
     /// Where what is read of remote sources is kept.
     kept: Option<Rc<KeptSources>>,
     mirrors: Option<Rc<Mirrors>>,
+    /// How much the first remote image is asked for as it is opened.
+    read_ahead: Cell<u64>,
 }
 
 /// How long is waited for a remote image.
@@ -69,7 +72,8 @@ impl Opener {
             trust.allow_source(name);
         }
         let (times, kept, mirrors) = (None, None, None);
-        Ok(Self { engine, cache, trust, table_cache: args.table_cache, times, kept, mirrors })
+        let (table_cache, read_ahead) = (args.table_cache, Cell::new(0));
+        Ok(Self { engine, cache, trust, table_cache, times, kept, mirrors, read_ahead })
     }
 
     /// The same, but requests to remote images are made again when nothing comes for the time of `timeout`, and count as failed after that of
@@ -95,6 +99,11 @@ impl Opener {
     /// The same, but the source that `mirrors` are of is read through them.
     pub fn with_mirrors(self, mirrors: Option<Rc<Mirrors>>) -> Self {
         Self { mirrors, ..self }
+    }
+
+    /// The same, but the first request to the first image that is opened behind HTTP asks for so many bytes of its beginning, because they will be read soon.
+    pub fn with_read_ahead(self, bytes: u64) -> Self {
+        Self { read_ahead: Cell::new(bytes), ..self }
     }
 
     /// The storage that the operator calls `name`, without a look at its format.
@@ -184,7 +193,10 @@ impl Opener {
         }
         let node = match &self.mirrors {
             Some(mirrors) if mirrors.is_source(name) && how.read_only => mirrors.open(options).await?,
-            _ => open_storage(name, &options).await?,
+            _ => {
+                options.http.read_ahead = self.read_ahead.take();
+                open_storage(name, &options).await?
+            }
         };
         match &self.kept {
             Some(kept) if is_uri(name) && node.is_read_only() => kept.in_front_of(node).await,

@@ -85,9 +85,10 @@ async fn make(args: &StreamArgs, opener: &Opener, display: &Display) -> Outcome<
 
 /// How much of SOURCE is asked for before the job begins, in bytes. Nothing where the job has another order or is not to take the whole line, and where guests' first reads
 /// would wait behind it.
-fn read_ahead(args: &StreamArgs) -> u64 {
+pub fn read_ahead(args: &StreamArgs) -> u64 {
+    let begins = args.disk.symlink_metadata().is_err();
     let alone = args.serve.is_empty() && args.rate == 0;
-    if alone && args.boot_trace.is_none() { Bounds::REMOTE.start } else { 0 }
+    if begins && alone && args.boot_trace.is_none() { Bounds::REMOTE.start } else { 0 }
 }
 
 /// Opens a DISK that is there.

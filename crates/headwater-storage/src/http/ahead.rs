@@ -12,7 +12,7 @@
 use super::{PIECE, RangeSource};
 use futures_util::FutureExt;
 use futures_util::future::{Shared, join_all, try_join_all};
-use headwater_block::{Buffer, BufferMut, Result};
+use headwater_block::{Buffer, BufferMut, LocalFuture, Result};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
@@ -25,6 +25,14 @@ pub(super) const KEPT: Duration = Duration::from_secs(10);
 
 /// The size of the smallest part, in bytes.
 const LEAST: u64 = 128 << 10;
+
+/// Bytes that are on their way.
+pub(super) struct Coming {
+    /// Which.
+    pub(super) range: Range<u64>,
+    /// They, or none if that fails.
+    pub(super) data: LocalFuture<'static, Option<Buffer>>,
+}
 
 /// A part that was asked for.
 struct Part {
@@ -40,6 +48,7 @@ pub(super) struct Ahead {
     source: Rc<dyn RangeSource>,
     parts: RefCell<Vec<Rc<Part>>>,
     tasks: RefCell<Vec<JoinHandle<()>>>,
+    asked: Cell<bool>,
     kept: Duration,
 }
 
@@ -52,42 +61,54 @@ impl Drop for Ahead {
 impl Ahead {
     /// What nobody has read is kept for the time of `kept` after all came.
     pub(super) fn new(source: Rc<dyn RangeSource>, kept: Duration) -> Rc<Self> {
-        Rc::new(Self { source, parts: RefCell::default(), tasks: RefCell::default(), kept })
+        let (parts, tasks) = (RefCell::default(), RefCell::default());
+        Rc::new(Self { source, parts, tasks, asked: Cell::new(false), kept })
     }
 
-    /// Asks for `range`, in at most `requests` parts at once. Nothing happens if something was asked for before.
+    /// Keeps what is on its way for its readers.
+    pub(super) fn comes(self: &Rc<Self>, coming: impl IntoIterator<Item = Coming>) {
+        let mut all = Vec::new();
+        let mut tasks = self.tasks.borrow_mut();
+        for Coming { range, data: coming } in coming {
+            let (sender, receiver) = oneshot::channel();
+            let unread = Cell::new(range.end - range.start);
+            all.push(Rc::new(Part { unread, range, data: receiver.shared() }));
+            tasks.push(tokio::task::spawn_local(async move {
+                // Nobody waits for it if it was forgotten meanwhile.
+                let _ = sender.send(coming.await);
+            }));
+        }
+        self.parts.borrow_mut().extend(all.iter().cloned());
+        let (this, kept) = (Rc::downgrade(self), self.kept);
+        tasks.push(tokio::task::spawn_local(async move {
+            join_all(all.iter().map(|part| part.data.clone())).await;
+            tokio::time::sleep(kept).await;
+            if let Some(this) = this.upgrade() {
+                this.parts.borrow_mut().retain(|part| !all.iter().any(|old| Rc::ptr_eq(old, part)));
+            }
+        }));
+    }
+
+    /// Asks for what isn't on its way of `range`, in at most `requests` parts at once. Nothing happens the second time.
     pub(super) fn ask(self: &Rc<Self>, range: Range<u64>, requests: u32) {
-        if range.is_empty() || !self.tasks.borrow().is_empty() {
+        let known = self.parts.borrow().iter().map(|part| part.range.end).max().unwrap_or(0);
+        let range = range.start.max(known)..range.end;
+        if range.is_empty() || self.asked.replace(true) {
             return;
         }
-        let mut tasks = Vec::new();
-        let mut come = Vec::new();
-        for range in parts(range, requests) {
-            let (sender, receiver) = oneshot::channel();
-            let data = receiver.shared();
-            come.push(data.clone());
-            let (source, offset) = (self.source.clone(), range.start);
-            // At most `PIECE`.
-            let len = (range.end - range.start) as usize;
-            self.parts.borrow_mut().push(Rc::new(Part { unread: Cell::new(len as u64), range, data }));
-            tasks.push(tokio::task::spawn_local(async move {
-                let done = source.fetch(offset, BufferMut::new(len)).await;
+        self.comes(parts(range, requests).map(|range| {
+            let (source, whole) = (self.source.clone(), range.clone());
+            let data = Box::pin(async move {
+                // At most `PIECE`.
+                let len = (range.end - range.start) as usize;
+                let done = source.fetch(range.start, BufferMut::new(len)).await;
                 if let Err(error) = &done {
                     tracing::debug!(%error, "what was asked for ahead doesn't come");
                 }
-                // Nobody waits for it if it was forgotten meanwhile.
-                let _ = sender.send(done.ok().map(BufferMut::freeze));
-            }));
-        }
-        let (this, kept) = (Rc::downgrade(self), self.kept);
-        tasks.push(tokio::task::spawn_local(async move {
-            join_all(come).await;
-            tokio::time::sleep(kept).await;
-            if let Some(this) = this.upgrade() {
-                this.parts.borrow_mut().clear();
-            }
+                done.ok().map(BufferMut::freeze)
+            });
+            Coming { range: whole, data }
         }));
-        self.tasks.replace(tasks);
     }
 
     /// Gives up what hasn't come, and forgets what has.

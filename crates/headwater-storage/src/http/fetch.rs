@@ -1,7 +1,8 @@
 //! One range of the object, asked for until it is there or the time is over.
 
 use super::answer::{Failure, Identity, judge};
-use super::transport::{Transport, hyper_failure};
+use super::ahead::Coming;
+use super::transport::{Exchange, Transport, hyper_failure};
 use super::url::{Target, label};
 use super::{HttpOptions, RangeSource};
 use crate::pace::Pace;
@@ -37,15 +38,21 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Finds the object, following redirects, and reads its first `first` bytes.
-    pub(super) async fn open(url: &str, options: HttpOptions, first: u64) -> Result<(Self, Buffer)> {
+    /// Finds the object, following redirects, and reads its first `first` bytes. What the options have it ask for beyond them is on its way.
+    pub(super) async fn open(
+        url: &str,
+        options: HttpOptions,
+        first: u64,
+    ) -> Result<(Self, Buffer, Option<Coming>)> {
         let origin = Target::parse(url)?;
         let label = label(url);
         let (retry, open_retry) = (options.retry, options.open_retry);
+        let range = 0..options.read_ahead.max(first);
         let transport = Transport::new(options);
-        let (target, identity, bytes) = locate(&transport, &origin, None, 0..first, open_retry)
+        let (target, identity, mut begun) = locate(&transport, &origin, None, range, first, open_retry)
             .await
             .map_err(|e| e.context(format_args!("cannot open {label}")))?;
+        let first = begun.take_first(first);
         if identity.etag.is_none() && identity.last_modified.is_none() {
             tracing::warn!(
                 url = label,
@@ -62,7 +69,8 @@ impl Source {
             rest: Rest::default(),
             ended: RefCell::default(),
         };
-        Ok((source, bytes.freeze()))
+        let coming = begun.coming(&source.transport);
+        Ok((source, first, coming))
     }
 
     async fn fetch_all(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
@@ -118,7 +126,7 @@ impl Source {
                 Failure::Refused(_) | Failure::Moved(_) => {
                     relocated = true;
                     let at = 0..self.identity.size.min(1);
-                    let found = locate(&self.transport, &self.origin, Some(&self.identity), at, self.retry);
+                    let found = locate(&self.transport, &self.origin, Some(&self.identity), at, 1, self.retry);
                     *self.target.borrow_mut() = found.await?.0;
                 }
             }
@@ -155,25 +163,75 @@ impl RangeSource for Source {
     }
 }
 
-/// Follows redirects from `origin` to the object, and reads `range` of it.
+/// A range of which a part has come.
+struct Begun {
+    buf: BufferMut,
+    /// How much of it has come.
+    filled: usize,
+    /// Where the rest comes from, if there is more.
+    exchange: Option<Exchange>,
+}
+
+impl Begun {
+    /// The first `len` bytes, or as many as there are.
+    fn take_first(&mut self, len: u64) -> Buffer {
+        let len = self.filled.min(usize::try_from(len).unwrap_or(usize::MAX));
+        let mut first = BufferMut::new(len);
+        first.copy_from_slice(&self.buf[..len]);
+        first.freeze()
+    }
+
+    /// What comes yet; none if that is nothing.
+    fn coming(self, transport: &Rc<Transport>) -> Option<Coming> {
+        let Self { mut buf, filled, exchange } = self;
+        let mut exchange = exchange?;
+        let transport = transport.clone();
+        Some(Coming {
+            range: 0..buf.len() as u64,
+            data: Box::pin(async move {
+                let (filled, rest) = (Cell::new(filled), buf.len() - filled);
+                let response = &mut exchange.response;
+                receive(&transport, response, rest, usize::MAX, &mut buf, &filled).await.ok()?;
+                exchange.finish();
+                Some(buf.freeze())
+            }),
+        })
+    }
+}
+
+/// Follows redirects from `origin` to the object, and reads `range` of it, up to the end or until `enough` bytes have come.
 async fn locate(
     transport: &Rc<Transport>,
     origin: &Target,
     pinned: Option<&Identity>,
     range: Range<u64>,
+    enough: u64,
     retry: Duration,
-) -> Result<(Target, Identity, BufferMut)> {
+) -> Result<(Target, Identity, Begun)> {
     let mut target = origin.clone();
     let mut redirects = 0;
     let mut retry = Retry::new(retry);
-    // Both callers ask for at most a block.
+    // At most a block, or what is to be read ahead, which takes memory when it comes.
     let mut buf = BufferMut::new((range.end - range.start) as usize);
     loop {
         let filled = Cell::new(0);
-        match ask(transport, &target, pinned, range.clone(), &mut buf, &filled).await {
-            Ok(identity) => {
-                buf.truncate(filled.get());
-                return Ok((target, identity, buf));
+        let first = async {
+            let (identity, mut exchange, expected) = begin(transport, &target, pinned, &range).await?;
+            let enough = usize::try_from(enough).unwrap_or(usize::MAX);
+            receive(transport, &mut exchange.response, expected, enough, &mut buf, &filled).await?;
+            Ok((identity, exchange, expected))
+        };
+        match first.await {
+            Ok((identity, exchange, expected)) => {
+                buf.truncate(expected);
+                let filled = filled.get();
+                let exchange = if filled < expected {
+                    Some(exchange)
+                } else {
+                    exchange.finish();
+                    None
+                };
+                return Ok((target, identity, Begun { buf, filled, exchange }));
             }
             Err(Failure::Moved(location)) => {
                 redirects += 1;
@@ -204,26 +262,41 @@ async fn ask(
     buf: &mut BufferMut,
     filled: &Cell<usize>,
 ) -> Result<Identity, Failure> {
-    let mut exchange = transport.exchange(target, || request(target, pinned, &range)).await?;
-    let identity = judge(&exchange.response, &range, pinned)?;
-    // No more than was asked for, hence no more than there is room for.
-    let expected = identity.size.min(range.end).saturating_sub(range.start) as usize;
-    receive(transport, &mut exchange.response, expected, buf, filled).await?;
+    let (identity, mut exchange, expected) = begin(transport, target, pinned, &range).await?;
+    receive(transport, &mut exchange.response, expected, usize::MAX, buf, filled).await?;
     exchange.finish();
     Ok(identity)
 }
+
+/// Asks once for `range` and waits for the head of the response: what it says, itself, and how many bytes it has.
+async fn begin(
+    transport: &Rc<Transport>,
+    target: &Target,
+    pinned: Option<&Identity>,
+    range: &Range<u64>,
+) -> Result<(Identity, Exchange, usize), Failure> {
+    let exchange = transport.exchange(target, || request(target, pinned, range)).await?;
+    let identity = judge(&exchange.response, range, pinned)?;
+    // No more than was asked for, hence no more than there is room for.
+    let expected = identity.size.min(range.end).saturating_sub(range.start) as usize;
+    Ok((identity, exchange, expected))
+}
+
+/// Receives the `expected` bytes that are left of a response, or until `buf` is filled up to `enough`.
 
 async fn receive(
     transport: &Transport,
     response: &mut Response<Incoming>,
     expected: usize,
+    enough: usize,
     buf: &mut BufferMut,
     filled: &Cell<usize>,
 ) -> Result<(), Failure> {
     let end = filled.get() + expected;
     let most = transport.request_timeout();
     let mut pace = Pace::new(most);
-    loop {
+    // A response that is wanted whole is read up to its end, which shows that there is no more.
+    while filled.get() < enough.min(end) || enough >= end {
         let frame = tokio::time::timeout(most, response.body_mut().frame()).await;
         let data = match frame {
             Err(_) => return Err(transport.too_slow("no data")),
@@ -243,7 +316,7 @@ async fn receive(
             return Err(transport.too_slow("hardly any data"));
         }
     }
-    if filled.get() < end {
+    if filled.get() < end.min(enough) {
         let missing = end - filled.get();
         return Err(Failure::again(
             ErrorKind::Unavailable,
