@@ -48,8 +48,8 @@ fn what_a_job_begins_with_comes_while_other_things_are_done_and_comes_once() {
         let node = open(&server, 4 << 20).await;
         assert_eq!(*server.ranges.borrow(), [0..4 << 20], "the first request asks for more");
         node.expect(0..16 << 20);
-        // Making an overlay takes some time.
-        pause(AWAY / 2).await;
+        // Making an overlay takes some time. The server tells of requests when it answers them.
+        pause(2 * AWAY).await;
         let asked = server.ranges.borrow().clone();
         assert!(asked.len() > 4 && asked[1].start == 4 << 20, "{asked:?}");
         let end = asked.iter().map(|range| range.end).max().unwrap();
