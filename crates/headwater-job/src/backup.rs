@@ -91,8 +91,7 @@ async fn work(point: &Rc<PointInTime>, options: BackupOptions, control: &Rc<Cont
         }
     };
     let bounds = options.most.map_or(bounds, |most| bounds.with_copies_up_to(most));
-    let mut engine =
-        Engine::new(Rc::new(Rest(point.clone())), control, bounds);
+    let mut engine = Engine::new(Rc::new(Rest(point.clone())), control, bounds);
     if let Pass { failed: Some(error), .. } = engine.pass().await? {
         return Err(Stopped::Failed(error));
     }

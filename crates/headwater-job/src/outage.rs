@@ -36,11 +36,7 @@ pub(crate) fn is_outage(failed: &Failed, control: &Control) -> bool {
 }
 
 /// Waits until the source can be reached. Nothing is in flight meanwhile but a small read of it.
-pub(crate) async fn wait_out(
-    copier: &Rc<dyn Copier>,
-    control: &Control,
-    trouble: &Trouble,
-) -> Ended {
+pub(crate) async fn wait_out(copier: &Rc<dyn Copier>, control: &Control, trouble: &Trouble) -> Ended {
     let since = copier.clock().now();
     let wait = Wait { what: Waiting::Source, error: trouble.failed.error.clone(), since };
     let over = |abort: Rc<Abort>| async move { probe(copier, control, since, &trouble.at, abort).await };

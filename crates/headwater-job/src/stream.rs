@@ -125,8 +125,7 @@ async fn work(disk: Rc<Disk>, options: StreamOptions, control: &Rc<Control>) -> 
     });
     // What guests fetch need not be fetched again. What the job switched on ends with it.
     from_below.keep_reads(true);
-    let mut engine = Engine::new(from_below.clone(), control, bounds)
-        .with_space(options.space);
+    let mut engine = Engine::new(from_below.clone(), control, bounds).with_space(options.space);
     if let Some(trace) = &options.boot_trace {
         let order = BootOrder::new(trace, from_below.clone(), disk.clone(), base.clone(), detect_zeroes);
         engine.change_copier(Rc::new(order));

@@ -72,7 +72,11 @@ fn of_a_server_that_is_near_or_unwanted_nothing_is_asked_ahead() {
         server.delay.set(AWAY);
         let node = open(&server, 0).await;
         pause(AWAY).await;
-        assert_eq!((server.ranges.borrow().len(), server.connections.get()), (1, 1), "nobody expects anything");
+        assert_eq!(
+            (server.ranges.borrow().len(), server.connections.get()),
+            (1, 1),
+            "nobody expects anything"
+        );
         assert_eq!(server.ranges.borrow()[0], 0..BLOCK);
         // Connections alone, some of all.
         node.expect(0..0);

@@ -152,7 +152,9 @@ fn writes_zeroes_trims_and_flushes_arrive() {
         assert_eq!(node.status(0..64 * MIB).await.unwrap().kind, ExtentKind::Zero);
         let data = pattern(MIB, 40 << 20);
         node.write(MIB, Buffer::copy_of(&data), WriteFlags::default()).await.unwrap();
-        node.write(0, Buffer::copy_of(b"abc"), WriteFlags { fua: true }).await.unwrap();
+        node.write(0, Buffer::copy_of(b"abc"), WriteFlags { fua: true, ..WriteFlags::default() })
+            .await
+            .unwrap();
         assert_eq!(
             node.status(MIB..2 * MIB).await.unwrap().kind,
             ExtentKind::Data,

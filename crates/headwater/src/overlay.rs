@@ -87,9 +87,13 @@ async fn make(args: &StreamArgs, opener: &Opener, display: &Display) -> Outcome<
 /// would wait behind it.
 pub fn read_ahead(args: &StreamArgs) -> u64 {
     let begins = args.disk.symlink_metadata().is_err();
-    let alone = args.serve.is_empty() && args.rate == 0;
+    let alone = args.serve.is_empty() && args.copy.rate == 0;
     // What a directory keeps of SOURCE need not be asked for.
-    if begins && alone && args.boot_trace.is_none() && args.cache_dir.is_none() { Bounds::REMOTE.start } else { 0 }
+    if begins && alone && args.copy.boot_trace.is_none() && args.copy.cache_dir.is_none() {
+        Bounds::REMOTE.start
+    } else {
+        0
+    }
 }
 
 /// Opens a DISK that is there.

@@ -81,6 +81,7 @@ async fn use_it(url: &str, reads: Vec<(u32, u16)>, server: &Server) {
         request_timeout: second / 4,
         retry: Duration::ZERO,
         open_retry: Duration::ZERO,
+        read_ahead: 4096,
     };
     let node = match HttpNode::open(url, options).await {
         Ok(node) => node,

@@ -61,7 +61,9 @@ impl Handler {
             Operation::Write { durable } => {
                 let mut data = BufferMut::new(usize::try_from(len).map_err(|_| Refused(libc::EIO))?);
                 self.data.take(tag, &mut data)?;
-                client.write(offset, data.freeze(), WriteFlags { fua: durable }).await?;
+                client
+                    .write(offset, data.freeze(), WriteFlags { fua: durable, ..WriteFlags::default() })
+                    .await?;
                 if !durable {
                     client.settle(offset..offset + len).await?;
                 }

@@ -62,7 +62,9 @@ fn a_file_is_replaced_by_one_that_is_made_beside_it_and_by_no_other() {
     let (trace, new, other) = (at("other/trace"), at("other/.trace.77.new"), at("other/secret"));
     assert_eq!(new_name(&trace, 77).as_ref(), Some(&new));
     assert!(scene.may("other/.trace.77.new", MAKE) && scene.may("other/.trace.1.new", WRITE));
-    for name in ["other/trace", "other/.trace.x.new", "other/.trace.new", ".trace.77.new", "other/.secret.77.new"] {
+    for name in
+        ["other/trace", "other/.trace.x.new", "other/.trace.new", ".trace.77.new", "other/.secret.77.new"]
+    {
         assert!(!scene.may(name, MAKE), "{name}");
     }
     assert_eq!(scene.grants.rename(&new, &trace), Ok((new.clone(), trace.clone())));

@@ -160,7 +160,9 @@ mod tests {
             let node = FileNode::open(&engine, scratch.path(), how).unwrap();
             let read = async |offset, len| node.read(offset, BufferMut::new(len)).await.unwrap().to_vec();
             let data = vec![7; 64 << 10];
-            node.write(0, Buffer::copy_of(&data), WriteFlags { fua: true }).await.unwrap();
+            node.write(0, Buffer::copy_of(&data), WriteFlags { fua: true, ..WriteFlags::default() })
+                .await
+                .unwrap();
             node.discard(0, 64 << 10).await.unwrap();
             assert_eq!(read(0, 64 << 10).await, data);
             let flags = ZeroFlags { unmap: true, ..ZeroFlags::default() };

@@ -1,7 +1,7 @@
 //! One range of the object, asked for until it is there or the time is over.
 
-use super::answer::{Failure, Identity, judge};
 use super::ahead::Coming;
+use super::answer::{Failure, Identity, judge};
 use super::transport::{Exchange, Transport, hyper_failure};
 use super::url::{Target, label};
 use super::{HttpOptions, RangeSource};
@@ -126,7 +126,8 @@ impl Source {
                 Failure::Refused(_) | Failure::Moved(_) => {
                     relocated = true;
                     let at = 0..self.identity.size.min(1);
-                    let found = locate(&self.transport, &self.origin, Some(&self.identity), at, 1, self.retry);
+                    let found =
+                        locate(&self.transport, &self.origin, Some(&self.identity), at, 1, self.retry);
                     *self.target.borrow_mut() = found.await?.0;
                 }
             }

@@ -1,7 +1,7 @@
 //! `headwater jobs SOCKET`: the jobs of a running daemon, for people: list them, start, pause, limit, cancel and watch them, without typing JSON.
 
 use super::reach::{parse_patience, show_patience};
-use crate::failure::{Failure, Outcome, code};
+use crate::failure::{Failure, Outcome};
 use crate::output;
 use crate::size::{human, parse_size};
 use clap::{Args, Subcommand};

@@ -2,8 +2,8 @@
 
 use super::commands::Commands;
 use super::failure::{Refusal, generic};
-use super::graph::{GraphNode, holds};
 use super::graph::open::{Options, Read};
+use super::graph::{GraphNode, holds};
 use super::jobs::{Job, refused};
 use crate::cli::reach::show_patience;
 use headwater_block::SharedLimiter;

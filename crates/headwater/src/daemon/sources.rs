@@ -1,8 +1,8 @@
 //! Nodes that are reached over a network, from options.
 
-use super::graph::holds;
 use super::failure::{Refusal, cannot_open, errno_text, generic};
 use super::graph::Settings;
+use super::graph::holds;
 use super::graph::open::{Built, Options, Read};
 use super::object_sources;
 use super::objects::Objects;

@@ -201,7 +201,9 @@ fn writes_must_be_aligned_until_the_page_cache_is_asked_for() {
         node.write(0, Buffer::copy_of(&pattern(8192, 1)), WriteFlags::default()).await.unwrap();
         node.use_buffered().unwrap();
         assert_eq!((node.is_direct(), node.limits().write_alignment), (false, 1));
-        node.write(4095, Buffer::copy_of(b"abc"), WriteFlags { fua: true }).await.unwrap();
+        node.write(4095, Buffer::copy_of(b"abc"), WriteFlags { fua: true, ..WriteFlags::default() })
+            .await
+            .unwrap();
         let mut expected = pattern(8192, 1);
         expected[4095..4098].copy_from_slice(b"abc");
         assert!(read(&node, 0, 8192).await == expected);
@@ -272,7 +274,9 @@ fn zeroes_take_no_space_or_all_of_it() {
     everywhere(async |engine, cache| {
         let scratch = scratch_file();
         let node = FileNode::open(engine, scratch.path(), options(cache)).unwrap();
-        node.write(0, Buffer::copy_of(&[1; 1 << 20]), WriteFlags { fua: true }).await.unwrap();
+        node.write(0, Buffer::copy_of(&[1; 1 << 20]), WriteFlags { fua: true, ..WriteFlags::default() })
+            .await
+            .unwrap();
         let flags = |unmap, fua| ZeroFlags { unmap, fua, fast_only: false };
         node.write_zeroes(0, 1 << 20, flags(true, true)).await.unwrap();
         let blocks = || scratch.as_file().metadata().unwrap().blocks() * 512;
@@ -416,7 +420,9 @@ fn a_block_device() {
         let node = FileNode::open(engine, &device, options(cache)).unwrap();
         assert_eq!((node.size(), node.is_direct()), (1 << 20, cache == Cache::Auto));
         let mut model = Model(pattern(1 << 20, 1));
-        node.write(0, Buffer::copy_of(&model.0), WriteFlags { fua: true }).await.unwrap();
+        node.write(0, Buffer::copy_of(&model.0), WriteFlags { fua: true, ..WriteFlags::default() })
+            .await
+            .unwrap();
         let steps = [
             Step::Read { offset: 1001, len: 70_000, skew: 3 },
             Step::Zero { offset: 0, len: 65_536, unmap: true },

@@ -69,7 +69,9 @@ async fn reads(ahead: &Ahead, range: Range<u64>) {
 
 #[test]
 fn parts_cover_what_was_asked_for_and_differ_in_size() {
-    for (range, count) in [(0..32 << 20, 16), (65536..5 << 20, 16), (0..1, 1), (7..3 << 20, 256), (0..64 << 20, 4)] {
+    for (range, count) in
+        [(0..32 << 20, 16), (65536..5 << 20, 16), (0..1, 1), (7..3 << 20, 256), (0..64 << 20, 4)]
+    {
         let all: Vec<_> = parts(range.clone(), count).collect();
         assert!(all.len() <= count as usize);
         assert_eq!(all[0].start, range.start);

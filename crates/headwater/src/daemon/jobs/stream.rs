@@ -158,9 +158,10 @@ pub(in crate::daemon) async fn start(
 async fn boot_trace(args: &Options, kept: Option<&Kept>) -> Result<Option<BootTrace>, Refusal> {
     if let Some(kept) = kept {
         let text = kept.record().boot_trace;
-        return text.map(|text| BootTrace::parse(&text)).transpose().map_err(|err| {
-            generic(format!("the boot trace in {} is damaged: {err}", kept.shown()))
-        });
+        return text
+            .map(|text| BootTrace::parse(&text))
+            .transpose()
+            .map_err(|err| generic(format!("the boot trace in {} is damaged: {err}", kept.shown())));
     }
     let Some(path) = args.text("x-headwater-boot-trace").map(PathBuf::from) else { return Ok(None) };
     let loaded = tokio::task::spawn_blocking(move || load(&path)).await;

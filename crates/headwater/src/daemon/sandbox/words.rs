@@ -201,7 +201,10 @@ mod tests {
         let arguments = json!({"node-name": "disk", "file": "trace"});
         let record = json!({"execute": "headwater-record-boot-trace", "arguments": arguments});
         assert!(of_value(&record).contains(&Word::Replaced("trace".into())));
-        assert!(!of_value(&json!({"execute": "other", "arguments": arguments})).contains(&Word::Replaced("trace".into())));
+        assert!(
+            !of_value(&json!({"execute": "other", "arguments": arguments}))
+                .contains(&Word::Replaced("trace".into()))
+        );
     }
 
     #[test]
