@@ -95,7 +95,7 @@ async fn play(node: &FileNode, model: &mut Model, step: &Step, seed: u8) {
         Step::Write { offset, len, skew, fua } => {
             let (offset, len) = (down(offset), len.next_multiple_of(align) as usize);
             let data = Buffer::copy_of(&pattern(skew + len, seed)).slice(skew..skew + len);
-            node.write(offset, data.clone(), WriteFlags { fua }).await.unwrap();
+            node.write(offset, data.clone(), WriteFlags { fua, ..WriteFlags::default() }).await.unwrap();
             model.write(offset, &data);
         }
         Step::Zero { offset, len, unmap } => {

@@ -60,7 +60,6 @@ fn run(test: impl AsyncFnOnce(Rc<Counted>, Rc<Ahead>)) {
     });
 }
 
-#[track_caller]
 async fn reads(ahead: &Ahead, range: Range<u64>) {
     let buf = ahead.fetch(range.start, BufferMut::new((range.end - range.start) as usize)).await.unwrap();
     let right = buf.iter().zip(range.clone()).all(|(found, at)| *found == byte(at));
