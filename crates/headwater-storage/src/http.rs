@@ -60,8 +60,8 @@ pub struct HttpOptions {
     pub retry: Duration,
     /// The same for the first request of all, when the node is opened.
     pub open_retry: Duration,
-    /// How many bytes of the beginning the first request asks for, because they will be read soon. They are kept in memory until they were read, or some
-    /// seconds have passed. Nothing but what opening takes, if it is less.
+    /// How many bytes of the beginning are asked for, over several connections, with the first request, because they will be read soon. They are kept in memory until
+    /// they were read, or some seconds have passed.
     pub read_ahead: u64,
 }
 

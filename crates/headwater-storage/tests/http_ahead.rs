@@ -46,12 +46,16 @@ fn what_a_job_begins_with_comes_while_other_things_are_done_and_comes_once() {
         let server = HttpServer::start(good).await;
         server.delay.set(AWAY);
         let node = open(&server, 4 << 20).await;
-        assert_eq!(*server.ranges.borrow(), [0..4 << 20], "the first request asks for more");
+        let first = server.ranges.borrow().clone();
+        assert!(
+            first.len() > 4 && first.contains(&(0..BLOCK)),
+            "more is asked for with the first request: {first:?}"
+        );
         node.expect(0..16 << 20);
         // Making an overlay takes some time. The server tells of requests when it answers them.
         pause(2 * AWAY).await;
         let asked = server.ranges.borrow().clone();
-        assert!(asked.len() > 4 && asked[1].start == 4 << 20, "{asked:?}");
+        assert!(asked.len() > first.len(), "{asked:?}");
         let end = asked.iter().map(|range| range.end).max().unwrap();
         assert!(end <= 16 << 20, "{asked:?}");
         job_reads(&node, end).await;
@@ -93,7 +97,10 @@ fn of_a_server_that_is_near_or_unwanted_nothing_is_asked_ahead() {
         node.expect(0..16 << 20);
         let whole = 3 * BLOCK + 5;
         assert_eq!(&read(&*node, 0, whole as usize).await.unwrap()[..], &pattern(0, whole as usize)[..]);
-        assert_eq!(small.requests.get(), 1);
+        // The first, and what was asked for before the size was known.
+        let asked = small.requests.get();
+        assert_eq!(&read(&*node, 0, 10).await.unwrap()[..], &pattern(0, 10)[..]);
+        assert_eq!(small.requests.get(), asked);
         node.close().await.unwrap();
     });
 }
@@ -147,6 +154,8 @@ fn a_node_that_goes_gives_up_what_is_under_way() {
         node.expect(0..16 << 20);
         drop(node);
         pause(2 * AWAY).await;
-        assert!(server.requests.get() <= 1, "{}", server.requests.get());
+        let asked = server.requests.get();
+        pause(2 * AWAY).await;
+        assert_eq!(server.requests.get(), asked);
     });
 }

@@ -101,7 +101,7 @@ impl Opener {
         Self { mirrors, ..self }
     }
 
-    /// The same, but the first request to the first image that is opened behind HTTP asks for so many bytes of its beginning, because they will be read soon.
+    /// The same, but of the first image that is opened, if it is behind HTTP, so many bytes are asked for at once, because they will be read soon.
     pub fn with_read_ahead(self, bytes: u64) -> Self {
         Self { read_ahead: Cell::new(bytes), ..self }
     }

@@ -77,9 +77,6 @@ pub struct Session {
     go_on: String,
 }
 
-/// What the request that opens a remote source asks for, in bytes, where more will be wanted at once: what comes over 1 Gbit/s in the 100 ms until others can be answered.
-const FIRST_REQUEST: u64 = 12 << 20;
-
 /// How many errors are told of one by one.
 const MOST_ERRORS_TOLD: u32 = 20;
 
@@ -97,7 +94,7 @@ impl Session {
             .with_retry(retry, args.copy.reach.timeout())
             .with_cache_dir(args.copy.cache_dir.as_deref(), args.copy.cache_size)?
             .with_mirrors(mirrors.clone())
-            .with_read_ahead(overlay::read_ahead(args).min(FIRST_REQUEST));
+            .with_read_ahead(overlay::read_ahead(args));
         let overlay = overlay::open(args, &opener, display).await?;
         let streamed = streamed::remember(args, &overlay, mirrors.as_deref(), display).await?;
         let Overlay { top, base, complete, .. } = overlay;

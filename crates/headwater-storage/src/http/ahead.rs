@@ -9,7 +9,7 @@
 //! - **What nobody reads** is forgotten when some time has passed since all came. It takes memory until then, as much as was asked for.
 //! - **The parts differ in size**, in equal steps: parts of one size that share a line end together, and then the line stands still for a round trip.
 
-use super::{PIECE, RangeSource};
+use super::{BLOCK, PIECE, RangeSource};
 use futures_util::FutureExt;
 use futures_util::future::{Shared, join_all, try_join_all};
 use headwater_block::{Buffer, BufferMut, LocalFuture, Result};
@@ -172,12 +172,12 @@ impl Ahead {
 }
 
 /// `range` in at most `count` parts that grow from the first to the last, of which none is longer than a piece.
-fn parts(range: Range<u64>, count: u32) -> impl Iterator<Item = Range<u64>> {
+pub(super) fn parts(range: Range<u64>, count: u32) -> impl Iterator<Item = Range<u64>> {
     let step = PIECE as u64 / u64::from(count.max(1));
     let mut at = range.start;
     (1..=u64::from(count)).map_while(move |number| {
         let start = at;
-        at = range.end.min(start + (number * step).max(LEAST).min(PIECE as u64));
+        at = range.end.min(start + (number * step).next_multiple_of(BLOCK).max(LEAST).min(PIECE as u64));
         (start < at).then_some(start..at)
     })
 }

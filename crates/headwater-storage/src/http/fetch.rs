@@ -1,13 +1,15 @@
 //! One range of the object, asked for until it is there or the time is over.
 
-use super::ahead::Coming;
+use super::ahead::{Coming, parts};
 use super::answer::{Failure, Identity, judge};
-use super::transport::{Exchange, Transport, hyper_failure};
+use super::transport::{Transport, hyper_failure};
 use super::url::{Target, label};
 use super::{HttpOptions, RangeSource};
 use crate::pace::Pace;
 use crate::retry::{Rest, Retry};
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::Shared;
 use headwater_block::{Buffer, BufferMut, Error, ErrorKind, LocalFuture, Result};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -17,6 +19,8 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
@@ -38,21 +42,30 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Finds the object, following redirects, and reads its first `first` bytes. What the options have it ask for beyond them is on its way.
+    /// Finds the object, following redirects, and reads its first `first` bytes. What the options have it ask for ahead is asked for at the same time.
     pub(super) async fn open(
         url: &str,
         options: HttpOptions,
         first: u64,
-    ) -> Result<(Self, Buffer, Option<Coming>)> {
+    ) -> Result<(Self, Buffer, Vec<Coming>)> {
         let origin = Target::parse(url)?;
         let label = label(url);
         let (retry, open_retry) = (options.retry, options.open_retry);
-        let range = 0..options.read_ahead.max(first);
+        let ahead = parts(0..options.read_ahead, options.connections - 1);
         let transport = Transport::new(options);
-        let (target, identity, mut begun) = locate(&transport, &origin, None, range, first, open_retry)
+        let (tell, told) = oneshot::channel();
+        let told = told.shared();
+        let mut coming: Vec<_> =
+            ahead.map(|range| foresee(transport.clone(), origin.clone(), range, told.clone())).collect();
+        let (target, identity, bytes) = locate(&transport, &origin, None, 0..first, open_retry)
             .await
             .map_err(|e| e.context(format_args!("cannot open {label}")))?;
-        let first = begun.take_first(first);
+        // Nobody hears it if nothing was asked for.
+        let _ = tell.send(identity.clone());
+        coming.retain(|coming| coming.range.start < identity.size);
+        if let Some(last) = coming.last_mut() {
+            last.range.end = last.range.end.min(identity.size);
+        }
         if identity.etag.is_none() && identity.last_modified.is_none() {
             tracing::warn!(
                 url = label,
@@ -69,8 +82,7 @@ impl Source {
             rest: Rest::default(),
             ended: RefCell::default(),
         };
-        let coming = begun.coming(&source.transport);
-        Ok((source, first, coming))
+        Ok((source, bytes.freeze(), coming))
     }
 
     async fn fetch_all(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
@@ -126,8 +138,7 @@ impl Source {
                 Failure::Refused(_) | Failure::Moved(_) => {
                     relocated = true;
                     let at = 0..self.identity.size.min(1);
-                    let found =
-                        locate(&self.transport, &self.origin, Some(&self.identity), at, 1, self.retry);
+                    let found = locate(&self.transport, &self.origin, Some(&self.identity), at, self.retry);
                     *self.target.borrow_mut() = found.await?.0;
                 }
             }
@@ -164,75 +175,55 @@ impl RangeSource for Source {
     }
 }
 
-/// A range of which a part has come.
-struct Begun {
-    buf: BufferMut,
-    /// How much of it has come.
-    filled: usize,
-    /// Where the rest comes from, if there is more.
-    exchange: Option<Exchange>,
+/// Asks for `range` of what `target` names before it is known what that is. The bytes count if they are of the object that `told` gives, which is another one if the server
+/// redirects.
+fn foresee(
+    transport: Rc<Transport>,
+    target: Target,
+    range: Range<u64>,
+    told: Shared<oneshot::Receiver<Identity>>,
+) -> Coming {
+    /// Ends with whoever waits for it.
+    struct Task(JoinHandle<Option<Buffer>>);
+    impl Drop for Task {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+    let asked = range.clone();
+    let mut task = Task(tokio::task::spawn_local(async move {
+        let mut exchange = transport.exchange(&target, || request(&target, None, &asked)).await.ok()?;
+        let pinned = told.await.ok()?;
+        judge(&exchange.response, &asked, Some(&pinned)).ok()?;
+        // At most a piece.
+        let expected = pinned.size.min(asked.end).checked_sub(asked.start)? as usize;
+        let (mut buf, filled) = (BufferMut::new(expected), Cell::new(0));
+        receive(&transport, &mut exchange.response, expected, &mut buf, &filled).await.ok()?;
+        exchange.finish();
+        Some(buf.freeze())
+    }));
+    Coming { range, data: Box::pin(async move { (&mut task.0).await.ok().flatten() }) }
 }
 
-impl Begun {
-    /// The first `len` bytes, or as many as there are.
-    fn take_first(&mut self, len: u64) -> Buffer {
-        let len = self.filled.min(usize::try_from(len).unwrap_or(usize::MAX));
-        let mut first = BufferMut::new(len);
-        first.copy_from_slice(&self.buf[..len]);
-        first.freeze()
-    }
-
-    /// What comes yet; none if that is nothing.
-    fn coming(self, transport: &Rc<Transport>) -> Option<Coming> {
-        let Self { mut buf, filled, exchange } = self;
-        let mut exchange = exchange?;
-        let transport = transport.clone();
-        Some(Coming {
-            range: 0..buf.len() as u64,
-            data: Box::pin(async move {
-                let (filled, rest) = (Cell::new(filled), buf.len() - filled);
-                let response = &mut exchange.response;
-                receive(&transport, response, rest, usize::MAX, &mut buf, &filled).await.ok()?;
-                exchange.finish();
-                Some(buf.freeze())
-            }),
-        })
-    }
-}
-
-/// Follows redirects from `origin` to the object, and reads `range` of it, up to the end or until `enough` bytes have come.
+/// Follows redirects from `origin` to the object, and reads `range` of it.
 async fn locate(
     transport: &Rc<Transport>,
     origin: &Target,
     pinned: Option<&Identity>,
     range: Range<u64>,
-    enough: u64,
     retry: Duration,
-) -> Result<(Target, Identity, Begun)> {
+) -> Result<(Target, Identity, BufferMut)> {
     let mut target = origin.clone();
     let mut redirects = 0;
     let mut retry = Retry::new(retry);
-    // At most a block, or what is to be read ahead, which takes memory when it comes.
+    // Both callers ask for at most a block.
     let mut buf = BufferMut::new((range.end - range.start) as usize);
     loop {
         let filled = Cell::new(0);
-        let first = async {
-            let (identity, mut exchange, expected) = begin(transport, &target, pinned, &range).await?;
-            let enough = usize::try_from(enough).unwrap_or(usize::MAX);
-            receive(transport, &mut exchange.response, expected, enough, &mut buf, &filled).await?;
-            Ok((identity, exchange, expected))
-        };
-        match first.await {
-            Ok((identity, exchange, expected)) => {
-                buf.truncate(expected);
-                let filled = filled.get();
-                let exchange = if filled < expected {
-                    Some(exchange)
-                } else {
-                    exchange.finish();
-                    None
-                };
-                return Ok((target, identity, Begun { buf, filled, exchange }));
+        match ask(transport, &target, pinned, range.clone(), &mut buf, &filled).await {
+            Ok(identity) => {
+                buf.truncate(filled.get());
+                return Ok((target, identity, buf));
             }
             Err(Failure::Moved(location)) => {
                 redirects += 1;
@@ -263,41 +254,26 @@ async fn ask(
     buf: &mut BufferMut,
     filled: &Cell<usize>,
 ) -> Result<Identity, Failure> {
-    let (identity, mut exchange, expected) = begin(transport, target, pinned, &range).await?;
-    receive(transport, &mut exchange.response, expected, usize::MAX, buf, filled).await?;
+    let mut exchange = transport.exchange(target, || request(target, pinned, &range)).await?;
+    let identity = judge(&exchange.response, &range, pinned)?;
+    // No more than was asked for, hence no more than there is room for.
+    let expected = identity.size.min(range.end).saturating_sub(range.start) as usize;
+    receive(transport, &mut exchange.response, expected, buf, filled).await?;
     exchange.finish();
     Ok(identity)
 }
-
-/// Asks once for `range` and waits for the head of the response: what it says, itself, and how many bytes it has.
-async fn begin(
-    transport: &Rc<Transport>,
-    target: &Target,
-    pinned: Option<&Identity>,
-    range: &Range<u64>,
-) -> Result<(Identity, Exchange, usize), Failure> {
-    let exchange = transport.exchange(target, || request(target, pinned, range)).await?;
-    let identity = judge(&exchange.response, range, pinned)?;
-    // No more than was asked for, hence no more than there is room for.
-    let expected = identity.size.min(range.end).saturating_sub(range.start) as usize;
-    Ok((identity, exchange, expected))
-}
-
-/// Receives the `expected` bytes that are left of a response, or until `buf` is filled up to `enough`.
 
 async fn receive(
     transport: &Transport,
     response: &mut Response<Incoming>,
     expected: usize,
-    enough: usize,
     buf: &mut BufferMut,
     filled: &Cell<usize>,
 ) -> Result<(), Failure> {
     let end = filled.get() + expected;
     let most = transport.request_timeout();
     let mut pace = Pace::new(most);
-    // A response that is wanted whole is read up to its end, which shows that there is no more.
-    while filled.get() < enough.min(end) || enough >= end {
+    loop {
         let frame = tokio::time::timeout(most, response.body_mut().frame()).await;
         let data = match frame {
             Err(_) => return Err(transport.too_slow("no data")),
@@ -317,7 +293,7 @@ async fn receive(
             return Err(transport.too_slow("hardly any data"));
         }
     }
-    if filled.get() < end.min(enough) {
+    if filled.get() < end {
         let missing = end - filled.get();
         return Err(Failure::again(
             ErrorKind::Unavailable,
