@@ -67,14 +67,25 @@ impl RawNode {
         Ok(())
     }
 
-    /// The offset in the file of a change of `len` bytes at `offset` of the disk.
-    fn change_at(&self, offset: u64, len: u64) -> Result<u64> {
+    /// The offset in the file of `len` bytes that are written at `offset` of the disk. An image on this one may grow, as far as there is room.
+    fn write_at(&self, offset: u64, len: u64) -> Result<u64> {
+        let start = self.offset.checked_add(offset);
+        match (start, self.fixed) {
+            (Some(start), None) if start.checked_add(len).is_some() => {
+                self.changeable()?;
+                Ok(start)
+            }
+            (_, None) => self.change_at(offset, len, ErrorKind::OutOfRange),
+            (_, Some(_)) => self.change_at(offset, len, ErrorKind::NoSpace),
+        }
+    }
+
+    /// The offset in the file of a change of `len` bytes at `offset` of the disk, which must be within it; the error is of this kind if it isn't.
+    fn change_at(&self, offset: u64, len: u64, kind: ErrorKind) -> Result<u64> {
         self.changeable()?;
         if offset.checked_add(len).is_none_or(|end| end > self.size()) {
-            // An image in a window of fixed size grows until there is no more room.
-            let full = self.fixed.is_some();
             return Err(Error::new(
-                if full { ErrorKind::NoSpace } else { ErrorKind::OutOfRange },
+                kind,
                 format!(
                     "{}: {len} bytes at {offset} are not within the disk of {} bytes",
                     self.name(),
@@ -201,7 +212,7 @@ impl Node for RawNode {
     }
 
     fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> LocalFuture<'_, Result<()>> {
-        match self.change_at(offset, data.len() as u64) {
+        match self.write_at(offset, data.len() as u64) {
             Ok(at) => {
                 self.tell(&[DebugEvent::WriteAio]);
                 self.file.write(at, data, flags)
@@ -211,14 +222,14 @@ impl Node for RawNode {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
-        match self.change_at(offset, len) {
+        match self.write_at(offset, len) {
             Ok(at) => self.file.write_zeroes(at, len, flags),
             Err(err) => Box::pin(ready(Err(err))),
         }
     }
 
     fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
-        match self.change_at(offset, len) {
+        match self.change_at(offset, len, ErrorKind::OutOfRange) {
             Ok(at) => self.file.discard(at, len),
             Err(err) => Box::pin(ready(Err(err))),
         }

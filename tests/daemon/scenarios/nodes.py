@@ -497,3 +497,23 @@ def names_in_headers(case):
     qmp.run("query-named-block-nodes", flat=True)
     qmp.run("quit")
     case.note("header", json.loads(case.images.backing("top.qcow2")[0].removeprefix("json:")))
+
+
+@scenario
+def image_on_raw(case):
+    """A qcow2 image whose file is a raw node grows as it would without; also after that was put in between."""
+    path = case.images.qcow2("disk.qcow2", "4M")
+    qmp = case.daemon().qmp
+    qmp.run("blockdev-add", driver="file", node_name="file", filename=path)
+    qmp.run("blockdev-add", driver="raw", node_name="raw", file="file")
+    qmp.run("blockdev-add", driver="qcow2", node_name="disk", file="raw")
+    address = export(case, qmp, "disk")
+    nbd.io(address, "write -P 5 0 1M", "read -P 5 0 1M")
+    qmp.run("block-export-del", id="export-disk")
+    qmp.wait("BLOCK_EXPORT_DELETED", id="export-disk")
+    qmp.run("blockdev-reopen", options=[{"driver": "qcow2", "node-name": "disk", "file": "file"}])
+    qmp.run("blockdev-reopen", options=[{"driver": "qcow2", "node-name": "disk", "file": "raw"}])
+    export(case, qmp, "disk", start=False)
+    nbd.io(address, "write -P 6 1M 2M", "read -P 5 0 1M", "read -P 6 1M 2M")
+    qmp.run("quit")
+    case.images.check("disk.qcow2")

@@ -251,8 +251,6 @@ def create_variants(case):
     qmp.run("blockdev-create", job_id="raw", options={"driver": "file", "filename": case.path("a.raw"), "size": 1 << 20, "preallocation": "falloc"})
     case.note("raw", created(qmp, "raw"))
     check(case.images.size("a.raw") == 1 << 20, "the size of the raw file")
-    case.images.raw("b", "0")
-    qmp.run("blockdev-add", driver="file", node_name="file", filename=case.path("b"))
     variants = [
         {"version": "v2"},
         {"cluster-size": 4096, "refcount-bits": 8, "lazy-refcounts": True},
@@ -280,15 +278,21 @@ def create_variants(case):
         {"size": 1000},
     ]
     for number, more in enumerate(variants):
+        # Each in a file of its own: the reference doesn't cut what is longer, and allocates nothing then.
+        image = f"b{number}"
+        case.images.raw(image, "0")
+        qmp.run("blockdev-add", driver="file", node_name="file", filename=case.path(image))
         qmp.run("blockdev-create", job_id="job", options={"driver": "qcow2", "file": "file", "size": 1 << 20, **more})
-        if created(qmp) is None:
-            info = nbd.tool("qemu-img", "info", "-U", "--output=json", case.path("b"))
+        made = created(qmp) is None
+        qmp.run("blockdev-del", node_name="file")
+        if made:
+            info = nbd.tool("qemu-img", "info", "-U", "--output=json", case.path(image))
             check('"qcow2"' in info, f"not a qcow2 image: {info}")
             keys = ("virtual-size", "cluster-size", "format-specific", "backing-filename", "backing-filename-format")
-            case.note(str(number), {key: case.images.info("b").get(key) for key in keys})
-            case.images.check("b")
+            case.note(str(number), {key: case.images.info(image).get(key) for key in keys})
+            case.images.check(image)
             # What is allocated, and where data are: not how the file is laid out.
-            case.note(f"map {number}", [extent[:6] for extent in case.images.map("b")])
+            case.note(f"map {number}", [extent[:6] for extent in case.images.map(image)])
     qmp.run("quit")
 
 

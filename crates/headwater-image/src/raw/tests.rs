@@ -33,10 +33,24 @@ fn a_window_reads_and_writes_its_part_of_the_file_only() {
     assert_eq!(file.contents(), expected);
     for past in [4998, 5000, u64::MAX] {
         let err = now(raw.write(past, Buffer::copy_of(b"abc"), WriteFlags::default())).unwrap_err();
-        assert_eq!(err.kind(), ErrorKind::OutOfRange);
+        assert_eq!(err.kind(), ErrorKind::NoSpace);
         assert_eq!(now(raw.discard(past, 3)).unwrap_err().kind(), ErrorKind::OutOfRange);
     }
     assert_eq!(now(raw.resize(10)).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn an_image_on_it_may_grow_unless_the_size_is_fixed() {
+    let file = MemoryNode::new("disk.img", pattern(1000));
+    let raw = RawNode::new(file.clone(), RawOptions { offset: 100, size: None, read_only: false }).unwrap();
+    now(raw.write(2000, Buffer::copy_of(b"abc"), WriteFlags::default())).unwrap();
+    assert_eq!((raw.size(), file.contents().len()), (2003, 2103));
+    now(raw.write_zeroes(3000, 5, ZeroFlags::default())).unwrap();
+    assert_eq!(raw.size(), 3005);
+    for past in [u64::MAX - 100, u64::MAX - 50, u64::MAX] {
+        let err = now(raw.write(past, Buffer::copy_of(b"abc"), WriteFlags::default())).unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::OutOfRange);
+    }
 }
 
 #[test]

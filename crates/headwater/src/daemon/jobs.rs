@@ -350,7 +350,7 @@ impl Jobs {
 
 impl Job {
     fn is_block_job(&self) -> bool {
-        self.kind != "create"
+        !matches!(self.kind, "create" | "amend")
     }
 
     /// Waits until its end was told.

@@ -79,7 +79,8 @@ fn a_new_disk_has_the_space_that_was_asked_for() {
     }
     let (image, data) = (scratch.path("meta.qcow2"), scratch.path("disk.raw"));
     make_raw(&data, 2 * MIB, 3);
-    headwater(&["create", "-o", "data_file=disk.raw,data_file_raw=on", &image, "2M"]).code(0);
+    // QEMU's tools look for it in their own working directory.
+    headwater(&["create", "-o", &format!("data_file={data},data_file_raw=on"), &image, "2M"]).code(0);
     assert_sound(&image);
     tool("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "raw", &image, &data]);
 }

@@ -34,8 +34,11 @@ fn the_tables_map_the_whole_disk_and_are_counted() {
     for (cluster_bits, version, refcount_bits, extended_l2) in
         [(9, 2, 16, false), (9, 3, 64, false), (16, 3, 16, false), (14, 3, 16, true), (21, 3, 1, false)]
     {
-        for size in [0, 512, (1 << 20) + 512, 9 << 20] {
+        for size in [0, 512, (1 << 20) + 512] {
             for preallocation in [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full] {
+                if preallocation != Preallocation::Metadata && cluster_bits != 16 {
+                    continue;
+                }
                 let options = CreateOptions {
                     cluster_size: 1 << cluster_bits,
                     version,
