@@ -24,7 +24,7 @@ pub(super) async fn make(
     let backing = backing.map(|backing| {
         let image = backing.skip_filters();
         let format = Format::from_name(image.driver, &image.filename()).unwrap_or(Format::Raw);
-        (recorded_name(filename, &graph.names().told(&image)), format)
+        (recorded_name(filename, &graph.names_for_headers().told(&image)), format)
     });
     let options = FileOptions { cache: Cache::Buffered, ..FileOptions::default() };
     let make = async {

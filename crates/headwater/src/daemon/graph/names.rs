@@ -3,6 +3,9 @@
 //! As in QEMU the name is a plain one, a file's or an address, if opening that would bring about the same nodes: if the options of the image say nothing that changes
 //! what is read, and its backing is the one that its header names. Otherwise it is `json:` and the options that do bring them about. Filters that are no
 //! format have such a name as a rule. What messages call a node is simpler: [`GraphNode::filename`].
+//!
+//! In headers it is the bytes that count: filters, which don't change them, are left out of names there. Who opens the image another time may have no throttle
+//! group, and QEMU can't open all names of that kind that it makes up.
 
 use super::{Graph, GraphNode, Role};
 use crate::daemon::graph::open::{Options, Read};
@@ -52,13 +55,19 @@ struct Name {
 /// The names of nodes at one moment: each is found once.
 pub(in crate::daemon) struct Names<'a> {
     graph: &'a Graph,
+    for_headers: bool,
     known: RefCell<HashMap<*const GraphNode, Rc<Name>>>,
 }
 
 impl Graph {
     /// The names of nodes, as they are now.
     pub(in crate::daemon) fn names(&self) -> Names<'_> {
-        Names { graph: self, known: RefCell::default() }
+        Names { graph: self, for_headers: false, known: RefCell::default() }
+    }
+
+    /// The same for headers of images.
+    pub(in crate::daemon) fn names_for_headers(&self) -> Names<'_> {
+        Names { graph: self, for_headers: true, known: RefCell::default() }
     }
 }
 
@@ -73,7 +82,10 @@ impl Names<'_> {
         let mut over = top.skip_filters();
         while let Some(below) = over.child(Role::Backing) {
             let below = below.skip_filters();
-            if self.told(&below) == name || !self.is_overridden(&over) && names_in_header(&over, name) {
+            let named = |names: &Self| {
+                names.told(&below) == name || !names.is_overridden(&over) && names_in_header(&over, name)
+            };
+            if named(self) || named(&self.graph.names_for_headers()) {
                 return Some(below);
             }
             over = below;
@@ -94,6 +106,7 @@ impl Names<'_> {
     /// The name of what a link leads to: that of the node that stands for a job there, if a user has named it.
     fn through_link(&self, node: &Rc<GraphNode>) -> Rc<Name> {
         match self.graph.shadow_on(node) {
+            _ if self.for_headers => self.of(&node.skip_filters()),
             Some(shadow) if !shadow.name.starts_with('#') => self.of(&shadow),
             _ => self.of(node),
         }
@@ -112,6 +125,7 @@ impl Names<'_> {
         let mut children = Vec::new();
         for (name, role, to) in &links {
             let child = self.through_link(to);
+            let to = if self.for_headers { to.skip_filters() } else { to.clone() };
             if *name != "backing" || overridden {
                 told.push(((*name).to_owned(), child.options.clone()));
             }
@@ -123,9 +137,14 @@ impl Names<'_> {
         let exact = match node.driver {
             "raw" | "qcow2" => {
                 let file = children.iter().find(|(role, ..)| *role == Role::File);
-                file.filter(|(_, driver, _)| is_protocol(driver) && own.is_empty() && !overridden)
-                    .and_then(|(_, _, file)| file.exact.clone())
+                file.filter(|(_, driver, _)| {
+                    (is_protocol(driver) || self.for_headers && *driver == "replicas")
+                        && own.is_empty()
+                        && !overridden
+                })
+                .and_then(|(_, _, file)| file.exact.clone())
             }
+            "replicas" | "verify" if self.for_headers => Some(node.filename()),
             "throttle" | "copy-on-read" | "replicas" | "verify" => None,
             // They show the child's bytes, or what those were.
             "copy-before-write" | "snapshot-access" => children.first().map(|(.., child)| child.told.clone()),

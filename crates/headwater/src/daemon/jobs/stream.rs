@@ -262,7 +262,10 @@ pub(super) fn link_name(
     image: &Rc<GraphNode>,
     given: Option<&str>,
 ) -> String {
-    given.map_or_else(|| recorded_name(&over.filename(), &graph.names().told(image)), str::to_owned)
+    given.map_or_else(
+        || recorded_name(&over.filename(), &graph.names_for_headers().told(image)),
+        str::to_owned,
+    )
 }
 
 /// What a header calls the format of a node. A protocol without a format on it is raw, if the user wants it to be called so.

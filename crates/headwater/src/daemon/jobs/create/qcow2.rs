@@ -36,7 +36,8 @@ pub(super) async fn make(graph: &Rc<Graph>, options: &Options) -> Result<(), Ref
     let mut roots = vec![graph.attach(&file, ("image creation", "file"), rights, false).await?];
     if let Some(data) = &data {
         roots.push(graph.attach(data, ("image creation", "data-file"), rights, false).await?);
-        create.data_file = Some(recorded_name(&file.filename(), &graph.names().told(data)));
+        create.data_file =
+            Some(recorded_name(&file.filename(), &graph.names_for_headers().told(&data.skip_filters())));
     }
     check_size(&create)?;
     let (top, preallocation) = (file.top(), create.preallocated());
