@@ -2,7 +2,8 @@
 //!
 //! The syntax is that of the NBD project's `doc/uri.md`. Percent-encoding is undone in the export's name, the host and the
 //! socket's path. `nbds` and `nbds+unix` mean TLS, with the certificates in a directory: `tls-certificates=DIRECTORY`, and if need be
-//! `tls-hostname=NAME` and `tls-verify-peer=false`, as libnbd writes them. vsock and users (of pre-shared keys) are refused by name.
+//! `tls-hostname=NAME` and `tls-verify-peer=false`, or with the keys that both sides have in a file: `tls-psk-file=FILE`, as libnbd writes
+//! them. Then a client says before the host which user it is: `nbds://USER@HOST/EXPORT?tls-psk-file=FILE`. vsock is refused by name.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -44,15 +45,25 @@ pub struct NbdUri {
     pub tls: Option<UriTls>,
 }
 
-/// What a URI says of TLS.
+/// What a URI says of TLS: how the sides know each other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct UriTls {
-    /// The directory of certificates.
-    pub certificates: PathBuf,
-    /// The name that the server's certificate must be for, if not the host's.
-    pub hostname: Option<String>,
-    /// Whether the other side must prove itself.
-    pub verify_peer: bool,
+pub enum UriTls {
+    /// By certificates.
+    Certificates {
+        /// The directory that they are in.
+        directory: PathBuf,
+        /// The name that the server's certificate must be for, if not the host's.
+        hostname: Option<String>,
+        /// Whether the other side must prove itself.
+        verify_peer: bool,
+    },
+    /// By a key that both have.
+    Psk {
+        /// The file of keys.
+        keys: PathBuf,
+        /// Who the client is; nobody if the address is a server's own, which takes all that are in the file.
+        user: Option<String>,
+    },
 }
 
 /// What is wrong with an NBD URI.
@@ -117,7 +128,11 @@ fn parse(text: &str) -> Result<NbdUri, String> {
             export.len()
         ));
     }
-    let Parameters { socket, tls } = parameters(query, unix, tls)?;
+    let (user, authority) = match authority.split_once('@') {
+        Some((user, host)) => (Some(user_name(user)?), host),
+        None => (None, authority),
+    };
+    let Parameters { socket, tls } = parameters(query, unix, tls, user)?;
     let address = match socket {
         Some(_) if !authority.is_empty() => {
             return Err(
@@ -136,18 +151,25 @@ struct Parameters {
     tls: Option<UriTls>,
 }
 
-/// Reads the parameters: a Unix address must have a socket and a TCP address must not; TLS must have certificates.
-fn parameters(query: Option<&str>, unix: bool, tls: bool) -> Result<Parameters, String> {
-    let (mut socket, mut certificates, mut hostname, mut verify_peer) = (None, None, None, None);
+/// Reads the parameters: a Unix address must have a socket and a TCP address must not; TLS must have certificates or keys.
+fn parameters(
+    query: Option<&str>,
+    unix: bool,
+    tls: bool,
+    user: Option<String>,
+) -> Result<Parameters, String> {
+    let (mut socket, mut certificates, mut hostname, mut verify_peer, mut keys) =
+        (None, None, None, None, None);
     for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let value = percent_decode(value)?;
         match key {
             "socket" if !unix => return Err("socket= belongs to nbd+unix://, not to nbd://".to_owned()),
             "socket" => put(&mut socket, key, path(key, "the path of a Unix socket", value)?)?,
-            "tls-certificates" | "tls-hostname" | "tls-verify-peer" if !tls => {
+            "tls-certificates" | "tls-hostname" | "tls-verify-peer" | "tls-psk-file" if !tls => {
                 return Err(format!("{key}= belongs to nbds:// and nbds+unix://"));
             }
+            "tls-psk-file" => put(&mut keys, key, path(key, "a file", value)?)?,
             "tls-certificates" => put(&mut certificates, key, path(key, "a directory", value)?)?,
             "tls-hostname" => {
                 let name = String::from_utf8(value).ok().filter(|name| !name.is_empty());
@@ -167,16 +189,31 @@ fn parameters(query: Option<&str>, unix: bool, tls: bool) -> Result<Parameters, 
     if unix && socket.is_none() {
         return Err("the socket is missing; write nbd+unix:///EXPORT?socket=PATH".to_owned());
     }
-    let tls = match certificates {
-        Some(certificates) => {
-            Some(UriTls { certificates, hostname, verify_peer: verify_peer.unwrap_or(true) })
+    let for_certificates = hostname.is_some() || verify_peer.is_some();
+    let tls = match (certificates, keys) {
+        (Some(_), Some(_)) => {
+            return Err("tls-certificates= and tls-psk-file= exclude each other".to_owned());
         }
-        None if tls => {
+        (None, Some(_)) if for_certificates => {
+            return Err("tls-hostname= and tls-verify-peer= belong to tls-certificates=".to_owned());
+        }
+        (None, Some(keys)) => Some(UriTls::Psk { keys, user }),
+        _ if user.is_some() => {
             return Err(
-                "TLS needs certificates; write nbds://HOST/EXPORT?tls-certificates=DIRECTORY".to_owned()
+                "a user name belongs to keys; write nbds://USER@HOST/EXPORT?tls-psk-file=FILE".to_owned()
             );
         }
-        None => None,
+        (Some(directory), None) => {
+            Some(UriTls::Certificates { directory, hostname, verify_peer: verify_peer.unwrap_or(true) })
+        }
+        (None, None) if tls => {
+            return Err(
+                "TLS needs certificates or keys; write nbds://HOST/EXPORT?tls-certificates=DIRECTORY \
+                        or nbds://USER@HOST/EXPORT?tls-psk-file=FILE"
+                    .to_owned(),
+            );
+        }
+        (None, None) => None,
     };
     Ok(Parameters { socket, tls })
 }
@@ -196,11 +233,12 @@ fn path(key: &str, what: &str, value: Vec<u8>) -> Result<PathBuf, String> {
     Ok(PathBuf::from(OsString::from_vec(value)))
 }
 
+fn user_name(text: &str) -> Result<String, String> {
+    let name = String::from_utf8(percent_decode(text)?).ok().filter(|name| !name.is_empty());
+    name.ok_or_else(|| "before @ stands the name of a user, and nothing does".to_owned())
+}
+
 fn parse_authority(authority: &str) -> Result<NbdAddress, String> {
-    if authority.contains('@') {
-        return Err("a user name serves TLS with pre-shared keys, which is not supported; use certificates"
-            .to_owned());
-    }
     let (host, port) = if let Some(bracketed) = authority.strip_prefix('[') {
         let (host, rest) =
             bracketed.split_once(']').ok_or("the bracket of the IPv6 address is not closed")?;
@@ -276,10 +314,14 @@ impl fmt::Display for NbdUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const PLAIN: &str = "-._~/:@";
         f.write_str(if self.tls.is_some() { "nbds" } else { "nbd" })?;
+        f.write_str(if matches!(self.address, NbdAddress::Unix { .. }) { "+unix://" } else { "://" })?;
+        if let Some(UriTls::Psk { user: Some(user), .. }) = &self.tls {
+            percent_encode(f, user.as_bytes(), "-._~")?;
+            f.write_str("@")?;
+        }
         let mut separator = '?';
         match &self.address {
             NbdAddress::Tcp { host, port } => {
-                f.write_str("://")?;
                 if host.contains(':') {
                     write!(f, "[{host}]")?;
                 } else {
@@ -292,21 +334,29 @@ impl fmt::Display for NbdUri {
                 percent_encode(f, self.export.as_bytes(), PLAIN)?;
             }
             NbdAddress::Unix { path } => {
-                f.write_str("+unix:///")?;
+                f.write_str("/")?;
                 percent_encode(f, self.export.as_bytes(), PLAIN)?;
                 f.write_str("?socket=")?;
                 percent_encode(f, path.as_os_str().as_bytes(), PLAIN)?;
                 separator = '&';
             }
         }
-        let Some(tls) = &self.tls else { return Ok(()) };
-        write!(f, "{separator}tls-certificates=")?;
-        percent_encode(f, tls.certificates.as_os_str().as_bytes(), PLAIN)?;
-        if let Some(hostname) = &tls.hostname {
-            f.write_str("&tls-hostname=")?;
-            percent_encode(f, hostname.as_bytes(), PLAIN)?;
+        match &self.tls {
+            None => Ok(()),
+            Some(UriTls::Certificates { directory, hostname, verify_peer }) => {
+                write!(f, "{separator}tls-certificates=")?;
+                percent_encode(f, directory.as_os_str().as_bytes(), PLAIN)?;
+                if let Some(hostname) = hostname {
+                    f.write_str("&tls-hostname=")?;
+                    percent_encode(f, hostname.as_bytes(), PLAIN)?;
+                }
+                if *verify_peer { Ok(()) } else { f.write_str("&tls-verify-peer=false") }
+            }
+            Some(UriTls::Psk { keys, .. }) => {
+                write!(f, "{separator}tls-psk-file=")?;
+                percent_encode(f, keys.as_os_str().as_bytes(), PLAIN)
+            }
         }
-        if tls.verify_peer { Ok(()) } else { f.write_str("&tls-verify-peer=false") }
     }
 }
 

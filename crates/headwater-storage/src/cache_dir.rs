@@ -17,8 +17,8 @@ mod file;
 
 pub use self::file::CacheFile;
 use crate::file::Engine;
+use aws_lc_rs::digest::{SHA256, digest};
 use headwater_block::{Error, ErrorKind, Identity, Result};
-use ring::digest::{SHA256, digest};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::cell::RefCell;

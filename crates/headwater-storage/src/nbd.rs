@@ -32,7 +32,7 @@ use headwater_block::{
     ZeroFlags,
 };
 use headwater_nbd::{NbdUri, TransmissionFlags, UriTls};
-use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
+use headwater_tls::{Endpoint, TlsCredentials, TlsOptions};
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -118,10 +118,9 @@ impl NbdNode {
     /// `InvalidInput` for a URI that isn't one; see also [`NbdNode::open`].
     pub async fn connect(uri: &str, mut options: NbdOptions) -> Result<Rc<Self>> {
         let parsed: NbdUri = uri.parse().map_err(|e| Error::new(ErrorKind::InvalidInput, format!("{e}")))?;
-        if let Some(UriTls { certificates, hostname, verify_peer }) = parsed.tls {
-            let (kind, endpoint, directory) = (CredentialsKind::X509, Endpoint::Client, certificates);
-            let tls = TlsCredentials::load(&TlsOptions { kind, endpoint, directory, verify_peer });
-            options.tls = Some(tls.map_err(|e| e.context(uri))?);
+        if let Some(tls) = parsed.tls {
+            let (tls, hostname) = credentials(tls).map_err(|e| e.context(uri))?;
+            options.tls = Some(tls);
             options.tls_hostname = hostname;
         }
         Self::reach(Some(uri), parsed.address.into(), &parsed.export, options).await
@@ -254,6 +253,22 @@ impl NbdNode {
 }
 
 /// A reply that does not fit its request; the reader has seen to it that there is none.
+/// What a client proves itself with as a URI says, and the name that the server's certificate must be for, if that isn't the host's.
+fn credentials(tls: UriTls) -> Result<(TlsCredentials, Option<String>)> {
+    let (options, hostname) = match tls {
+        UriTls::Certificates { directory, hostname, verify_peer } => {
+            (TlsOptions::X509 { endpoint: Endpoint::Client, directory, verify_peer }, hostname)
+        }
+        UriTls::Psk { keys, user: Some(user) } => (TlsOptions::PskClient { keys, user }, None),
+        UriTls::Psk { user: None, .. } => {
+            let message =
+                "whose key is to be used isn't said; write nbds://USER@HOST/EXPORT?tls-psk-file=FILE";
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
+    };
+    Ok((TlsCredentials::load(&options)?, hostname))
+}
+
 fn misplaced() -> Error {
     Error::new(ErrorKind::Corrupt, "the reply is one to another request")
 }

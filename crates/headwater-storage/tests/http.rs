@@ -393,7 +393,7 @@ async fn https(directory: String) {
     use rustls::pki_types::pem::PemObject;
     let cert = rustls::pki_types::CertificateDer::from_pem_file(format!("{directory}/cert.pem")).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::from_pem_file(format!("{directory}/key.pem")).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()

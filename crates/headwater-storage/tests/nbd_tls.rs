@@ -4,7 +4,7 @@ mod support;
 
 use headwater_block::{Buffer, ErrorKind, Node, WriteFlags};
 use headwater_storage::nbd::{NbdNode, NbdOptions, Server as Address};
-use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
+use headwater_tls::{Endpoint, TlsCredentials, TlsOptions};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,9 +20,8 @@ fn certificates() -> tempfile::TempDir {
 
 /// Options with the certificates in a directory.
 fn options(certificates: &Path, verify_peer: bool) -> NbdOptions {
-    let (kind, directory) = (CredentialsKind::X509, certificates.to_owned());
-    let endpoint = Endpoint::Client;
-    let tls = TlsCredentials::load(&TlsOptions { kind, endpoint, directory, verify_peer }).unwrap();
+    let (endpoint, directory) = (Endpoint::Client, certificates.to_owned());
+    let tls = TlsCredentials::load(&TlsOptions::X509 { endpoint, directory, verify_peer }).unwrap();
     NbdOptions { tls: Some(tls), tls_hostname: Some("localhost".to_owned()), ..NbdOptions::default() }
 }
 
@@ -181,9 +180,9 @@ fn without_tls_on_the_other_side_nothing_is_done_in_clear() {
 fn the_credentials_of_a_server_are_no_use() {
     run(async {
         let certificates = certificates();
-        let (kind, directory) = (CredentialsKind::X509, certificates.path().to_owned());
+        let directory = certificates.path().to_owned();
         let endpoint = Endpoint::Server;
-        let tls = TlsCredentials::load(&TlsOptions { kind, endpoint, directory, verify_peer: true }).unwrap();
+        let tls = TlsCredentials::load(&TlsOptions::X509 { endpoint, directory, verify_peer: true }).unwrap();
         let options = NbdOptions { tls: Some(tls), ..NbdOptions::default() };
         let server = Address::Unix { path: "/nowhere".into() };
         let refused = NbdNode::open(server, "", options).await.err().unwrap();

@@ -1,19 +1,23 @@
-//! TLS for those who serve and for those who connect, with the certificates in a directory as QEMU has them.
+//! TLS for those who serve and for those who connect, with credentials as QEMU has them: certificates in a directory, or a file of keys.
 //!
-//! - [`TlsCredentials`]: what one side proves itself with and what it demands of the other; from it come streams.
+//! - [`TlsCredentials`]: what one side proves itself with and what it demands of the other; from it come [`TlsStream`]s.
 //! - [`PlainSocket`]: what a stream is started on.
-//! - `files`: the directory. `verify`: a client that takes any server.
+//! - `x509`: sessions that certificates are the way to, by rustls, versions 1.2 and 1.3. `files`: the directory. `verify`: a client that
+//!   takes any server.
+//! - `psk`: sessions that a key of both is the way to, by s2n, version 1.3.
 //!
-//! TLS is rustls, versions 1.2 and 1.3. What QEMU's TLS library does and rustls doesn't is refused by name, where it is configured:
-//! pre-shared keys and anonymous sessions ([`CredentialsKind`]).
+//! Everything above sees one stream: what reads and writes like a socket, and keeps what was written until it is flushed.
 
 #![forbid(unsafe_code)]
 
 mod credentials;
 mod files;
 mod plain;
+mod psk;
+mod stream;
 mod verify;
+mod x509;
 
-pub use credentials::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
+pub use credentials::{Endpoint, TlsCredentials, TlsOptions};
 pub use plain::PlainSocket;
-pub use tokio_rustls::TlsStream;
+pub use stream::TlsStream;

@@ -1,7 +1,7 @@
 //! Both sides of TLS against each other, with credentials that go together and with such that don't.
 
 use headwater_block::{ErrorKind, Result};
-use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
+use headwater_tls::{Endpoint, TlsCredentials, TlsOptions};
 use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -14,8 +14,7 @@ fn make(directory: &Path, arguments: &[&str]) {
 }
 
 fn load(directory: &Path, endpoint: Endpoint, verify_peer: bool) -> Result<TlsCredentials> {
-    let kind = CredentialsKind::X509;
-    TlsCredentials::load(&TlsOptions { kind, endpoint, directory: directory.to_owned(), verify_peer })
+    TlsCredentials::load(&TlsOptions::X509 { endpoint, directory: directory.to_owned(), verify_peer })
 }
 
 fn both(directory: &Path) -> (TlsCredentials, TlsCredentials) {
@@ -153,15 +152,4 @@ fn files_that_are_missing_or_wrong_are_named() {
     // A key that belongs to another certificate.
     std::fs::copy(directory.path().join("client-key.pem"), directory.path().join("server-key.pem")).unwrap();
     assert_eq!(error(Endpoint::Server).kind(), ErrorKind::InvalidInput);
-}
-
-#[test]
-fn kinds_that_there_are_not_are_refused_by_name() {
-    for (kind, word) in [(CredentialsKind::Psk, "pre-shared key"), (CredentialsKind::Anonymous, "without")] {
-        let options =
-            TlsOptions { kind, endpoint: Endpoint::Server, directory: "/".into(), verify_peer: true };
-        let error = TlsCredentials::load(&options).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains(word), "{error}");
-    }
 }

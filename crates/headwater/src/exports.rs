@@ -10,7 +10,7 @@ use headwater_export::ublk::{Ublk, UblkOptions};
 use headwater_export::vhost::{BlkExport, BlkOptions, VhostUserBlk};
 use headwater_export::{Listen, Removal};
 use headwater_nbd::{NbdUri, UriTls};
-use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
+use headwater_tls::{Endpoint, TlsCredentials, TlsOptions};
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -228,10 +228,17 @@ fn remove(path: &PathBuf) {
 
 /// What a server proves itself with where a URI wants TLS.
 fn credentials(tls: &UriTls) -> headwater_block::Result<TlsCredentials> {
-    TlsCredentials::load(&TlsOptions {
-        kind: CredentialsKind::X509,
-        endpoint: Endpoint::Server,
-        directory: tls.certificates.clone(),
-        verify_peer: tls.verify_peer,
-    })
+    let options = match tls {
+        UriTls::Certificates { directory, verify_peer, .. } => TlsOptions::X509 {
+            endpoint: Endpoint::Server,
+            directory: directory.clone(),
+            verify_peer: *verify_peer,
+        },
+        UriTls::Psk { keys, user: None } => TlsOptions::PskServer { keys: keys.clone() },
+        UriTls::Psk { user: Some(user), .. } => {
+            let message = format!("a server takes all users of its file of keys; leave out \"{user}@\"");
+            return Err(headwater_block::Error::new(headwater_block::ErrorKind::InvalidInput, message));
+        }
+    };
+    TlsCredentials::load(&options)
 }

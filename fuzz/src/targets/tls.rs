@@ -1,7 +1,7 @@
 //! A directory of TLS credentials whose files hold anything, and the other side of a session that says anything.
 //!
-//! Input: a byte that chooses the side, whether the other one is verified, and which files exist; for each of the four files (authorities, certificate, key,
-//! revocations) a length of 2 bytes and its content; the rest is what the other side says.
+//! Input: a byte that chooses the side, keys or certificates, whether the other side is verified, and which files exist; for each of the four files
+//! (authorities, certificate, key, revocations) or the one of keys a length of 2 bytes and its content; the rest is what the other side says.
 //!
 //! Asserted: bad files are refused with a reason that names them; a session with somebody who has no credentials that count never begins.
 
@@ -9,7 +9,7 @@ use super::runtime;
 use crate::Target;
 use arbitrary::{Result, Unstructured};
 use headwater_block::ErrorKind;
-use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
+use headwater_tls::{Endpoint, TlsCredentials, TlsOptions};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -28,6 +28,11 @@ const FILES: [[&str; 4]; 2] = [
     ["ca-cert.pem", "client-cert.pem", "client-key.pem", "ca-crl.pem"],
 ];
 
+/// In the first byte: keys instead of certificates.
+const KEYS: u8 = 0x80;
+
+const KEY_FILE: &str = "keys.psk";
+
 fn run(data: &[u8]) {
     // The input ends where it ends.
     let _ = attempt(&mut Unstructured::new(data));
@@ -35,8 +40,9 @@ fn run(data: &[u8]) {
 
 fn attempt(input: &mut Unstructured<'_>) -> Result<()> {
     let choice: u8 = input.arbitrary()?;
-    let (endpoint, files) =
-        if choice & 1 == 0 { (Endpoint::Server, FILES[0]) } else { (Endpoint::Client, FILES[1]) };
+    let endpoint = if choice & 1 == 0 { Endpoint::Server } else { Endpoint::Client };
+    let keys = choice & KEYS != 0;
+    let files = if keys { &[KEY_FILE][..] } else { &FILES[usize::from(choice & 1)] };
     let directory = tempfile::tempdir().expect("a directory");
     for (i, file) in files.iter().enumerate() {
         let len = usize::from(input.arbitrary::<u16>()?).min(input.len());
@@ -46,11 +52,16 @@ fn attempt(input: &mut Unstructured<'_>) -> Result<()> {
         }
     }
     let said = input.bytes(input.len())?.to_vec();
-    let options = TlsOptions {
-        kind: CredentialsKind::X509,
-        endpoint,
-        directory: directory.path().to_owned(),
-        verify_peer: choice & 2 == 0,
+    let options = match endpoint {
+        Endpoint::Server if keys => TlsOptions::PskServer { keys: directory.path().join(KEY_FILE) },
+        Endpoint::Client if keys => {
+            TlsOptions::PskClient { keys: directory.path().join(KEY_FILE), user: "u".to_owned() }
+        }
+        _ => TlsOptions::X509 {
+            endpoint,
+            directory: directory.path().to_owned(),
+            verify_peer: choice & 2 == 0,
+        },
     };
     match TlsCredentials::load(&options) {
         Ok(credentials) => {
@@ -94,16 +105,21 @@ fn certificates() -> Option<tempfile::TempDir> {
 }
 
 fn seeds() -> Vec<Vec<u8>> {
+    let hello: &[u8] = &[22, 3, 1, 0, 5, 1, 0, 0, 1, 3];
     let with_length = |content: &[u8]| [&(content.len() as u16).to_le_bytes()[..], content].concat();
     let garbage =
         [with_length(b"-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"), with_length(b"x")];
     let mut seeds = vec![
         [&[0][..], &garbage[0], &garbage[0], &garbage[0], &garbage[1]].concat(),
         [&[1][..], &garbage[0], &garbage[1], &garbage[1], &garbage[0]].concat(),
-        vec![0xff, 0, 0, 0, 0, 0, 0, 0, 0],
+        vec![0x7f, 0, 0, 0, 0, 0, 0, 0, 0],
     ];
+    let keys = with_length(b"u:00112233445566778899aabbccddeeff\n#76:00112233445566778899aabbccddeeff00\n");
+    for side in [0, 1] {
+        seeds.push([&[KEYS | side][..], &keys, hello].concat());
+        seeds.push([&[KEYS | side][..], &with_length(b"u:00"), hello].concat());
+    }
     let Some(directory) = certificates() else { return seeds };
-    let hello: &[u8] = &[22, 3, 1, 0, 5, 1, 0, 0, 1, 3];
     for (side, files) in FILES.iter().enumerate() {
         let contents: Vec<Vec<u8>> = files
             .iter()

@@ -118,7 +118,7 @@ impl Socket {
     fn plain(&self) -> &PlainSocket {
         match self {
             Self::Plain(plain) => plain,
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Tls(stream) => stream.below(),
         }
     }
 

@@ -5,5 +5,6 @@ mod addresses;
 mod common;
 mod exports;
 mod protocol;
+mod psk;
 mod tls;
 mod tools;

@@ -13,7 +13,7 @@ use headwater_block::ErrorKind;
 use headwater_export::nbd::{NbdServer, ServerOptions};
 use headwater_export::{Listen, Removal};
 use headwater_nbd::ClientAsk;
-use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
+use headwater_tls::{Endpoint, TlsCredentials, TlsOptions};
 
 fn make_certificates(directory: &Path) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../headwater-tls/tests/make-certificates");
@@ -21,8 +21,8 @@ fn make_certificates(directory: &Path) {
 }
 
 fn credentials(directory: &Path, endpoint: Endpoint, verify_peer: bool) -> TlsCredentials {
-    let (kind, directory) = (CredentialsKind::X509, directory.to_owned());
-    TlsCredentials::load(&TlsOptions { kind, endpoint, directory, verify_peer }).unwrap()
+    let directory = directory.to_owned();
+    TlsCredentials::load(&TlsOptions::X509 { endpoint, directory, verify_peer }).unwrap()
 }
 
 /// A server with TLS, and a directory of certificates for its clients.

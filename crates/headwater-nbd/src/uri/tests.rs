@@ -13,8 +13,12 @@ fn unix(path: &str, export: &str) -> NbdUri {
 }
 
 fn over_tls(uri: NbdUri, certificates: &str, hostname: Option<&str>, verify_peer: bool) -> NbdUri {
-    let (certificates, hostname) = (certificates.into(), hostname.map(str::to_owned));
-    NbdUri { tls: Some(UriTls { certificates, hostname, verify_peer }), ..uri }
+    let (directory, hostname) = (certificates.into(), hostname.map(str::to_owned));
+    NbdUri { tls: Some(UriTls::Certificates { directory, hostname, verify_peer }), ..uri }
+}
+
+fn with_keys(uri: NbdUri, keys: &str, user: Option<&str>) -> NbdUri {
+    NbdUri { tls: Some(UriTls::Psk { keys: keys.into(), user: user.map(str::to_owned) }), ..uri }
 }
 
 #[test]
@@ -36,6 +40,9 @@ fn addresses_are_understood() {
             "nbds+unix:///d?tls-verify-peer=false&socket=s&tls-hostname=h&tls-certificates=a%20b",
             over_tls(unix("s", "d"), "a b", Some("h"), false),
         ),
+        ("nbds://al%40x@h/d?tls-psk-file=/k", with_keys(tcp("h", 10809, "d"), "/k", Some("al@x"))),
+        ("nbds://[::1]/?tls-psk-file=k", with_keys(tcp("::1", 10809, ""), "k", None)),
+        ("nbds+unix://alice@/d?tls-psk-file=k&socket=s", with_keys(unix("s", "d"), "k", Some("alice"))),
     ] {
         assert_eq!(text.parse(), Ok(expected), "{text}");
         assert!(NbdUri::is_nbd(text), "{text}");
@@ -59,7 +66,16 @@ fn mistakes_are_explained() {
         ("nbd+vsock://1/", "unknown scheme"),
         ("nbd:///disk", "host is missing"),
         ("nbd://:10809/disk", "host is missing"),
-        ("nbd://user@host/", "user name"),
+        ("nbd://user@host/", "belongs to keys"),
+        ("nbds://user@host/?tls-certificates=/c", "belongs to keys"),
+        ("nbds://@host/?tls-psk-file=/k", "nothing does"),
+        ("nbds://%ff@host/?tls-psk-file=/k", "nothing does"),
+        ("nbds://user@/?tls-psk-file=/k", "host is missing"),
+        ("nbds+unix://user@host/?socket=/s&tls-psk-file=/k", "takes no host"),
+        ("nbds://host/?tls-psk-file=", "needs a file"),
+        ("nbd://host/?tls-psk-file=/k", "belongs to nbds"),
+        ("nbds://host/?tls-psk-file=/k&tls-certificates=/c", "exclude each other"),
+        ("nbds://host/?tls-psk-file=/k&tls-hostname=h", "belong to tls-certificates"),
         ("nbd://host:port/", "not a port number"),
         ("nbd://host:+1/", "not a port number"),
         ("nbd://host:65536/", "not a port number"),
@@ -106,7 +122,11 @@ proptest! {
         let path: Vec<u8> = path.into_iter().filter(|byte| *byte != 0).collect();
         prop_assume!(!path.is_empty());
         let path = PathBuf::from(OsString::from_vec(path));
-        let tls = UriTls { certificates: path.clone(), hostname: v6.then_some(host), verify_peer: port > 1000 };
+        let tls = if port % 3 == 0 {
+            UriTls::Psk { keys: path.clone(), user: v6.then_some(host) }
+        } else {
+            UriTls::Certificates { directory: path.clone(), hostname: v6.then_some(host), verify_peer: port > 1000 }
+        };
         let uri = NbdUri { tls: Some(tls.clone()), ..uri };
         prop_assert_eq!(uri.to_string().parse(), Ok(uri));
         let uri = NbdUri::new(NbdAddress::Unix { path }, export);

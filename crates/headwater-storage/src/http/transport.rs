@@ -232,7 +232,7 @@ impl Transport {
             );
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| Error::new(ErrorKind::Unsupported, format!("cannot set up TLS: {e}")))?;

@@ -122,7 +122,7 @@ impl Socket {
     pub(super) fn shut_down(&self) {
         match self {
             Self::Plain(plain) => plain.shut_down(),
-            Self::Tls(stream) => stream.borrow().get_ref().0.shut_down(),
+            Self::Tls(stream) => stream.borrow().below().shut_down(),
         }
     }
 

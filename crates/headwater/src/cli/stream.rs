@@ -21,7 +21,8 @@ pub struct StreamArgs {
     pub disk: PathBuf,
     /// Serve the disk here, from before the first byte is streamed: nbd+unix:///NAME?socket=PATH or
     /// nbd://ADDRESS:PORT/NAME; with TLS, nbds://ADDRESS:PORT/NAME?tls-certificates=DIR, with ca-cert.pem, server-cert.pem and
-    /// server-key.pem in DIR. To a virtual machine: vhost-user-blk:PATH[?num-queues=N&logical-block-size=SIZE&writethrough=on]. As a
+    /// server-key.pem in DIR, or ?tls-psk-file=FILE with the keys of users in FILE. To a virtual machine:
+    /// vhost-user-blk:PATH[?num-queues=N&logical-block-size=SIZE&writethrough=on]. As a
     /// file: fuse:PATH[?growable&allow-other]; growable means that writing past the end makes it larger. As a block device of this machine:
     /// ublk:[NUMBER][?recover&logical-block-size=SIZE]; with recover it outlives this program, and whoever uses it waits until the command runs
     /// again. At a socket that systemd listens on: nbd+fd:///NAME[?socket=SOCKET]. May be given several times.

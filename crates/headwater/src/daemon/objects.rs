@@ -1,6 +1,8 @@
 //! Objects that nodes and servers refer to by id: throttle groups, secrets, TLS credentials, and I/O threads, which exist by name only,
 //! because all disks of this daemon are on one thread.
 
+mod tls;
+
 use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Options, Read};
 use super::qom;
@@ -9,7 +11,7 @@ use headwater_block::{Clock, Patience, TokioClock};
 use headwater_image::open_gate::Trust;
 use headwater_qmp::option::check_identifier;
 use headwater_qmp::schema::{self, Source};
-use headwater_tls::{CredentialsKind, Endpoint, TlsCredentials, TlsOptions};
+use headwater_tls::{Endpoint, TlsCredentials};
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -83,8 +85,8 @@ impl Objects {
                 let clock: Rc<dyn Clock> = Rc::new(TokioClock::new());
                 Kind::ThrottleGroup(ThrottleGroup::new(id, clock, limits).map_err(|err| of_error(&err))?)
             }
-            "tls-creds-x509" => Kind::TlsCredentials(credentials(options, CredentialsKind::X509)?),
-            "tls-creds-psk" => Kind::TlsCredentials(credentials(options, CredentialsKind::Psk)?),
+            "tls-creds-x509" => Kind::TlsCredentials(tls::x509(options)?),
+            "tls-creds-psk" => Kind::TlsCredentials(tls::psk(options)?),
             "secret" => {
                 match (options.text("file"), options.text("data")) {
                     (Some(_), Some(_)) => return Err(generic("'file' and 'data' are mutually exclusive")),
@@ -148,7 +150,7 @@ impl Objects {
         };
         if credentials.endpoint() != endpoint {
             let wanted = if endpoint == Endpoint::Server { "server" } else { "client" };
-            return Err(generic(format!("Expecting TLS credentials with a {wanted} endpoint")));
+            return Err(generic(format!("Expected TLS credentials for a {wanted} endpoint")));
         }
         Ok(credentials.clone())
     }
@@ -279,17 +281,6 @@ fn secret(options: &Options) -> Secret {
         (Some(file), _) => Secret::File(file.into()),
         (None, data) => Secret::Data(data.unwrap_or_default().to_owned()),
     }
-}
-
-fn credentials(options: &Options, kind: CredentialsKind) -> Result<TlsCredentials, Refusal> {
-    let endpoint = match options.text("endpoint") {
-        Some("server") => Endpoint::Server,
-        _ => Endpoint::Client,
-    };
-    let directory =
-        PathBuf::from(options.text("dir").ok_or_else(|| generic("Missing 'dir' property value"))?);
-    let verify_peer = options.flag("verify-peer").unwrap_or(true);
-    TlsCredentials::load(&TlsOptions { kind, endpoint, directory, verify_peer }).map_err(|err| of_error(&err))
 }
 
 /// The limits among the properties of a throttle group: in `limits`, or one by one as `x-iops-total` and so on.

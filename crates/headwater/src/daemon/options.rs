@@ -315,7 +315,7 @@ fn take(line: &mut Line, name: &'static str, value: String) -> Outcome<Option<St
 /// The object types that there are, or the properties of one.
 fn object_help(of: Option<&str>) -> String {
     const LIMITS: [&str; 6] = ["bps-read", "bps-total", "bps-write", "iops-read", "iops-total", "iops-write"];
-    let tls = ["dir=<string>", "endpoint=<QCryptoTLSCredsEndpoint>", "verify-peer=<bool>"].map(str::to_owned);
+    let tls = ["dir=<string>", "endpoint=<QCryptoTLSCredsEndpoint>", "priority=<string>"].map(str::to_owned);
     let properties: Vec<String> = match of {
         None => {
             return "List of user creatable objects:\n  iothread\n  secret\n  throttle-group\n  tls-creds-psk\n  tls-creds-x509\n".into();
@@ -332,7 +332,10 @@ fn object_help(of: Option<&str>) -> String {
             std::iter::once("limits=<ThrottleLimits>".to_owned()).chain(all).collect()
         }
         Some("secret") => vec!["data=<string>".into(), "file=<string>".into()],
-        Some("tls-creds-x509" | "tls-creds-psk") => tls.into(),
+        Some("tls-creds-x509") => [&tls[..], &["verify-peer=<bool>".into()]].concat(),
+        Some("tls-creds-psk") => {
+            [&tls[..], &["username=<string>".into(), "verify-peer=<bool>".into()]].concat()
+        }
         Some(_) => Vec::new(),
     };
     let listed: String = properties.iter().map(|property| format!("  {property}\n")).collect();

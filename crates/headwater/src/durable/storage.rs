@@ -4,8 +4,8 @@
 //! is where partition tables and file systems keep their identifiers and times. It tells one disk from another, and most disks that were in use meanwhile; it is no
 //! proof.
 
+use aws_lc_rs::digest::{SHA256, digest};
 use headwater_block::{BufferMut, Node, Result};
-use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
