@@ -99,6 +99,8 @@ pub enum OptionRefusal {
     BlockSizeRequired,
     /// `NBD_REP_ERR_TOO_BIG`: the option's data are too long.
     TooBig,
+    /// `NBD_REP_ERR_EXT_HEADER_REQD`: extended headers are needed, or there already.
+    ExtendedHeadersRequired,
     /// An error that this crate does not know.
     Other(u32),
 }
@@ -117,6 +119,7 @@ impl OptionRefusal {
             7 => Self::Shutdown,
             8 => Self::BlockSizeRequired,
             9 => Self::TooBig,
+            10 => Self::ExtendedHeadersRequired,
             other => Self::Other(other),
         })
     }
@@ -134,6 +137,7 @@ impl OptionRefusal {
                 Self::Shutdown => 7,
                 Self::BlockSizeRequired => 8,
                 Self::TooBig => 9,
+                Self::ExtendedHeadersRequired => 10,
                 Self::Other(other) => other,
             }
     }
@@ -151,6 +155,9 @@ impl fmt::Display for OptionRefusal {
             Self::Shutdown => "the server is shutting down",
             Self::BlockSizeRequired => "the server requires its block sizes to be honoured",
             Self::TooBig => "the server calls it too long",
+            Self::ExtendedHeadersRequired => {
+                "the server wants extended headers for it, or has agreed on them"
+            }
             Self::Other(code) => return write!(f, "the server answered with unknown error {code}"),
         })
     }

@@ -104,6 +104,8 @@ flag_word! {
         SEND_CACHE = 10;
         /// The "fail unless fast" flag of `WRITE_ZEROES` is supported.
         SEND_FAST_ZERO = 11;
+        /// A `BLOCK_STATUS` may say which contexts it wants; only with extended headers and contexts.
+        BLOCK_STATUS_PAYLOAD = 12;
     }
 }
 
@@ -120,5 +122,7 @@ flag_word! {
         REQ_ONE = 3;
         /// `WRITE_ZEROES` must fail at once unless it is faster than writing zeroes.
         FAST_ZERO = 4;
+        /// The length is that of a payload which follows. Only with extended headers, where every `WRITE` is to have it.
+        PAYLOAD_LEN = 5;
     }
 }

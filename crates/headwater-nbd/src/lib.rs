@@ -7,7 +7,8 @@
 //! | module        | what it holds                                                                            |
 //! |---------------|------------------------------------------------------------------------------------------|
 //! | [`negotiate`] | option haggling, client ([`ClientHandshake`], [`TlsHandshake`], [`ListHandshake`]) and server ([`ServerHandshake`]) |
-//! | [`request`]   | the 28-byte request and the rules about its flags and bounds                             |
+//! | [`headers`]   | how long the headers are that two peers agreed on                                        |
+//! | [`request`]   | requests and the rules about their flags and bounds                                      |
 //! | [`reply`]     | simple replies and structured chunks; [`ReadCoverage`] checks that a read was answered whole |
 //! | [`uri`]       | `nbd://host:port/export` and `nbd+unix:///export?socket=path`                            |
 //! | [`address`]   | which addresses of a host name count                                                     |
@@ -29,6 +30,7 @@
 pub mod address;
 pub mod error;
 pub mod flags;
+pub mod headers;
 pub mod negotiate;
 pub mod reply;
 pub mod request;
@@ -38,10 +40,11 @@ mod wire;
 pub use address::IpFamily;
 pub use error::{ErrorCode, ProtocolError};
 pub use flags::{CommandFlags, TransmissionFlags};
+pub use headers::{Encoded, Headers};
 pub use negotiate::{
     BlockSizes, ClientAsk, ClientChoice, ClientHandshake, ExportInfo, ListHandshake, ListedExport,
     MetaContext, ServerHandshake, ServerOffer, ServerOutcome, ServerRules, Step, TlsHandshake,
 };
-pub use reply::{ChunkHeader, ChunkKind, ReadCoverage, ReplyHeader};
-pub use request::{Command, Request, Terms};
+pub use reply::{ChunkHeader, ChunkKind, ReadCoverage, ReplyHeader, ReplyTo};
+pub use request::{Command, Request, StatusFilter, Terms};
 pub use uri::{NbdAddress, NbdUri, UriError, UriTls};

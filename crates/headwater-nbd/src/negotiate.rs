@@ -135,6 +135,8 @@ pub enum OptionCode {
     ListMetaContext,
     /// Choose contexts of block status.
     SetMetaContext,
+    /// Use extended headers.
+    ExtendedHeaders,
     /// An option that this crate does not know.
     Other(u32),
 }
@@ -151,6 +153,7 @@ impl OptionCode {
             8 => Self::StructuredReply,
             9 => Self::ListMetaContext,
             10 => Self::SetMetaContext,
+            11 => Self::ExtendedHeaders,
             other => Self::Other(other),
         }
     }
@@ -166,6 +169,7 @@ impl OptionCode {
             Self::StructuredReply => 8,
             Self::ListMetaContext => 9,
             Self::SetMetaContext => 10,
+            Self::ExtendedHeaders => 11,
             Self::Other(other) => other,
         }
     }
@@ -183,6 +187,7 @@ impl fmt::Display for OptionCode {
             Self::StructuredReply => "NBD_OPT_STRUCTURED_REPLY",
             Self::ListMetaContext => "NBD_OPT_LIST_META_CONTEXT",
             Self::SetMetaContext => "NBD_OPT_SET_META_CONTEXT",
+            Self::ExtendedHeaders => "NBD_OPT_EXTENDED_HEADERS",
             Self::Other(code) => return write!(f, "number {code}"),
         })
     }

@@ -3,12 +3,16 @@
 //! A simple reply is 16 bytes, followed by the data if it answers a read without error. A structured reply is one or
 //! more chunks of 20 bytes and a payload; the last has the DONE flag. Which of the two a reply is, its magic tells; a
 //! server that negotiated structured replies may still send simple ones for commands other than reads.
+//!
+//! With extended headers all replies are chunks, of 32 bytes and a payload. They tell the offset of the request, too, and block status has
+//! lengths of 64 bits.
 
 mod coverage;
 
 pub use coverage::ReadCoverage;
 
 use crate::error::{ErrorCode, ProtocolError, printable};
+use crate::headers::{Encoded, Headers};
 use crate::wire::{self, Reader};
 
 /// Longest payload of an error chunk that is taken, and of a block status chunk that is sent, in bytes. The latter then has
@@ -17,6 +21,9 @@ pub const MAX_CONTROL_PAYLOAD: u32 = 1 << 20;
 
 /// Longest payload of a block status chunk that is taken from a server, in bytes: 1,048,576 extents, the most that nbdkit sends.
 pub const MAX_STATUS_PAYLOAD: u32 = (8 << 20) + 4;
+
+/// The same with extended headers.
+pub const MAX_EXTENDED_STATUS_PAYLOAD: u32 = (16 << 20) + 8;
 
 /// The fixed part of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,36 +44,52 @@ impl ReplyHeader {
     pub const SIMPLE_LEN: usize = 16;
     /// Length of an encoded chunk, without its payload.
     pub const CHUNK_LEN: usize = 20;
+    /// The same with an extended header.
+    pub const EXTENDED_LEN: usize = 32;
 
     /// The header at the front of `input` and how many bytes it takes; `None` when `input` is too short for it.
     ///
-    /// `structured` says whether structured replies were negotiated, `max_data` how long a data chunk may be (the
-    /// longest read that the caller sends).
+    /// `headers` are those that were negotiated, `max_data` says how long a data chunk may be (the longest read that the caller sends).
     ///
     /// # Errors
     /// [`ProtocolError`] if this is no reply, or a chunk that breaks the protocol: the connection is lost.
     pub fn decode(
         input: &[u8],
-        structured: bool,
+        headers: Headers,
         max_data: u32,
     ) -> Result<Option<(Self, usize)>, ProtocolError> {
         let mut reader = Reader::new(input);
         let Some(magic) = reader.u32() else { return Ok(None) };
         match magic {
-            wire::SIMPLE_REPLY => {
+            wire::SIMPLE_REPLY if !headers.are_extended() => {
                 let (Some(error), Some(cookie)) = (reader.u32(), reader.u64()) else { return Ok(None) };
                 Ok(Some((Self::Simple { cookie, error: ErrorCode::from_wire(error) }, Self::SIMPLE_LEN)))
             }
-            wire::CHUNK if structured => {
+            wire::CHUNK if headers == Headers::Structured => {
                 let fields = (reader.u16(), reader.u16(), reader.u64(), reader.u32());
                 let (Some(flags), Some(kind), Some(cookie), Some(length)) = fields else { return Ok(None) };
-                let chunk = ChunkHeader::from_wire(flags, kind, cookie, length, max_data)?;
+                let to = ReplyTo { headers, cookie, offset: 0 };
+                let chunk = ChunkHeader::from_wire(to, flags, kind, length.into(), max_data)?;
                 Ok(Some((Self::Chunk(chunk), Self::CHUNK_LEN)))
+            }
+            wire::EXTENDED_CHUNK if headers.are_extended() => {
+                let fields = (reader.u16(), reader.u16(), reader.u64(), reader.u64(), reader.u64());
+                let (Some(flags), Some(kind), Some(cookie), Some(offset), Some(length)) = fields else {
+                    return Ok(None);
+                };
+                let to = ReplyTo { headers, cookie, offset };
+                let chunk = ChunkHeader::from_wire(to, flags, kind, length, max_data)?;
+                Ok(Some((Self::Chunk(chunk), Self::EXTENDED_LEN)))
             }
             found => Err(ProtocolError::BadMagic {
                 what: "a reply",
                 found: found.into(),
-                expected: if structured { wire::CHUNK } else { wire::SIMPLE_REPLY }.into(),
+                expected: match headers {
+                    Headers::Simple => wire::SIMPLE_REPLY,
+                    Headers::Structured => wire::CHUNK,
+                    Headers::Extended => wire::EXTENDED_CHUNK,
+                }
+                .into(),
             }),
         }
     }
@@ -75,8 +98,25 @@ impl ReplyHeader {
     pub fn cookie(&self) -> u64 {
         match self {
             Self::Simple { cookie, .. } => *cookie,
-            Self::Chunk(chunk) => chunk.cookie,
+            Self::Chunk(chunk) => chunk.to.cookie,
         }
+    }
+}
+
+/// Which request a reply is for, and in which form. A cookie alone stands for a compact header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyTo {
+    /// What was negotiated.
+    pub headers: Headers,
+    /// The request's cookie.
+    pub cookie: u64,
+    /// The request's offset, which extended headers tell; otherwise 0 where a reply is decoded.
+    pub offset: u64,
+}
+
+impl From<u64> for ReplyTo {
+    fn from(cookie: u64) -> Self {
+        Self { headers: Headers::Structured, cookie, offset: 0 }
     }
 }
 
@@ -89,7 +129,7 @@ pub enum ChunkKind {
     OffsetData,
     /// A range that reads as zeroes ([`decode_hole`]).
     OffsetHole,
-    /// Extents of one context ([`decode_block_status`]).
+    /// Extents of one context ([`decode_block_status`]); of the form that goes with the headers.
     BlockStatus,
     /// The request failed ([`decode_error`]). Also stands for error types that this crate does not know, which have
     /// the same beginning.
@@ -103,6 +143,7 @@ const TYPE_NONE: u16 = 0;
 const TYPE_OFFSET_DATA: u16 = 1;
 const TYPE_OFFSET_HOLE: u16 = 2;
 const TYPE_BLOCK_STATUS: u16 = 5;
+const TYPE_BLOCK_STATUS_EXT: u16 = 6;
 const TYPE_ERROR: u16 = 1 << 15 | 1;
 const TYPE_ERROR_OFFSET: u16 = 1 << 15 | 2;
 
@@ -117,25 +158,27 @@ pub struct ChunkHeader {
     /// Whether this is the last chunk of the answer.
     pub done: bool,
     /// Which request.
-    pub cookie: u64,
+    pub to: ReplyTo,
     /// Length of the payload. Already checked: within the limits, and possible for `kind`.
     pub length: u32,
 }
 
 impl ChunkHeader {
     fn from_wire(
+        to: ReplyTo,
         flags: u16,
         code: u16,
-        cookie: u64,
-        length: u32,
+        length: u64,
         max_data: u32,
     ) -> Result<Self, ProtocolError> {
+        let extended = to.headers.are_extended();
         const WHAT: &str = "a reply chunk";
         let kind = match code {
             TYPE_NONE => ChunkKind::None,
             TYPE_OFFSET_DATA => ChunkKind::OffsetData,
             TYPE_OFFSET_HOLE => ChunkKind::OffsetHole,
-            TYPE_BLOCK_STATUS => ChunkKind::BlockStatus,
+            TYPE_BLOCK_STATUS if !extended => ChunkKind::BlockStatus,
+            TYPE_BLOCK_STATUS_EXT if extended => ChunkKind::BlockStatus,
             TYPE_ERROR_OFFSET => ChunkKind::ErrorOffset,
             _ if code & (1 << 15) != 0 => ChunkKind::Error,
             _ => return Err(ProtocolError::malformed(WHAT, format!("unknown type {code}"))),
@@ -146,18 +189,20 @@ impl ChunkHeader {
             ChunkKind::OffsetData => (9, max_data.saturating_add(8)),
             ChunkKind::OffsetHole => (12, 12),
             // A context and at least one extent.
+            ChunkKind::BlockStatus if extended => (24, MAX_EXTENDED_STATUS_PAYLOAD),
             ChunkKind::BlockStatus => (12, MAX_STATUS_PAYLOAD),
             ChunkKind::Error => (6, MAX_CONTROL_PAYLOAD),
             ChunkKind::ErrorOffset => (14, MAX_CONTROL_PAYLOAD),
         };
-        if length > longest {
-            return Err(ProtocolError::TooLong { what: WHAT, length: length.into(), limit: longest.into() });
-        }
+        let length = match u32::try_from(length) {
+            Ok(length) if length <= longest => length,
+            _ => return Err(ProtocolError::TooLong { what: WHAT, length, limit: longest.into() }),
+        };
         if length < shortest {
             let why = format!("{kind:?} with {length} bytes, expected at least {shortest}");
             return Err(ProtocolError::malformed(WHAT, why));
         }
-        Ok(Self { kind, done: flags & DONE != 0, cookie, length })
+        Ok(Self { kind, done: flags & DONE != 0, to, length })
     }
 
     /// How many bytes of data a data chunk carries after its offset; zero for other chunks.
@@ -169,22 +214,27 @@ impl ChunkHeader {
     }
 
     /// The bytes for the wire; the payload follows them.
-    pub fn encode(&self) -> [u8; ReplyHeader::CHUNK_LEN] {
+    pub fn encode(&self) -> Encoded {
+        let extended = self.to.headers.are_extended();
         let code = match self.kind {
             ChunkKind::None => TYPE_NONE,
             ChunkKind::OffsetData => TYPE_OFFSET_DATA,
             ChunkKind::OffsetHole => TYPE_OFFSET_HOLE,
+            ChunkKind::BlockStatus if extended => TYPE_BLOCK_STATUS_EXT,
             ChunkKind::BlockStatus => TYPE_BLOCK_STATUS,
             ChunkKind::Error => TYPE_ERROR,
             ChunkKind::ErrorOffset => TYPE_ERROR_OFFSET,
         };
-        let mut bytes = [0; ReplyHeader::CHUNK_LEN];
-        bytes[..4].copy_from_slice(&wire::CHUNK.to_be_bytes());
-        bytes[4..6].copy_from_slice(&(if self.done { DONE } else { 0 }).to_be_bytes());
-        bytes[6..8].copy_from_slice(&code.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
-        bytes[16..].copy_from_slice(&self.length.to_be_bytes());
-        bytes
+        let encoded = Encoded::new()
+            .with(if extended { wire::EXTENDED_CHUNK } else { wire::CHUNK }.to_be_bytes())
+            .with(if self.done { DONE } else { 0 }.to_be_bytes())
+            .with(code.to_be_bytes())
+            .with(self.to.cookie.to_be_bytes());
+        if extended {
+            encoded.with(self.to.offset.to_be_bytes()).with(u64::from(self.length).to_be_bytes())
+        } else {
+            encoded.with(self.length.to_be_bytes())
+        }
     }
 }
 
@@ -208,8 +258,8 @@ pub fn decode_hole(payload: &[u8]) -> Result<(u64, u32), ProtocolError> {
 /// One run of bytes of a block status reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatusExtent {
-    /// Length in bytes, not zero.
-    pub length: u32,
+    /// Length in bytes, not zero. Compact headers have 32 bits for it.
+    pub length: u64,
     /// Meaning depends on the context: for `base:allocation` [`STATE_HOLE`] and [`STATE_ZERO`], for
     /// `qemu:allocation-depth` the depth (0: unallocated, 1: the top layer, and so on).
     pub flags: u32,
@@ -224,21 +274,40 @@ pub const STATE_ZERO: u32 = 2;
 /// offset and follow each other. Their sum may be shorter than the request, and the last may reach beyond it.
 ///
 /// # Errors
-/// [`ProtocolError::Malformed`] if the payload is no whole number of extents, or one of them is empty.
-pub fn decode_block_status(payload: &[u8]) -> Result<(u32, Vec<StatusExtent>), ProtocolError> {
+/// [`ProtocolError::Malformed`] if the payload is no whole number of extents, as many as it says, or one of them is empty, or has flags
+/// beyond 32 bits, which no context has that is known here.
+pub fn decode_block_status(
+    payload: &[u8],
+    headers: Headers,
+) -> Result<(u32, Vec<StatusExtent>), ProtocolError> {
     const WHAT: &str = "a block status chunk";
     let mut reader = Reader::new(payload);
     let context = reader.u32().ok_or_else(|| ProtocolError::malformed(WHAT, "no context"))?;
-    let mut extents = Vec::with_capacity(payload.len() / 8);
+    let extended = headers.are_extended();
+    let count = if extended { reader.u32().map(|count| count as usize) } else { None };
+    let mut extents = Vec::with_capacity(payload.len() / if extended { 16 } else { 8 });
     while !reader.is_empty() {
-        match (reader.u32(), reader.u32()) {
-            (Some(length), Some(flags)) if length > 0 => extents.push(StatusExtent { length, flags }),
-            (Some(0), _) => return Err(ProtocolError::malformed(WHAT, "an extent without length")),
-            _ => return Err(ProtocolError::malformed(WHAT, "half an extent at its end")),
+        let (length, flags) = if extended {
+            (reader.u64(), reader.u64())
+        } else {
+            (reader.u32().map(u64::from), reader.u32().map(u64::from))
+        };
+        let (Some(length), Some(flags)) = (length, flags) else {
+            return Err(ProtocolError::malformed(WHAT, "half an extent at its end"));
+        };
+        if length == 0 {
+            return Err(ProtocolError::malformed(WHAT, "an extent without length"));
         }
+        let flags = u32::try_from(flags)
+            .map_err(|_| ProtocolError::malformed(WHAT, format!("unknown flags {flags:#x}")))?;
+        extents.push(StatusExtent { length, flags });
     }
     if extents.is_empty() {
         return Err(ProtocolError::malformed(WHAT, "no extent"));
+    }
+    if extended && count != Some(extents.len()) {
+        let why = format!("{} extents, and it says {}", extents.len(), count.unwrap_or(0));
+        return Err(ProtocolError::malformed(WHAT, why));
     }
     Ok((context, extents))
 }
@@ -277,70 +346,74 @@ pub fn decode_error(kind: ChunkKind, payload: &[u8]) -> Result<ErrorChunk, Proto
 }
 
 /// A simple reply for the wire; the data of a read follow it.
-pub fn encode_simple(cookie: u64, error: Option<ErrorCode>) -> [u8; ReplyHeader::SIMPLE_LEN] {
-    let mut bytes = [0; ReplyHeader::SIMPLE_LEN];
-    bytes[..4].copy_from_slice(&wire::SIMPLE_REPLY.to_be_bytes());
-    bytes[4..8].copy_from_slice(&error.map_or(0, ErrorCode::to_wire).to_be_bytes());
-    bytes[8..].copy_from_slice(&cookie.to_be_bytes());
-    bytes
+pub fn encode_simple(cookie: u64, error: Option<ErrorCode>) -> Encoded {
+    Encoded::new()
+        .with(wire::SIMPLE_REPLY.to_be_bytes())
+        .with(error.map_or(0, ErrorCode::to_wire).to_be_bytes())
+        .with(cookie.to_be_bytes())
 }
 
 /// Chunk header and offset of a data chunk; `length` bytes of data (not zero, at most `u32::MAX - 8`) follow it.
-pub fn encode_data_prefix(cookie: u64, offset: u64, length: u32, done: bool) -> [u8; 28] {
+pub fn encode_data_prefix(to: impl Into<ReplyTo>, offset: u64, length: u32, done: bool) -> Encoded {
     let length = length.saturating_add(8);
-    let header = ChunkHeader { kind: ChunkKind::OffsetData, done, cookie, length }.encode();
-    let mut bytes = [0; 28];
-    bytes[..20].copy_from_slice(&header);
-    bytes[20..].copy_from_slice(&offset.to_be_bytes());
-    bytes
+    let header = ChunkHeader { kind: ChunkKind::OffsetData, done, to: to.into(), length };
+    header.encode().with(offset.to_be_bytes())
 }
 
 /// A whole hole chunk: `length` bytes (not zero) at `offset` read as zeroes.
-pub fn encode_hole(cookie: u64, offset: u64, length: u32, done: bool) -> [u8; 32] {
-    let header = ChunkHeader { kind: ChunkKind::OffsetHole, done, cookie, length: 12 }.encode();
-    let mut bytes = [0; 32];
-    bytes[..20].copy_from_slice(&header);
-    bytes[20..28].copy_from_slice(&offset.to_be_bytes());
-    bytes[28..].copy_from_slice(&length.to_be_bytes());
-    bytes
+pub fn encode_hole(to: impl Into<ReplyTo>, offset: u64, length: u32, done: bool) -> Encoded {
+    let header = ChunkHeader { kind: ChunkKind::OffsetHole, done, to: to.into(), length: 12 };
+    header.encode().with(offset.to_be_bytes()).with(length.to_be_bytes())
 }
 
 /// A whole chunk without payload that ends a successful answer.
-pub fn encode_done(cookie: u64) -> [u8; ReplyHeader::CHUNK_LEN] {
-    ChunkHeader { kind: ChunkKind::None, done: true, cookie, length: 0 }.encode()
+pub fn encode_done(to: impl Into<ReplyTo>) -> Encoded {
+    ChunkHeader { kind: ChunkKind::None, done: true, to: to.into(), length: 0 }.encode()
 }
 
 /// Appends a whole error chunk to `out`, the last of its answer. Of `message` at most 4096 bytes are sent.
-pub fn encode_error(out: &mut Vec<u8>, cookie: u64, code: ErrorCode, message: &str) {
+pub fn encode_error(out: &mut Vec<u8>, to: impl Into<ReplyTo>, code: ErrorCode, message: &str) {
     let mut end = message.len().min(4096);
     while !message.is_char_boundary(end) {
         end -= 1;
     }
     // `end` is at most 4096, so neither cast loses anything.
-    let header = ChunkHeader { kind: ChunkKind::Error, done: true, cookie, length: 6 + end as u32 }.encode();
-    out.extend_from_slice(&header);
+    let length = 6 + end as u32;
+    let header = ChunkHeader { kind: ChunkKind::Error, done: true, to: to.into(), length };
+    out.extend_from_slice(&header.encode());
     out.extend_from_slice(&code.to_wire().to_be_bytes());
     out.extend_from_slice(&(end as u16).to_be_bytes());
     out.extend_from_slice(&message.as_bytes()[..end]);
 }
 
-/// Appends a whole block status chunk to `out`. `extents` must not be empty; those that would take the payload over
-/// [`MAX_CONTROL_PAYLOAD`] are left out, which the protocol allows (the client asks again).
+/// Appends a whole block status chunk to `out`. `extents` must not be empty, and with compact headers none is longer than 32 bits say;
+/// those that would take the payload over [`MAX_CONTROL_PAYLOAD`] are left out, which the protocol allows (the client asks again).
 pub fn encode_block_status(
     out: &mut Vec<u8>,
-    cookie: u64,
+    to: impl Into<ReplyTo>,
     context: u32,
     extents: &[StatusExtent],
     done: bool,
 ) {
-    const MOST: usize = (MAX_CONTROL_PAYLOAD as usize - 4) / 8;
-    let extents = &extents[..extents.len().min(MOST)];
-    let length = 4 + 8 * extents.len() as u32;
-    out.extend_from_slice(&ChunkHeader { kind: ChunkKind::BlockStatus, done, cookie, length }.encode());
+    let to = to.into();
+    let extended = to.headers.are_extended();
+    let (fixed, each) = if extended { (8, 16) } else { (4, 8) };
+    let extents = &extents[..extents.len().min((MAX_CONTROL_PAYLOAD as usize - fixed) / each)];
+    let length = (fixed + each * extents.len()) as u32;
+    out.extend_from_slice(&ChunkHeader { kind: ChunkKind::BlockStatus, done, to, length }.encode());
     out.extend_from_slice(&context.to_be_bytes());
+    if extended {
+        out.extend_from_slice(&(extents.len() as u32).to_be_bytes());
+    }
     for extent in extents {
-        out.extend_from_slice(&extent.length.to_be_bytes());
-        out.extend_from_slice(&extent.flags.to_be_bytes());
+        if extended {
+            out.extend_from_slice(&extent.length.to_be_bytes());
+            out.extend_from_slice(&u64::from(extent.flags).to_be_bytes());
+        } else {
+            let length = u32::try_from(extent.length).unwrap_or(u32::MAX);
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend_from_slice(&extent.flags.to_be_bytes());
+        }
     }
 }
 

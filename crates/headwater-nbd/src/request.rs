@@ -1,7 +1,8 @@
-//! Requests: 28 bytes, followed by the data of a write.
+//! Requests: 28 bytes, or 32 with extended headers, followed by the data of a write.
 
 use crate::error::{ErrorCode, ProtocolError};
 use crate::flags::{CommandFlags, TransmissionFlags};
+use crate::headers::{Encoded, Headers};
 use crate::wire::{self, Reader};
 
 /// What a request wants done.
@@ -70,16 +71,23 @@ pub struct Request {
     pub cookie: u64,
     /// First byte on the export; zero for flush and disconnect.
     pub offset: u64,
-    /// Length in bytes; zero for flush and disconnect.
-    pub length: u32,
+    /// Length in bytes; zero for flush and disconnect. With [`CommandFlags::PAYLOAD_LEN`] that of the payload.
+    pub length: u64,
 }
 
 impl Request {
-    /// Length of an encoded request, without the data of a write.
+    /// Length of an encoded request with a compact header, without the data of a write.
     pub const LEN: usize = 28;
+    /// The same with an extended header.
+    pub const EXTENDED_LEN: usize = 32;
+
+    /// Length of a request with these headers, without the data of a write.
+    pub fn len_of(headers: Headers) -> usize {
+        if headers.are_extended() { Self::EXTENDED_LEN } else { Self::LEN }
+    }
 
     /// A request without flags.
-    pub fn new(command: Command, cookie: u64, offset: u64, length: u32) -> Self {
+    pub fn new(command: Command, cookie: u64, offset: u64, length: u64) -> Self {
         Self { command, flags: CommandFlags::NONE, cookie, offset, length }
     }
 
@@ -94,34 +102,47 @@ impl Request {
         Self { flags, ..self }
     }
 
-    /// The bytes for the wire; the data of a write follow them.
-    pub fn encode(&self) -> [u8; Self::LEN] {
-        let mut bytes = [0; Self::LEN];
-        bytes[..4].copy_from_slice(&wire::REQUEST.to_be_bytes());
-        bytes[4..6].copy_from_slice(&self.flags.bits().to_be_bytes());
-        bytes[6..8].copy_from_slice(&self.command.to_wire().to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
-        bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());
-        bytes[24..].copy_from_slice(&self.length.to_be_bytes());
-        bytes
+    /// The bytes for the wire; the data of a write follow them. A compact header has 32 bits for the length: who makes requests knows
+    /// the headers, and asks for no more.
+    pub fn encode(&self, headers: Headers) -> Encoded {
+        let (magic, flags) = match self.command {
+            _ if !headers.are_extended() => (wire::REQUEST, self.flags),
+            Command::Write => (wire::EXTENDED_REQUEST, self.flags | CommandFlags::PAYLOAD_LEN),
+            _ => (wire::EXTENDED_REQUEST, self.flags),
+        };
+        let encoded = Encoded::new()
+            .with(magic.to_be_bytes())
+            .with(flags.bits().to_be_bytes())
+            .with(self.command.to_wire().to_be_bytes())
+            .with(self.cookie.to_be_bytes())
+            .with(self.offset.to_be_bytes());
+        if headers.are_extended() {
+            return encoded.with(self.length.to_be_bytes());
+        }
+        // Part of a range must never be taken for all of it.
+        let length = u32::try_from(self.length).expect("a compact request is for less than 4 GiB");
+        encoded.with(length.to_be_bytes())
     }
 
-    /// The request at the front of `input`; `None` when there are fewer than [`Request::LEN`] bytes.
+    /// The request at the front of `input`; `None` when there are fewer than [`Request::len_of`] bytes.
     ///
     /// # Errors
     /// [`ProtocolError::BadMagic`]: the client has lost step and must be cut off.
-    pub fn decode(input: &[u8]) -> Result<Option<Self>, ProtocolError> {
+    pub fn decode(input: &[u8], headers: Headers) -> Result<Option<Self>, ProtocolError> {
+        let expected = if headers.are_extended() { wire::EXTENDED_REQUEST } else { wire::REQUEST };
         let mut reader = Reader::new(input);
         let Some(magic) = reader.u32() else { return Ok(None) };
-        if magic != wire::REQUEST {
+        if magic != expected {
             return Err(ProtocolError::BadMagic {
                 what: "a request",
                 found: magic.into(),
-                expected: wire::REQUEST.into(),
+                expected: expected.into(),
             });
         }
-        let fields = (reader.u16(), reader.u16(), reader.u64(), reader.u64(), reader.u32());
-        let (Some(flags), Some(command), Some(cookie), Some(offset), Some(length)) = fields else {
+        let fields = (reader.u16(), reader.u16(), reader.u64(), reader.u64());
+        let length = if headers.are_extended() { reader.u64() } else { reader.u32().map(u64::from) };
+        let ((Some(flags), Some(command), Some(cookie), Some(offset)), Some(length)) = (fields, length)
+        else {
             return Ok(None);
         };
         let (flags, command) = (CommandFlags::from_bits(flags), Command::from_wire(command));
@@ -129,16 +150,29 @@ impl Request {
     }
 
     /// How many bytes of data follow the request on the wire, whether it is valid or not.
-    pub fn payload_len(&self) -> u32 {
-        match self.command {
-            Command::Write => self.length,
-            _ => 0,
+    ///
+    /// # Errors
+    /// [`ProtocolError::TooLong`]: with an extended header a client may say any length. One beyond what it was told is not waited for.
+    pub fn payload_len(&self, terms: &Terms) -> Result<u32, ProtocolError> {
+        // QEMU's client leaves the flag out of its writes, and sends the data.
+        let says_so = terms.headers.are_extended() && self.flags.contains(CommandFlags::PAYLOAD_LEN);
+        if self.command != Command::Write && !says_so {
+            return Ok(0);
+        }
+        // A compact header can't say more than 32 bits, and what it says is skipped.
+        let limit = if terms.headers.are_extended() { terms.maximum_payload } else { u32::MAX };
+        match u32::try_from(self.length) {
+            Ok(length) if length <= limit => Ok(length),
+            _ => {
+                let (what, length, limit) = ("the payload of a request", self.length, limit.into());
+                Err(ProtocolError::TooLong { what, length, limit })
+            }
         }
     }
 
     /// First byte after the request's range; `None` when it does not fit in 64 bits.
     pub fn end(&self) -> Option<u64> {
-        self.offset.checked_add(self.length.into())
+        self.offset.checked_add(self.length)
     }
 }
 
@@ -153,8 +187,8 @@ pub struct Terms {
     pub minimum_block: u32,
     /// Longest payload of a read or a write, in bytes.
     pub maximum_payload: u32,
-    /// Whether structured replies were negotiated.
-    pub structured: bool,
+    /// Which headers were negotiated.
+    pub headers: Headers,
     /// Whether at least one meta context was negotiated.
     pub contexts: bool,
 }
@@ -197,8 +231,20 @@ impl Request {
         if !terms.flags.contains(Offer::SEND_FAST_ZERO) {
             allowed = allowed.without(CommandFlags::FAST_ZERO);
         }
+        let extended = terms.headers.are_extended();
+        match self.command {
+            Command::Write if extended => allowed |= CommandFlags::PAYLOAD_LEN,
+            Command::BlockStatus if extended && terms.flags.contains(Offer::BLOCK_STATUS_PAYLOAD) => {
+                allowed |= CommandFlags::PAYLOAD_LEN;
+            }
+            _ => {}
+        }
         if !terms.flags.contains(offered) || !self.flags.without(allowed).is_empty() {
             return Err(ErrorCode::Invalid);
+        }
+        if self.command == Command::BlockStatus && self.flags.contains(CommandFlags::PAYLOAD_LEN) {
+            // The payload tells the range: see `StatusFilter`.
+            return Ok(());
         }
         if self.command == Command::Flush {
             // Offset and length are reserved here and ignored, as other servers do.
@@ -216,20 +262,68 @@ impl Request {
             return Err(beyond_end);
         }
         let mask = u64::from(terms.minimum_block).saturating_sub(1);
-        if (self.offset | u64::from(self.length)) & mask != 0 {
+        if (self.offset | self.length) & mask != 0 {
             return Err(ErrorCode::Invalid);
         }
         match self.command {
-            Command::Read if self.length > terms.maximum_payload => {
+            Command::Read if self.length > terms.maximum_payload.into() => {
                 let whole = self.flags.contains(CommandFlags::DF);
                 Err(if whole { ErrorCode::Overflow } else { ErrorCode::Invalid })
             }
-            Command::Write if self.length > terms.maximum_payload => Err(ErrorCode::Invalid),
-            Command::BlockStatus if self.length == 0 || !terms.structured || !terms.contexts => {
+            Command::Write if self.length > terms.maximum_payload.into() => Err(ErrorCode::Invalid),
+            Command::BlockStatus
+                if self.length == 0 || !terms.headers.are_structured() || !terms.contexts =>
+            {
                 Err(ErrorCode::Invalid)
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// What a `BLOCK_STATUS` with a payload asks: a range, and some of the contexts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusFilter {
+    /// The request with the length that it is for, and no payload.
+    pub request: Request,
+    /// The ids of the contexts that are wanted; not empty, each once.
+    pub contexts: Vec<u32>,
+}
+
+impl StatusFilter {
+    /// The longest payload that can be right, in bytes, if a client chose `contexts` of them.
+    pub fn longest_payload(contexts: usize) -> usize {
+        8 + 4 * contexts
+    }
+
+    /// Reads the payload of a request that [`Request::check`] let pass. `chosen` are the ids that were negotiated.
+    ///
+    /// # Errors
+    /// `Invalid` for a payload of another form, and for contexts that were not negotiated or stand there twice; else those of
+    /// [`Request::check`].
+    pub fn decode(
+        request: &Request,
+        payload: &[u8],
+        chosen: impl Fn(u32) -> bool,
+        terms: &Terms,
+    ) -> Result<Self, ErrorCode> {
+        let mut reader = Reader::new(payload);
+        let length = reader.u64().ok_or(ErrorCode::Invalid)?;
+        let mut contexts = Vec::new();
+        while !reader.is_empty() {
+            let id = reader.u32().ok_or(ErrorCode::Invalid)?;
+            if contexts.contains(&id) || !chosen(id) {
+                return Err(ErrorCode::Invalid);
+            }
+            contexts.push(id);
+        }
+        if contexts.is_empty() {
+            return Err(ErrorCode::Invalid);
+        }
+        let flags = request.flags.without(CommandFlags::PAYLOAD_LEN);
+        let request = Request { length, flags, ..*request };
+        request.check(terms)?;
+        Ok(Self { request, contexts })
     }
 }
 

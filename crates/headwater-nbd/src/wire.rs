@@ -14,6 +14,10 @@ pub(crate) const REQUEST: u32 = 0x2560_9513;
 pub(crate) const SIMPLE_REPLY: u32 = 0x6744_6698;
 /// Magic of a chunk of a structured reply.
 pub(crate) const CHUNK: u32 = 0x668e_33ef;
+/// Magic of a request with an extended header.
+pub(crate) const EXTENDED_REQUEST: u32 = 0x21e4_1c71;
+/// Magic of a chunk with an extended header.
+pub(crate) const EXTENDED_CHUNK: u32 = 0x6e8a_278c;
 
 /// Takes big-endian fields from the front of a slice; `None` when there are too few bytes.
 pub(crate) struct Reader<'a>(&'a [u8]);

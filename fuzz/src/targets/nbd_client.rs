@@ -12,7 +12,7 @@ use super::runtime;
 use crate::Target;
 use arbitrary::{Result, Unstructured};
 use headwater_block::{Buffer, BufferMut, Node, WriteFlags, ZeroFlags};
-use headwater_nbd::{Request, reply};
+use headwater_nbd::{Headers, ReplyTo, Request, reply};
 use headwater_storage::nbd::{NbdNode, NbdOptions, Server};
 use std::os::unix::net::UnixStream as Socket;
 use std::time::Duration;
@@ -52,7 +52,7 @@ fn attempt(input: &mut Unstructured<'_>) -> Result<()> {
         steps.push(input.arbitrary()?);
     }
     let greeting = if how & 1 == 0 {
-        agreeable_server(if how & 2 == 0 { 1 << 16 } else { (1 << 16) - 77 })
+        agreeable_server(if how & 2 == 0 { 1 << 16 } else { (1 << 16) - 77 }, headers(how))
     } else {
         let len = usize::from(input.arbitrary::<u16>()?).min(input.len());
         input.bytes(len)?.to_vec()
@@ -60,12 +60,16 @@ fn attempt(input: &mut Unstructured<'_>) -> Result<()> {
     let script = input.bytes(input.len())?.to_vec();
     runtime::run(async move {
         let (ours, theirs) = Socket::pair().expect("a pair of sockets");
-        let server = tokio::task::spawn_local(serve(theirs, greeting, script));
+        let server = tokio::task::spawn_local(serve(theirs, greeting, script, headers(how)));
         let done = timeout(SOON, use_it(ours, steps, how & 4 != 0)).await;
         assert!(done.is_ok(), "a request hangs although the server has closed");
         server.abort();
     });
     Ok(())
+}
+
+fn headers(how: u8) -> Headers {
+    if how & 8 == 0 { Headers::Structured } else { Headers::Extended }
 }
 
 async fn use_it(socket: Socket, steps: Vec<Step>, at_once: bool) {
@@ -121,32 +125,34 @@ async fn request(node: &dyn Node, (what, place, len): Step) {
 }
 
 /// Says `greeting`, then answers requests as the script has it until that ends.
-async fn serve(socket: Socket, greeting: Vec<u8>, script: Vec<u8>) -> std::io::Result<()> {
+async fn serve(socket: Socket, greeting: Vec<u8>, script: Vec<u8>, headers: Headers) -> std::io::Result<()> {
     socket.set_nonblocking(true)?;
     let mut stream = UnixStream::from_std(socket)?;
     stream.write_all(&greeting).await?;
     let mut script = Unstructured::new(&script);
     let mut received = Vec::new();
+    let magic: [u8; 4] =
+        if headers.are_extended() { [0x21, 0xe4, 0x1c, 0x71] } else { [0x25, 0x60, 0x95, 0x13] };
     // The first request is the first thing that looks like one.
     while !script.is_empty() {
-        let start = received.windows(4).position(|window| window == [0x25, 0x60, 0x95, 0x13]);
-        let whole =
-            start.and_then(|at| Request::decode(&received[at..]).ok().flatten().map(|asked| (at, asked)));
+        let start = received.windows(4).position(|window| window == magic);
+        let whole = start
+            .and_then(|at| Request::decode(&received[at..], headers).ok().flatten().map(|asked| (at, asked)));
         let Some((at, asked)) = whole else {
             match timeout(IDLE, stream.read_buf(&mut received)).await {
                 Ok(Ok(more)) if more > 0 => continue,
                 _ => break,
             }
         };
-        received.drain(..at + Request::LEN);
-        let answer = answer(&mut script, &asked).unwrap_or_default();
+        received.drain(..at + Request::len_of(headers));
+        let answer = answer(&mut script, &asked, headers).unwrap_or_default();
         stream.write_all(&answer).await?;
     }
     Ok(())
 }
 
 /// What the script says to a request.
-fn answer(script: &mut Unstructured<'_>, asked: &Request) -> Result<Vec<u8>> {
+fn answer(script: &mut Unstructured<'_>, asked: &Request, headers: Headers) -> Result<Vec<u8>> {
     let mut answer = Vec::new();
     for _ in 0..=script.arbitrary::<u8>()? % 4 {
         let (kind, done): (u8, bool) = (script.arbitrary()?, script.arbitrary()?);
@@ -154,25 +160,26 @@ fn answer(script: &mut Unstructured<'_>, asked: &Request) -> Result<Vec<u8>> {
         let (from, len): (u16, u16) = (script.arbitrary()?, script.arbitrary()?);
         let offset =
             asked.offset.wrapping_add(u64::from(from)).wrapping_sub(if kind & 0x80 == 0 { 0 } else { 64 });
-        let len = if len == 0 { asked.length } else { u32::from(len) };
+        let len = if len == 0 { asked.length as u32 } else { u32::from(len) };
         let cookie = if kind & 0x40 == 0 { asked.cookie } else { asked.cookie.wrapping_add(1) };
+        let to = ReplyTo { headers, cookie, offset: asked.offset };
         match kind & 7 {
             0 | 1 => {
-                answer.extend_from_slice(&reply::encode_data_prefix(cookie, offset, len, done));
+                answer.extend_from_slice(&reply::encode_data_prefix(to, offset, len, done));
                 answer.extend((0..u64::from(len)).map(|at| byte_at(offset.wrapping_add(at))));
             }
-            2 => answer.extend_from_slice(&reply::encode_hole(cookie, offset, len, done)),
-            3 => answer.extend_from_slice(&reply::encode_done(cookie)),
+            2 => answer.extend_from_slice(&reply::encode_hole(to, offset, len, done)),
+            3 => answer.extend_from_slice(&reply::encode_done(to)),
             4 => {
                 let extents = [
-                    reply::StatusExtent { length: len, flags: u32::from(kind >> 3) & 3 },
-                    reply::StatusExtent { length: u32::from(from), flags: 0 },
+                    reply::StatusExtent { length: len.into(), flags: u32::from(kind >> 3) & 3 },
+                    reply::StatusExtent { length: u64::from(from), flags: 0 },
                 ];
-                reply::encode_block_status(&mut answer, cookie, 1, &extents, done);
+                reply::encode_block_status(&mut answer, to, 1, &extents, done);
             }
             5 => reply::encode_error(
                 &mut answer,
-                cookie,
+                to,
                 headwater_nbd::ErrorCode::from_wire(from.into()).unwrap_or(headwater_nbd::ErrorCode::Io),
                 "no",
             ),
@@ -203,9 +210,11 @@ fn seeds() -> Vec<Vec<u8>> {
             .concat();
     let many = [step(4, 0, 4096), step(5, 0, 600), step(6, 512, 511), step(7, 0, 0)].concat();
     let fine = [vec![0], chunk(3, 1, 0, 0)].concat();
-    let greeting = agreeable_server(1 << 20);
+    let greeting = agreeable_server(1 << 20, Headers::Structured);
     vec![
         [vec![0, 1], reads.clone(), whole.clone(), whole.clone()].concat(),
+        [vec![8, 1], reads.clone(), whole.clone(), whole.clone()].concat(),
+        [vec![8 | 6, 1], reads.clone(), parts.clone(), whole.clone()].concat(),
         [vec![6, 1], reads.clone(), parts.clone(), whole.clone()].concat(),
         [vec![0, 3], many, vec![0], chunk(0x1c, 1, 900, 700), fine.clone(), fine.clone(), fine].concat(),
         [vec![4, 1], reads.clone(), vec![0], chunk(5, 1, 5, 0), vec![0], chunk(6, 1, 0, 0)].concat(),

@@ -9,9 +9,9 @@
 use crate::Target;
 use headwater_nbd::negotiate::{self, MAX_OPTION};
 use headwater_nbd::{
-    BlockSizes, ChunkKind, ClientAsk, ClientHandshake, Command, ExportInfo, ListHandshake, ProtocolError,
-    ReadCoverage, ReplyHeader, Request, ServerHandshake, ServerOffer, ServerOutcome, ServerRules, Step,
-    TlsHandshake, TransmissionFlags, reply,
+    BlockSizes, ChunkKind, ClientAsk, ClientHandshake, Command, CommandFlags, ExportInfo, Headers,
+    ListHandshake, ProtocolError, ReadCoverage, ReplyHeader, Request, ServerHandshake, ServerOffer,
+    ServerOutcome, ServerRules, StatusFilter, Step, TlsHandshake, TransmissionFlags, reply,
 };
 
 /// See the module.
@@ -116,7 +116,7 @@ fn negotiate_as(mut state: ClientHandshake, mut arrivals: Arrivals<'_>, mut sent
 
 fn check_offer(offer: &ServerOffer) {
     assert!(offer.block_sizes.is_valid(), "{offer:?}");
-    assert!(offer.structured || offer.contexts.is_empty(), "{offer:?}");
+    assert!(offer.headers.are_structured() || offer.contexts.is_empty(), "{offer:?}");
     let asked = ask().contexts;
     assert!(offer.contexts.iter().all(|context| asked.contains(&context.name)), "{offer:?}");
 }
@@ -220,7 +220,7 @@ fn server(mut arrivals: Arrivals<'_>, tls: bool) -> Talk {
                 assert!(!in_clear, "requests are taken in clear");
                 arrivals.take(consumed);
                 assert!(exports().iter().any(|export| export.name == choice.export.name));
-                assert!(choice.structured || choice.contexts.is_empty());
+                assert!(choice.headers.are_structured() || choice.contexts.is_empty());
                 return Talk { sent, end: format!("{choice:?}") };
             }
             Ok(Step::Done { outcome: ServerOutcome::Closed, consumed }) => {
@@ -247,27 +247,50 @@ fn check_refusal(said: &[u8]) {
 }
 
 fn requests(bytes: &[u8]) {
-    for start in [0, 1, 28] {
+    for (start, flags, headers) in [
+        (0, u16::MAX, Headers::Structured),
+        (0, u16::MAX, Headers::Extended),
+        (1, 1, Headers::Simple),
+        (28, u16::MAX, Headers::Structured),
+        (32, u16::MAX, Headers::Extended),
+    ] {
         let Some(bytes) = bytes.get(start..) else { return };
-        match Request::decode(bytes) {
-            Ok(None) => assert!(bytes.len() < Request::LEN),
+        match Request::decode(bytes, headers) {
+            Ok(None) => assert!(bytes.len() < Request::len_of(headers)),
             Ok(Some(request)) => {
-                assert_eq!(request.encode(), bytes[..Request::LEN]);
-                for (flags, structured) in [(u16::MAX, true), (1, false)] {
-                    let terms = headwater_nbd::Terms {
-                        size: 1 << 20,
-                        flags: TransmissionFlags::from_bits(flags),
-                        minimum_block: 512,
-                        maximum_payload: 32 << 20,
-                        structured,
-                        contexts: structured,
-                    };
-                    if request.check(&terms).is_ok() {
-                        // These have no range; what is in its place doesn't count.
-                        let rangeless = matches!(request.command, Command::Flush | Command::Disconnect);
-                        let ends = request.end().is_some_and(|end| end <= terms.size);
-                        assert!(rangeless || ends, "{request:?} is not within the disk");
-                        assert!(request.payload_len() <= terms.maximum_payload);
+                let again = request.encode(headers);
+                // A write that says that no data follow is not to be made.
+                let odd = headers.are_extended()
+                    && request.command == Command::Write
+                    && !request.flags.contains(CommandFlags::PAYLOAD_LEN);
+                assert!(odd || *again == bytes[..Request::len_of(headers)]);
+                let terms = headwater_nbd::Terms {
+                    size: 1 << 20,
+                    flags: TransmissionFlags::from_bits(flags),
+                    minimum_block: 512,
+                    maximum_payload: 32 << 20,
+                    headers,
+                    contexts: headers.are_structured(),
+                };
+                let filtered = headers.are_extended()
+                    && request.command == Command::BlockStatus
+                    && request.flags.contains(CommandFlags::PAYLOAD_LEN);
+                if request.check(&terms).is_ok() {
+                    // These have no range; what is in its place doesn't count.
+                    let rangeless = matches!(request.command, Command::Flush | Command::Disconnect);
+                    let ends = request.end().is_some_and(|end| end <= terms.size);
+                    assert!(rangeless || filtered || ends, "{request:?} is not within the disk");
+                }
+                match request.payload_len(&terms) {
+                    Ok(length) if headers.are_extended() => assert!(length <= terms.maximum_payload),
+                    Ok(length) => assert!(length == 0 || request.command == Command::Write),
+                    Err(_) => assert!(request.length > terms.maximum_payload.into()),
+                }
+                if filtered {
+                    let payload = &bytes[Request::len_of(headers)..];
+                    if let Ok(filter) = StatusFilter::decode(&request, payload, |id| id < 2, &terms) {
+                        assert!(filter.request.end().is_some_and(|end| end <= terms.size));
+                        assert!((1..=2).contains(&filter.contexts.len()));
                     }
                 }
             }
@@ -279,18 +302,26 @@ fn requests(bytes: &[u8]) {
 /// Takes a stream of replies apart as a client does that has one read on the way.
 fn replies(bytes: &[u8]) {
     const MAX_DATA: u32 = 4096;
-    let structured = bytes.first().is_some_and(|byte| byte & 1 == 0);
+    let headers = match bytes.first().map(|byte| byte % 3) {
+        Some(0) => Headers::Structured,
+        Some(1) => Headers::Simple,
+        _ => Headers::Extended,
+    };
     let mut rest = bytes.get(1..).unwrap_or_default();
     let mut coverage = ReadCoverage::new(0x1000, MAX_DATA);
     let mut covered = vec![false; MAX_DATA as usize];
-    while let Ok(Some((header, len))) = ReplyHeader::decode(rest, structured, MAX_DATA) {
+    while let Ok(Some((header, len))) = ReplyHeader::decode(rest, headers, MAX_DATA) {
         rest = &rest[len..];
         let ReplyHeader::Chunk(chunk) = header else {
             continue;
         };
-        assert!(structured);
+        assert!(headers.are_structured());
         let limit = if chunk.kind == ChunkKind::BlockStatus {
-            reply::MAX_STATUS_PAYLOAD
+            if headers.are_extended() {
+                reply::MAX_EXTENDED_STATUS_PAYLOAD
+            } else {
+                reply::MAX_STATUS_PAYLOAD
+            }
         } else {
             reply::MAX_CONTROL_PAYLOAD
         };
@@ -308,11 +339,11 @@ fn replies(bytes: &[u8]) {
                 Err(_) => continue,
             },
             ChunkKind::BlockStatus => {
-                if let Ok((context, extents)) = reply::decode_block_status(payload) {
+                if let Ok((context, extents)) = reply::decode_block_status(payload, headers) {
                     assert!(!extents.is_empty() && extents.iter().all(|extent| extent.length > 0));
                     let mut again = Vec::new();
-                    reply::encode_block_status(&mut again, chunk.cookie, context, &extents, chunk.done);
-                    assert_eq!(&again[ReplyHeader::CHUNK_LEN..], payload);
+                    reply::encode_block_status(&mut again, chunk.to, context, &extents, chunk.done);
+                    assert_eq!(&again[again.len() - payload.len()..], payload);
                 }
                 continue;
             }
@@ -350,10 +381,15 @@ fn named(name: &str, rest: &[u8]) -> Vec<u8> {
 }
 
 /// What a server sends that agrees to everything.
-pub(super) fn agreeable_server(size: u64) -> Vec<u8> {
+pub(super) fn agreeable_server(size: u64, headers: Headers) -> Vec<u8> {
+    let agreed = if headers.are_extended() {
+        option_reply(11, 1, &[])
+    } else {
+        [option_reply(11, 1 << 31 | 1, &[]), option_reply(8, 1, &[])].concat()
+    };
     [
         b"NBDMAGICIHAVEOPT\0\x03".to_vec(),
-        option_reply(8, 1, &[]),
+        agreed,
         option_reply(10, 4, b"\0\0\0\x01base:allocation"),
         option_reply(10, 1, &[]),
         option_reply(7, 3, &[&[0, 0][..], &size.to_be_bytes(), &[0x01, 0x6d]].concat()),
@@ -365,10 +401,10 @@ pub(super) fn agreeable_server(size: u64) -> Vec<u8> {
 }
 
 /// What a client sends that wants everything of the export `disk`.
-pub(super) fn eager_client() -> Vec<u8> {
+pub(super) fn eager_client(headers: Headers) -> Vec<u8> {
     [
         vec![0, 0, 0, 3],
-        option(8, &[]),
+        option(if headers.are_extended() { 11 } else { 8 }, &[]),
         option(3, &[]),
         option(9, &named("disk", &[0, 0, 0, 0])),
         option(10, &named("disk", &[&[0, 0, 0, 1][..], &named("base:allocation", &[])].concat())),
@@ -398,12 +434,33 @@ fn seeds() -> Vec<Vec<u8>> {
         chunk(0, 1, &[]),
     ];
     let request = [&[0x25, 0x60, 0x95, 0x13, 0, 1, 0, 1][..], &at(42), &at(4096), &[0, 0, 2, 0]].concat();
+    let extended_request = [
+        [&[0x21, 0xe4, 0x1c, 0x71, 0, 0x20, 0, 7][..], &at(42), &at(4096), &at(12), &at(512)].concat(),
+        vec![0, 0, 0, 1],
+    ];
+    let extended = |kind: u16, flags: u16, payload: &[u8]| {
+        let head = [&[0x6e, 0x8a, 0x27, 0x8c][..], &flags.to_be_bytes(), &kind.to_be_bytes()].concat();
+        [&head[..], &at(7), &at(0x1000), &at(payload.len() as u64), payload].concat()
+    };
+    let extended_stream = [
+        vec![2],
+        extended(2, 0, &[&at(0x1000)[..], &[0, 0, 0x0f, 0]].concat()),
+        extended(1, 0, &[&at(0x1f00)[..], &[9; 256]].concat()),
+        extended(6, 0, &[&[0, 0, 0, 1, 0, 0, 0, 1][..], &at(1 << 40), &at(3)].concat()),
+        extended(0x8001, 1, b"\0\0\0\x05\0\x04oops"),
+    ];
     let starttls = option_reply(5, 1, &[]);
     vec![
-        with(0, 3, agreeable_server(1 << 30)),
+        with(0, 3, agreeable_server(1 << 30, Headers::Structured)),
+        with(0, 3, agreeable_server(1 << 30, Headers::Extended)),
         with(0, 3, [b"NBDMAGICIHAVEOPT\0\0".to_vec(), at(4096).to_vec(), vec![0; 126]].concat()),
         with(0, 0, b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53".to_vec()),
-        with(1, 5, [&b"NBDMAGICIHAVEOPT\0\x03"[..], &starttls, &agreeable_server(512)[18..]].concat()),
+        with(
+            1,
+            5,
+            [&b"NBDMAGICIHAVEOPT\0\x03"[..], &starttls, &agreeable_server(512, Headers::Structured)[18..]]
+                .concat(),
+        ),
         with(
             2,
             7,
@@ -416,11 +473,18 @@ fn seeds() -> Vec<Vec<u8>> {
             .concat(),
         ),
         with(2, 7, [b"NBDMAGICIHAVEOPT\0\x03".to_vec(), option_reply(3, 1 << 31 | 2, b"no")].concat()),
-        with(3, 9, eager_client()),
+        with(3, 9, eager_client(Headers::Structured)),
+        with(3, 9, eager_client(Headers::Extended)),
         with(3, 9, [vec![0, 0, 0, 1], option(1, b"disk")].concat()),
-        with(4, 11, [vec![0, 0, 0, 3], option(5, &[]), eager_client()[4..].to_vec()].concat()),
-        with(4, 11, eager_client()),
+        with(
+            4,
+            11,
+            [vec![0, 0, 0, 3], option(5, &[]), eager_client(Headers::Structured)[4..].to_vec()].concat(),
+        ),
+        with(4, 11, eager_client(Headers::Structured)),
         with(5, 0, [request.clone(), request].concat()),
+        with(5, 0, extended_request.concat()),
+        with(5, 0, extended_stream.concat()),
         with(5, 0, stream.concat()),
         with(5, 0, [&[1, 0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0][..], &at(7), &[5; 64]].concat()),
     ]

@@ -14,7 +14,7 @@ use headwater_block::memory::MemoryNode;
 use headwater_block::{Disk, DiskOptions, Edge, Node, TokioClock};
 use headwater_export::Listen;
 use headwater_export::nbd::{Export, NbdServer, ServerOptions};
-use headwater_nbd::{ChunkKind, Command, ReplyHeader, Request};
+use headwater_nbd::{ChunkKind, Command, Headers, ReplyHeader, Request, TransmissionFlags};
 use std::collections::HashMap;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream as Socket};
@@ -35,11 +35,16 @@ const SIZE: u64 = 64 << 10;
 
 fn run(data: &[u8]) {
     let Some((how, said)) = data.split_first() else { return };
-    let said = if how & 1 == 0 { [eager_client(), said.to_vec()].concat() } else { said.to_vec() };
+    let said =
+        if how & 1 == 0 { [eager_client(headers(*how)), said.to_vec()].concat() } else { said.to_vec() };
     runtime::run(async move {
         let done = timeout(SOON, serve(*how, said)).await;
         assert!(done.is_ok(), "the server hangs although its client has closed");
     });
+}
+
+fn headers(how: u8) -> Headers {
+    if how & 32 == 0 { Headers::Structured } else { Headers::Extended }
 }
 
 async fn serve(how: u8, said: Vec<u8>) {
@@ -63,11 +68,12 @@ async fn serve(how: u8, said: Vec<u8>) {
     let answers = talk(&name, &said).await;
     assert!(answers.starts_with(b"NBDMAGICIHAVEOPT"));
     if how & 1 == 0 {
-        let honest = talk(&name, &eager_client()).await;
+        let client = eager_client(headers(how));
+        let honest = talk(&name, &client).await;
         assert!(answers.starts_with(&honest), "an honest negotiation went otherwise");
-        check_replies(&said[eager_client().len()..], &answers[honest.len()..]);
+        check_replies(headers(how), &said[client.len()..], &answers[honest.len()..]);
     } else {
-        talk(&name, &eager_client()).await;
+        talk(&name, &eager_client(Headers::Structured)).await;
     }
     if how & 2 != 0 {
         let bytes = memory.contents();
@@ -102,20 +108,33 @@ async fn talk(name: &[u8], said: &[u8]) -> Vec<u8> {
 }
 
 /// Asserts that `answers` are replies to the requests in `said`.
-fn check_replies(mut said: &[u8], mut answers: &[u8]) {
+fn check_replies(headers: Headers, mut said: &[u8], mut answers: &[u8]) {
+    // What matters here is how long a payload may be.
+    let terms = headwater_nbd::Terms {
+        size: SIZE,
+        flags: TransmissionFlags::HAS_FLAGS,
+        minimum_block: 1,
+        maximum_payload: 32 << 20,
+        headers,
+        contexts: true,
+    };
     let mut asked: HashMap<u64, Vec<Request>> = HashMap::new();
-    while let Ok(Some(request)) = Request::decode(said) {
-        let len = Request::LEN + request.payload_len() as usize;
+    while let Ok(Some(request)) = Request::decode(said, headers) {
+        let Ok(payload) = request.payload_len(&terms) else { break };
+        let len = Request::len_of(headers) + payload as usize;
         asked.entry(request.cookie).or_default().push(request);
         said = said.get(len..).unwrap_or_default();
     }
-    while let Ok(Some((header, len))) = ReplyHeader::decode(answers, true, 32 << 20) {
+    while let Ok(Some((header, len))) = ReplyHeader::decode(answers, headers, 32 << 20) {
         answers = &answers[len..];
         let cookie = header.cookie();
         let requests = asked.get_mut(&cookie).filter(|requests| !requests.is_empty());
         let requests = requests.unwrap_or_else(|| panic!("a reply to {cookie}, which nobody asked"));
         let (payload, over) = match header {
-            ReplyHeader::Simple { .. } => (0, true),
+            ReplyHeader::Simple { .. } => {
+                assert!(!headers.are_extended());
+                (0, true)
+            }
             ReplyHeader::Chunk(chunk) => {
                 if matches!(chunk.kind, ChunkKind::OffsetData | ChunkKind::OffsetHole) {
                     assert!(requests.iter().any(|request| request.command == Command::Read));
@@ -129,35 +148,47 @@ fn check_replies(mut said: &[u8], mut answers: &[u8]) {
             requests.pop();
         }
     }
-    assert!(answers.len() < ReplyHeader::CHUNK_LEN, "{} bytes that are no reply", answers.len());
+    assert!(answers.len() < ReplyHeader::EXTENDED_LEN, "{} bytes that are no reply", answers.len());
 }
 
 fn seeds() -> Vec<Vec<u8>> {
-    let request =
-        |command, cookie, offset, length| Request::new(command, cookie, offset, length).encode().to_vec();
-    let write = |cookie, offset, data: &[u8]| {
-        [request(Command::Write, cookie, offset, data.len() as u32), data.to_vec()].concat()
+    let mixes = [Headers::Structured, Headers::Extended].map(mix);
+    let request = |command, cookie, offset, length| {
+        Request::new(command, cookie, offset, length).encode(Headers::Structured).to_vec()
     };
-    let mix = [
+    let [mix, extended] = mixes;
+    vec![
+        [vec![32], extended.clone()].concat(),
+        [vec![32 | 2 | 8], extended].concat(),
+        [vec![0], mix.clone()].concat(),
+        [vec![2 | 8], mix.clone()].concat(),
+        [vec![0], request(Command::Read, 1, 0, u32::MAX.into())].concat(),
+        [vec![0], request(Command::Write, 1, 0, 1 << 20), vec![3; 50]].concat(),
+        [vec![0], vec![0x25, 0x60, 0x95, 0x13, 0xff, 0xff, 0, 99], vec![0; 20]].concat(),
+        [vec![1 | 4], eager_client(Headers::Structured), mix].concat(),
+        [vec![1], vec![0, 0, 0, 3], b"IHAVEOPT\0\0\0\x02\0\0\0\0".to_vec()].concat(),
+        b"\x01GET / HTTP/1.1\r\n\r\n".to_vec(),
+    ]
+}
+
+/// Requests of all kinds, right and wrong.
+fn mix(headers: Headers) -> Vec<u8> {
+    let request = |command, cookie, offset, length| {
+        Request::new(command, cookie, offset, length).encode(headers).to_vec()
+    };
+    let write = |cookie, offset, data: &[u8]| {
+        [request(Command::Write, cookie, offset, data.len() as u64), data.to_vec()].concat()
+    };
+    [
         request(Command::Read, 1, 0, 4096),
         write(2, 512, &[9; 100]),
         request(Command::WriteZeroes, 3, 1024, 2048),
         request(Command::Trim, 4, 4096, 4096),
-        request(Command::BlockStatus, 5, 0, SIZE as u32),
+        request(Command::BlockStatus, 5, 0, SIZE),
         request(Command::Flush, 6, 0, 0),
         request(Command::Read, 7, SIZE - 1, 2),
         request(Command::Cache, 8, 0, 512),
         request(Command::Disconnect, 9, 0, 0),
     ]
-    .concat();
-    vec![
-        [vec![0], mix.clone()].concat(),
-        [vec![2 | 8], mix.clone()].concat(),
-        [vec![0], request(Command::Read, 1, 0, u32::MAX)].concat(),
-        [vec![0], request(Command::Write, 1, 0, 1 << 20), vec![3; 50]].concat(),
-        [vec![0], vec![0x25, 0x60, 0x95, 0x13, 0xff, 0xff, 0, 99], vec![0; 20]].concat(),
-        [vec![1 | 4], eager_client(), mix].concat(),
-        [vec![1], vec![0, 0, 0, 3], b"IHAVEOPT\0\0\0\x02\0\0\0\0".to_vec()].concat(),
-        b"\x01GET / HTTP/1.1\r\n\r\n".to_vec(),
-    ]
+    .concat()
 }

@@ -1,6 +1,9 @@
 """The NBD server and its exports, with QEMU's tools and libnbd as clients."""
 
+import json
+
 from drive import check, nbd, scenario
+from drive.images import tool
 from drive.jobs import export
 from drive.ports import free_port
 
@@ -340,3 +343,45 @@ def threads(case):
     qmp.attempt("object-del", id="thread")
     qmp.run("block-export-del", id="export-disk")
     qmp.wait("BLOCK_EXPORT_DELETED", id="export-disk")
+
+
+def extents(address):
+    """What qemu-img tells of an export: one request for each of its extents, however long."""
+    found = json.loads(tool("qemu-img", "map", "--output=json", "-f", "raw", address))
+    return [(extent["start"], extent["length"], extent["zero"], extent["data"]) for extent in found]
+
+
+@scenario
+def long_requests(case):
+    """Lengths of more than 32 bits, which QEMU's tools use where a server has extended headers: of a disk of 8 TiB."""
+    image = case.images.qcow2("huge.qcow2", "8T", options="cluster_size=2M")
+    qmp = case.daemon().qmp
+    qmp.run("blockdev-add", driver="file", node_name="file", filename=image)
+    qmp.run("blockdev-add", driver="qcow2", node_name="huge", file="file")
+    address = export(case, qmp, "huge")
+    check(extents(address) == [(0, 8 << 40, True, False)], "an empty disk is not one hole")
+    nbd.io(address, "write -P 5 3T 64k", "write -z -n 4T 3T", "read -P 5 3T 64k", "read -P 0 5T 64k", "flush")
+    found = extents(address)
+    check([extent[:2] for extent in found if not extent[2]] == [(3 << 40, 2 << 20)], f"data elsewhere: {found}")
+    nbd.io(address, "write -z -n 0 8T", "read -P 0 3T 64k", "flush")
+    check(all(extent[2] for extent in extents(address)), "not all is zero")
+    nbd.io_fails(address, "write -z -n 7T 2T")
+    qmp.run("quit")
+    case.images.check(image)
+
+
+@scenario
+def long_requests_of_a_node(case):
+    """The same with the daemon as the client, of a server that holds 8 TiB of nothing."""
+    socket = case.path("far.sock")
+    image = case.images.qcow2("far.qcow2", "8T", options="cluster_size=2M")
+    case.spawn(["qemu-nbd", "--persistent", "--shared=8", "-f", "qcow2", "-k", socket, image])
+    qmp = case.daemon().qmp
+    qmp.poll(lambda: nbd.reachable(nbd.uri(socket)), "qemu-nbd")
+    qmp.run("blockdev-add", driver="nbd", node_name="far", server={"type": "unix", "path": socket})
+    address = export(case, qmp, "far")
+    check(extents(address) == [(0, 8 << 40, True, False)], "an empty disk is not one hole")
+    nbd.io(address, "write -P 5 3T 64k", "write -z -n 4T 1T", "read -P 5 3T 64k", "read -P 0 2T 64k", "flush")
+    found = extents(address)
+    check([extent[:2] for extent in found if not extent[2]] == [(3 << 40, 2 << 20)], f"data elsewhere: {found}")
+    qmp.run("quit")

@@ -3,9 +3,10 @@
 use std::rc::Rc;
 
 use headwater_block::{Buffer, Client, Error, ErrorKind, Extent, ExtentKind, WriteFlags, ZeroFlags};
+use headwater_nbd::StatusFilter;
 use headwater_nbd::negotiate::BASE_ALLOCATION;
 use headwater_nbd::reply::{STATE_HOLE, STATE_ZERO, StatusExtent, encode_block_status};
-use headwater_nbd::{Command, CommandFlags, ErrorCode, MetaContext, Request};
+use headwater_nbd::{Command, CommandFlags, ErrorCode, Headers, MetaContext, ReplyTo, Request};
 
 use super::receive::Incoming;
 use super::replies::Reply;
@@ -18,14 +19,17 @@ const MAX_EXTENTS: usize = 1024;
 /// How many bytes a `CACHE` request fetches at once.
 const CACHE_STEP: u64 = 1 << 20;
 
+/// How much of a range is zeroed or trimmed at once, in bytes. A request may be for all of a disk; it must not keep its thread for so long.
+const CHANGE_STEP: u64 = 1 << 30;
+
 /// What a session's requests are carried out on.
 pub(crate) struct Handler {
     /// Leads to the disk.
     pub(crate) client: Client,
     /// Whether every change is durable before it is answered.
     pub(crate) writethrough: bool,
-    /// Whether replies are structured.
-    pub(crate) structured: bool,
+    /// The form of replies.
+    pub(crate) headers: Headers,
     /// The contexts that each block status reply carries.
     pub(crate) contexts: Vec<MetaContext>,
     /// Where requests are counted.
@@ -47,51 +51,65 @@ impl Handler {
                 let result = self.carry_out(&request, data).await;
                 (request, result.map_err(|error| (error_code(&request, &error), error.to_string())))
             }
+            Incoming::Status(StatusFilter { request, contexts }) => {
+                let result = self.block_status(&request, |id| contexts.contains(&id)).await;
+                (request, result.map_err(|error| (error_code(&request, &error), error.to_string())))
+            }
         };
         result.unwrap_or_else(|(code, words)| {
             self.stats.count_failure();
             tracing::debug!(command = ?request.command, offset = request.offset, length = request.length, "{words}");
-            Reply::failure(request.cookie, self.structured, code, &words)
+            Reply::failure(self.to(&request), code, &words)
         })
     }
 
+    fn to(&self, request: &Request) -> ReplyTo {
+        ReplyTo { headers: self.headers, cookie: request.cookie, offset: request.offset }
+    }
+
     async fn carry_out(&self, request: &Request, data: Option<Buffer>) -> Result<Reply, Error> {
-        let Request { command, flags, cookie, offset, length } = *request;
+        let Request { command, flags, offset, length, .. } = *request;
+        let to = self.to(request);
         let fua = self.writethrough || flags.contains(CommandFlags::FUA);
         let client = &self.client;
         match command {
             Command::Read => {
-                let data = if self.structured {
-                    client.read_unless_zero(offset, length.into()).await?
+                let data = if self.headers.are_structured() {
+                    client.read_unless_zero(offset, length).await?
                 } else {
-                    Some(client.read(offset, length.into()).await?)
+                    Some(client.read(offset, length).await?)
                 };
                 self.stats.count_read(length);
                 return Ok(match data {
-                    Some(data) => Reply::data(cookie, self.structured, offset, data),
-                    None => Reply::hole(cookie, offset, length),
+                    Some(data) => Reply::data(to, offset, data),
+                    // No longer than the longest payload, which has 32 bits.
+                    None => Reply::hole(to, offset, length as u32),
                 });
             }
             Command::Write => {
                 let data = data.unwrap_or_else(|| Buffer::zeroed(0));
                 client.write(offset, data, WriteFlags { fua, ..WriteFlags::default() }).await?;
                 if !fua {
-                    client.settle(offset..offset + u64::from(length)).await?;
+                    client.settle(offset..offset + length).await?;
                 }
                 self.stats.count_write(length);
             }
             Command::WriteZeroes => {
                 let unmap = !flags.contains(CommandFlags::NO_HOLE);
                 let fast_only = flags.contains(CommandFlags::FAST_ZERO);
-                client.write_zeroes(offset, length.into(), ZeroFlags { fua, unmap, fast_only }).await?;
+                for (at, step) in steps(offset, length) {
+                    client.write_zeroes(at, step, ZeroFlags { fua, unmap, fast_only }).await?;
+                }
                 if !fua {
-                    client.settle(offset..offset + u64::from(length)).await?;
+                    client.settle(offset..offset + length).await?;
                 }
                 self.stats.count_other();
             }
             Command::Trim => {
                 let disk = client.enter().await;
-                disk.discard(offset, length.into()).await?;
+                for (at, step) in steps(offset, length) {
+                    disk.discard(at, step).await?;
+                }
                 if fua {
                     disk.flush().await?;
                 }
@@ -102,14 +120,11 @@ impl Handler {
                 self.stats.count_other();
             }
             Command::Cache => {
-                cache(client, offset, length.into()).await?;
+                cache(client, offset, length).await?;
                 self.stats.count_other();
             }
             Command::BlockStatus => {
-                let one = flags.contains(CommandFlags::REQ_ONE);
-                let reply = self.block_status(request, one).await?;
-                self.stats.count_other();
-                return Ok(reply);
+                return self.block_status(request, |_| true).await;
             }
             // Neither reaches this place: one ends the session, the other is refused by `Request::check`.
             Command::Disconnect | Command::Other(_) => {
@@ -119,14 +134,16 @@ impl Handler {
                 ));
             }
         }
-        Ok(Reply::success(cookie))
+        Ok(Reply::success(to))
     }
 
-    async fn block_status(&self, request: &Request, one: bool) -> Result<Reply, Error> {
-        let range = request.offset..request.offset + u64::from(request.length);
+    async fn block_status(&self, request: &Request, wanted: impl Fn(u32) -> bool) -> Result<Reply, Error> {
+        let one = request.flags.contains(CommandFlags::REQ_ONE);
+        let range = request.offset..request.offset + request.length;
         let extents = self.client.block_status(range, MAX_EXTENTS).await?;
         let mut bytes = Vec::new();
-        for (index, context) in self.contexts.iter().enumerate() {
+        let mut contexts = self.contexts.iter().filter(|context| wanted(context.id)).peekable();
+        while let Some(context) = contexts.next() {
             let state = match context.name.as_str() {
                 BASE_ALLOCATION => allocation,
                 _ => depth,
@@ -135,11 +152,21 @@ impl Handler {
             if one {
                 merged.truncate(1);
             }
-            let done = index + 1 == self.contexts.len();
-            encode_block_status(&mut bytes, request.cookie, context.id, &merged, done);
+            let done = contexts.peek().is_none();
+            encode_block_status(&mut bytes, self.to(request), context.id, &merged, done);
         }
+        self.stats.count_other();
         Ok(Reply::chunks(bytes))
     }
+}
+
+/// The parts of a range that are changed one after the other: offset and length.
+fn steps(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
+    let parts = length.div_ceil(CHANGE_STEP);
+    (0..parts).map(move |part| {
+        let at = part * CHANGE_STEP;
+        (offset + at, CHANGE_STEP.min(length - at))
+    })
 }
 
 /// Prefetches where there is a place that keeps what was fetched; elsewhere it would only cost I/O.
@@ -173,15 +200,14 @@ fn depth(extent: &Extent) -> u32 {
     }
 }
 
-/// Extents for the wire: neighbours of one state become one. All come from one request, whose length has 32 bits.
+/// Extents for the wire: neighbours of one state become one. They are within one request, and so no longer than its header can say.
 fn merge(extents: &[Extent], state: fn(&Extent) -> u32) -> Vec<StatusExtent> {
     let mut merged: Vec<StatusExtent> = Vec::new();
     for extent in extents {
         let flags = state(extent);
-        let length = u32::try_from(extent.len).unwrap_or(u32::MAX);
         match merged.last_mut() {
-            Some(last) if last.flags == flags => last.length = last.length.saturating_add(length),
-            _ => merged.push(StatusExtent { length, flags }),
+            Some(last) if last.flags == flags => last.length += extent.len,
+            _ => merged.push(StatusExtent { length: extent.len, flags }),
         }
     }
     merged

@@ -6,11 +6,11 @@ use std::task::{Context, Poll, ready};
 
 use headwater_block::{Buffer, BufferMut};
 use headwater_nbd::request::Terms;
-use headwater_nbd::{Command, ErrorCode, ProtocolError, Request};
+use headwater_nbd::{Command, ErrorCode, MetaContext, ProtocolError, Request, StatusFilter};
 
 use super::socket::Socket;
 
-/// How many bytes are received at once, at most. Holds 2340 requests, or the data of 15 writes of 4 KiB, which are cheaper to
+/// How many bytes are received at once, at most. Holds 2340 requests, or 2048 with extended headers, or the data of 15 writes of 4 KiB, which are cheaper to
 /// copy once more than to receive one by one.
 const RECEIVE_BUFFER: usize = 64 << 10;
 
@@ -19,6 +19,8 @@ const RECEIVE_BUFFER: usize = 64 << 10;
 pub(crate) enum Incoming {
     /// To be carried out; a write comes with its data.
     Request(Request, Option<Buffer>),
+    /// A block status of some of the contexts only.
+    Status(StatusFilter),
     /// To be answered with an error.
     Bad(Request, ErrorCode),
 }
@@ -26,7 +28,7 @@ pub(crate) enum Incoming {
 /// What the next bytes belong to.
 enum Expect {
     Request,
-    /// The data of a write: so many bytes of the buffer are filled.
+    /// The data of a write, or the contexts of a block status: so many bytes of the buffer are filled.
     Data(Request, BufferMut, usize),
     /// The data of a write that was refused.
     Refuse(Request, ErrorCode, u32),
@@ -35,6 +37,8 @@ enum Expect {
 /// The receiving side of a session.
 pub(crate) struct Receiver {
     terms: Terms,
+    /// Those that were negotiated.
+    contexts: Vec<MetaContext>,
     buffer: BufferMut,
     /// The bytes of `buffer` that are received and not yet used.
     start: usize,
@@ -55,10 +59,10 @@ pub(crate) enum Next {
 
 impl Receiver {
     /// A receiver that has `received` already: what came with the last bytes of the negotiation.
-    pub(crate) fn new(terms: Terms, received: &[u8]) -> Self {
+    pub(crate) fn new(terms: Terms, contexts: Vec<MetaContext>, received: &[u8]) -> Self {
         let mut buffer = BufferMut::new(RECEIVE_BUFFER.max(received.len()));
         buffer[..received.len()].copy_from_slice(received);
-        Self { terms, buffer, start: 0, end: received.len(), expect: Expect::Request }
+        Self { terms, contexts, buffer, start: 0, end: received.len(), expect: Expect::Request }
     }
 
     /// Whether the client left off in the middle of a request.
@@ -76,13 +80,17 @@ impl Receiver {
             let there = &self.buffer[self.start..self.end];
             match std::mem::replace(&mut self.expect, Expect::Request) {
                 Expect::Request => {
-                    let Some(request) = Request::decode(there)? else { return Ok(Next::More) };
-                    let verdict = request.check(&self.terms);
+                    let Some(request) = Request::decode(there, self.terms.headers)? else {
+                        return Ok(Next::More);
+                    };
+                    let payload = request.payload_len(&self.terms)?;
+                    let verdict =
+                        request.check(&self.terms).and_then(|()| self.check_filter(&request, payload));
                     if !admit(cost(&request, verdict.is_ok())) {
                         return Ok(Next::Full);
                     }
-                    self.start += Request::LEN;
-                    match (verdict, request.payload_len()) {
+                    self.start += Request::len_of(self.terms.headers);
+                    match (verdict, payload) {
                         (Ok(()), 0) => return Ok(Next::Incoming(Incoming::Request(request, None))),
                         (Ok(()), length) => {
                             self.expect = Expect::Data(request, BufferMut::new(length as usize), 0);
@@ -97,7 +105,7 @@ impl Receiver {
                     self.start += count;
                     let filled = filled + count;
                     if filled == data.len() {
-                        return Ok(Next::Incoming(Incoming::Request(request, Some(data.freeze()))));
+                        return Ok(Next::Incoming(self.with_payload(request, data.freeze())));
                     }
                     self.expect = Expect::Data(request, data, filled);
                     return Ok(Next::More);
@@ -112,6 +120,26 @@ impl Receiver {
                     return Ok(Next::More);
                 }
             }
+        }
+    }
+
+    /// A payload of a block status that can't be right is not kept.
+    fn check_filter(&self, request: &Request, payload: u32) -> Result<(), ErrorCode> {
+        let most = StatusFilter::longest_payload(self.contexts.len());
+        if request.command == Command::BlockStatus && payload as usize > most {
+            return Err(ErrorCode::Invalid);
+        }
+        Ok(())
+    }
+
+    fn with_payload(&self, request: Request, payload: Buffer) -> Incoming {
+        if request.command != Command::BlockStatus {
+            return Incoming::Request(request, Some(payload));
+        }
+        let chosen = |id| self.contexts.iter().any(|context| context.id == id);
+        match StatusFilter::decode(&request, &payload, chosen, &self.terms) {
+            Ok(filter) => Incoming::Status(filter),
+            Err(code) => Incoming::Bad(request, code),
         }
     }
 
@@ -140,6 +168,7 @@ impl Receiver {
 pub(crate) fn memory_held(incoming: &Incoming) -> usize {
     match incoming {
         Incoming::Request(request, _) => cost(request, true),
+        Incoming::Status(filter) => cost(&filter.request, true),
         Incoming::Bad(request, _) => cost(request, false),
     }
 }

@@ -6,15 +6,12 @@ use std::task::{Context, Poll, ready};
 
 use headwater_block::Buffer;
 use headwater_nbd::reply;
-use headwater_nbd::{ErrorCode, ReplyHeader};
+use headwater_nbd::{Encoded, ErrorCode, ReplyTo};
 
 use super::socket::Socket;
 
 /// Most pieces of memory in one write. The kernel takes 1024; at 64 the cost of a call is spread enough.
 const MAX_SLICES: usize = 64;
-
-/// The longest fixed beginning of a reply: a whole hole chunk.
-const HEAD: usize = 32;
 
 /// What follows the fixed beginning.
 enum Tail {
@@ -25,54 +22,53 @@ enum Tail {
 
 /// One reply, encoded. The data of a read stay in the buffer in which the disk left them.
 pub(crate) struct Reply {
-    head: [u8; HEAD],
-    head_len: usize,
+    head: Encoded,
     tail: Tail,
 }
 
 impl Reply {
-    fn new(bytes: &[u8], tail: Tail) -> Self {
-        let mut head = [0; HEAD];
-        head[..bytes.len()].copy_from_slice(bytes);
-        Self { head, head_len: bytes.len(), tail }
-    }
-
-    /// Success without data. A simple reply is allowed even where structured ones were negotiated, except for reads.
-    pub(crate) fn success(cookie: u64) -> Self {
-        Self::new(&reply::encode_simple(cookie, None), Tail::Nothing)
+    /// Success without data. A simple reply is allowed even where structured ones were negotiated, except for reads; but not with extended
+    /// headers.
+    pub(crate) fn success(to: ReplyTo) -> Self {
+        let head = if to.headers.are_extended() {
+            reply::encode_done(to)
+        } else {
+            reply::encode_simple(to.cookie, None)
+        };
+        Self { head, tail: Tail::Nothing }
     }
 
     /// A failure; the words reach the client only if replies are structured.
-    pub(crate) fn failure(cookie: u64, structured: bool, code: ErrorCode, words: &str) -> Self {
-        if !structured {
-            return Self::new(&reply::encode_simple(cookie, Some(code)), Tail::Nothing);
+    pub(crate) fn failure(to: ReplyTo, code: ErrorCode, words: &str) -> Self {
+        if !to.headers.are_structured() {
+            return Self { head: reply::encode_simple(to.cookie, Some(code)), tail: Tail::Nothing };
         }
         let mut bytes = Vec::new();
-        reply::encode_error(&mut bytes, cookie, code, words);
-        Self::new(&[], Tail::Bytes(bytes))
+        reply::encode_error(&mut bytes, to, code, words);
+        Self::chunks(bytes)
     }
 
     /// All data of a read at `offset`.
-    pub(crate) fn data(cookie: u64, structured: bool, offset: u64, data: Buffer) -> Self {
-        match (structured, u32::try_from(data.len())) {
-            (false, _) => Self::new(&reply::encode_simple(cookie, None), Tail::Data(data)),
+    pub(crate) fn data(to: ReplyTo, offset: u64, data: Buffer) -> Self {
+        match (to.headers.are_structured(), u32::try_from(data.len())) {
+            (false, _) => Self { head: reply::encode_simple(to.cookie, None), tail: Tail::Data(data) },
             // A data chunk must not be empty.
-            (true, Ok(0)) => Self::new(&reply::encode_done(cookie), Tail::Nothing),
+            (true, Ok(0)) => Self { head: reply::encode_done(to), tail: Tail::Nothing },
             (true, Ok(length)) => {
-                Self::new(&reply::encode_data_prefix(cookie, offset, length, true), Tail::Data(data))
+                Self { head: reply::encode_data_prefix(to, offset, length, true), tail: Tail::Data(data) }
             }
-            (true, Err(_)) => Self::failure(cookie, true, ErrorCode::Overflow, "the read is too long"),
+            (true, Err(_)) => Self::failure(to, ErrorCode::Overflow, "the read is too long"),
         }
     }
 
     /// A structured read of which all bytes are zero.
-    pub(crate) fn hole(cookie: u64, offset: u64, length: u32) -> Self {
-        Self::new(&reply::encode_hole(cookie, offset, length, true), Tail::Nothing)
+    pub(crate) fn hole(to: ReplyTo, offset: u64, length: u32) -> Self {
+        Self { head: reply::encode_hole(to, offset, length, true), tail: Tail::Nothing }
     }
 
     /// Chunks that were encoded already.
     pub(crate) fn chunks(bytes: Vec<u8>) -> Self {
-        Self::new(&[], Tail::Bytes(bytes))
+        Self { head: Encoded::default(), tail: Tail::Bytes(bytes) }
     }
 
     fn parts(&self) -> [&[u8]; 2] {
@@ -81,7 +77,7 @@ impl Reply {
             Tail::Data(data) => &data[..],
             Tail::Bytes(bytes) => bytes,
         };
-        [&self.head[..self.head_len], tail]
+        [&self.head, tail]
     }
 
     fn len(&self) -> usize {
@@ -155,6 +151,3 @@ impl Replies {
         Poll::Ready(Ok(given_back))
     }
 }
-
-// A head holds any encoded beginning.
-const _: () = assert!(ReplyHeader::CHUNK_LEN + reply::DATA_OFFSET_LEN <= HEAD);

@@ -221,25 +221,25 @@ async fn serve(socket: Socket, shared: Rc<Shared>, stop: StopListener) {
         Err(Failure::NoTls(error)) => return tracing::warn!("NBD client cut off: {error}"),
         Err(Failure::TooSlow) => return tracing::warn!("NBD client cut off: it takes too long to negotiate"),
     };
-    let ClientChoice { export, structured, contexts } = choice;
+    let ClientChoice { export, headers, contexts } = choice;
     let terms = Terms {
         size: export.size,
         flags: export.flags,
         minimum_block: export.block_sizes.minimum,
         maximum_payload: export.block_sizes.maximum,
-        structured,
+        headers,
         contexts: !contexts.is_empty(),
     };
     let (edge, stats) = (seat.export().edge.clone(), counted.0.clone());
     let writethrough = seat.export().writethrough;
     let leaves = Abort::new();
     let client = Client::new(edge, leaves.clone());
-    let handler = Rc::new(Handler { client, writethrough, structured, contexts, stats });
+    let receiver = Receiver::new(terms, contexts.clone(), &received);
+    let handler = Rc::new(Handler { client, writethrough, headers, contexts, stats });
     let start = |incoming, cost| {
         let handler = handler.clone();
         async move { (handler.handle(incoming).await, cost) }
     };
-    let receiver = Receiver::new(terms, &received);
     let mut replies = Replies::default();
     replies.push(Reply::chunks(answer), 0);
     let name = &export.name;

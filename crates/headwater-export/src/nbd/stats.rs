@@ -25,14 +25,14 @@ fn add(counter: &Cell<u64>, count: u64) {
 }
 
 impl ServerStats {
-    pub(crate) fn count_read(&self, bytes: u32) {
+    pub(crate) fn count_read(&self, bytes: u64) {
         add(&self.requests, 1);
-        add(&self.read_bytes, bytes.into());
+        add(&self.read_bytes, bytes);
     }
 
-    pub(crate) fn count_write(&self, bytes: u32) {
+    pub(crate) fn count_write(&self, bytes: u64) {
         add(&self.requests, 1);
-        add(&self.written_bytes, bytes.into());
+        add(&self.written_bytes, bytes);
     }
 
     pub(crate) fn count_other(&self) {

@@ -381,7 +381,7 @@ pub(crate) struct Answer {
     /// Offsets and lengths of holes.
     pub(crate) holes: Vec<(u64, u32)>,
     /// Context ids, with lengths and flags of extents.
-    pub(crate) status: Vec<(u32, Vec<(u32, u32)>)>,
+    pub(crate) status: Vec<(u32, Vec<(u64, u32)>)>,
 }
 
 impl Client {
@@ -413,7 +413,7 @@ impl Client {
     }
 
     pub(crate) fn send(&mut self, request: Request, data: &[u8]) {
-        self.stream.write_all(&[&request.encode()[..], data].concat()).unwrap();
+        self.stream.write_all(&[&request.encode(self.offer.headers)[..], data].concat()).unwrap();
     }
 
     fn take(&mut self, length: usize) -> Vec<u8> {
@@ -427,23 +427,24 @@ impl Client {
         let mut answer = Answer::default();
         loop {
             let mut head = self.take(16);
-            if !self.offer.structured || head.starts_with(&0x6744_6698_u32.to_be_bytes()) {
-                let (header, _) = ReplyHeader::decode(&head, false, 32 << 20).unwrap().unwrap();
+            let headers = self.offer.headers;
+            if !headers.are_structured() || head.starts_with(&0x6744_6698_u32.to_be_bytes()) {
+                let (header, _) = ReplyHeader::decode(&head, headers, 32 << 20).unwrap().unwrap();
                 let ReplyHeader::Simple { cookie, error } = header else { panic!("{header:?}") };
                 let data = if error.is_none() { self.take(read) } else { Vec::new() };
                 return Answer { cookie, error, data, ..answer };
             }
-            head.extend(self.take(4));
-            let (header, _) = ReplyHeader::decode(&head, true, 32 << 20).unwrap().unwrap();
+            head.extend(self.take(if headers.are_extended() { 16 } else { 4 }));
+            let (header, _) = ReplyHeader::decode(&head, headers, 32 << 20).unwrap().unwrap();
             let ReplyHeader::Chunk(chunk) = header else { panic!("{header:?}") };
             let payload = self.take(chunk.length as usize);
-            answer.cookie = chunk.cookie;
+            answer.cookie = chunk.to.cookie;
             match chunk.kind {
                 ChunkKind::None => {}
                 ChunkKind::OffsetData => answer.data.extend_from_slice(&payload[8..]),
                 ChunkKind::OffsetHole => answer.holes.push(reply::decode_hole(&payload).unwrap()),
                 ChunkKind::BlockStatus => {
-                    let (context, extents) = reply::decode_block_status(&payload).unwrap();
+                    let (context, extents) = reply::decode_block_status(&payload, headers).unwrap();
                     let extents = extents.iter().map(|extent| (extent.length, extent.flags)).collect();
                     answer.status.push((context, extents));
                 }

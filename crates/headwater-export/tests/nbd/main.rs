@@ -4,6 +4,7 @@
 mod addresses;
 mod common;
 mod exports;
+mod extended;
 mod protocol;
 mod psk;
 mod tls;

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::error::{OptionRefusal, ProtocolError, printable};
 use crate::flags::TransmissionFlags;
+use crate::headers::Headers;
 use crate::wire::Reader;
 
 /// Most informational replies that are taken from a server for one option; more is an attempt to keep us busy.
@@ -17,17 +18,18 @@ const MAX_REPLIES: u32 = 256;
 pub struct ClientAsk {
     /// The export's name, at most [`MAX_STRING`] bytes; empty for the default export.
     pub export: String,
-    /// Whether to ask for structured replies. Without them there is no block status and no hole in a read.
-    pub structured: bool,
+    /// The best headers to ask for; a server that doesn't have them is asked for the next best. Without structured replies there is no
+    /// block status and no hole in a read.
+    pub headers: Headers,
     /// Contexts to ask for, such as [`BASE_ALLOCATION`](super::BASE_ALLOCATION). Ignored without structured replies.
     pub contexts: Vec<String>,
 }
 
 impl ClientAsk {
-    /// Asks for everything that helps to copy an image: structured replies and `base:allocation`.
+    /// Asks for everything that helps to copy an image: extended headers, or at least structured replies, and `base:allocation`.
     pub fn new(export: impl Into<String>) -> Self {
         let contexts = vec![super::BASE_ALLOCATION.to_owned()];
-        Self { export: export.into(), structured: true, contexts }
+        Self { export: export.into(), headers: Headers::Extended, contexts }
     }
 }
 
@@ -40,8 +42,8 @@ pub struct ServerOffer {
     pub flags: TransmissionFlags,
     /// Limits on requests; [`BlockSizes::UNKNOWN`] when the server did not tell. Always valid.
     pub block_sizes: BlockSizes,
-    /// Whether replies may be structured; also the argument of [`ReplyHeader::decode`](crate::ReplyHeader::decode).
-    pub structured: bool,
+    /// What headers requests must have, and replies have; also an argument of [`ReplyHeader::decode`](crate::ReplyHeader::decode).
+    pub headers: Headers,
     /// Those of the contexts asked for that the server has.
     pub contexts: Vec<MetaContext>,
     /// The export's canonical name, if the server told.
@@ -62,7 +64,8 @@ enum Stage {
     Greeting,
     /// The server was greeted before TLS; over TLS, the client speaks first.
     Greeted,
-    StructuredReply,
+    /// These headers were asked for.
+    Headers(Headers),
     SetMetaContext,
     Go,
     ExportName,
@@ -74,7 +77,7 @@ pub struct ClientHandshake {
     ask: ClientAsk,
     stage: Stage,
     no_zeroes: bool,
-    structured: bool,
+    headers: Headers,
     contexts: Vec<MetaContext>,
     /// Size and flags, once told.
     export: Option<(u64, TransmissionFlags)>,
@@ -103,7 +106,7 @@ impl ClientHandshake {
             ask,
             stage,
             no_zeroes,
-            structured: false,
+            headers: Headers::Simple,
             contexts: Vec::new(),
             export: None,
             block_sizes: BlockSizes::UNKNOWN,
@@ -122,7 +125,7 @@ impl ClientHandshake {
         match self.stage {
             Stage::Greeting => self.greeting(input, output),
             Stage::Greeted => self.first_option(0, output),
-            Stage::StructuredReply => self.structured_reply(input, output),
+            Stage::Headers(asked) => self.headers(asked, input, output),
             Stage::SetMetaContext => self.meta_context(input, output),
             Stage::Go => self.go(input, output),
             Stage::ExportName => self.export_name(input),
@@ -159,12 +162,7 @@ impl ClientHandshake {
 
     fn first_option(mut self, consumed: usize, output: &mut Vec<u8>) -> Result<ClientStep, ProtocolError> {
         self.check_names()?;
-        if self.ask.structured {
-            encode_option(output, OptionCode::StructuredReply, &[]);
-            self.stage = Stage::StructuredReply;
-        } else {
-            self.send_go(output);
-        }
+        self.ask_for_headers(self.ask.headers, output);
         Ok(Step::Next { state: self, consumed })
     }
 
@@ -179,26 +177,49 @@ impl ClientHandshake {
         Ok(())
     }
 
-    fn structured_reply(mut self, input: &[u8], output: &mut Vec<u8>) -> Result<ClientStep, ProtocolError> {
-        let option = OptionCode::StructuredReply;
+    fn ask_for_headers(&mut self, headers: Headers, output: &mut Vec<u8>) {
+        match headers_option(headers) {
+            Some(option) => {
+                encode_option(output, option, &[]);
+                self.stage = Stage::Headers(headers);
+            }
+            None => self.headers_are_known(output),
+        }
+    }
+
+    fn headers(
+        mut self,
+        asked: Headers,
+        input: &[u8],
+        output: &mut Vec<u8>,
+    ) -> Result<ClientStep, ProtocolError> {
+        let option = headers_option(asked).unwrap_or(OptionCode::StructuredReply);
         let consumed = match OptionReply::decode(input, option)? {
             OptionReply::Incomplete(needed) => return Ok(Step::More { state: self, needed }),
             OptionReply::Reply { kind: REP_ACK, consumed, .. } => {
-                self.structured = true;
+                self.headers = asked;
+                self.headers_are_known(output);
                 consumed
             }
             OptionReply::Reply { kind, .. } => return Err(unexpected(option, kind)),
             OptionReply::Refused { refusal: OptionRefusal::TlsRequired, message, .. } => {
                 return Err(self.refused(option, OptionRefusal::TlsRequired, message));
             }
-            OptionReply::Refused { consumed, .. } => consumed,
+            OptionReply::Refused { consumed, .. } => {
+                let next = if asked.are_extended() { Headers::Structured } else { Headers::Simple };
+                self.ask_for_headers(next, output);
+                consumed
+            }
         };
-        if self.structured && !self.ask.contexts.is_empty() {
+        Ok(Step::Next { state: self, consumed })
+    }
+
+    fn headers_are_known(&mut self, output: &mut Vec<u8>) {
+        if self.headers.are_structured() && !self.ask.contexts.is_empty() {
             self.send_meta_context(output);
         } else {
             self.send_go(output);
         }
-        Ok(Step::Next { state: self, consumed })
     }
 
     fn meta_context(mut self, input: &[u8], output: &mut Vec<u8>) -> Result<ClientStep, ProtocolError> {
@@ -243,7 +264,10 @@ impl ClientHandshake {
             }
             OptionReply::Reply { kind: REP_ACK, consumed, .. } => self.done(consumed),
             OptionReply::Reply { kind, .. } => Err(unexpected(option, kind)),
-            OptionReply::Refused { refusal: OptionRefusal::Unsupported, consumed, .. } => {
+            // Who has extended headers has `GO`.
+            OptionReply::Refused { refusal: OptionRefusal::Unsupported, consumed, .. }
+                if !self.headers.are_extended() =>
+            {
                 self.send_export_name(output);
                 Ok(Step::Next { state: self, consumed })
             }
@@ -300,7 +324,7 @@ impl ClientHandshake {
             size,
             flags,
             block_sizes: self.block_sizes,
-            structured: self.structured,
+            headers: self.headers,
             contexts: self.contexts,
             name: self.name,
             description: self.description,
@@ -349,5 +373,14 @@ impl ClientHandshake {
 
     fn refused(&self, option: OptionCode, refusal: OptionRefusal, message: String) -> ProtocolError {
         ProtocolError::Refused { option, export: self.ask.export.clone(), refusal, message }
+    }
+}
+
+/// The option that asks for headers; none for those that need not be asked for.
+fn headers_option(headers: Headers) -> Option<OptionCode> {
+    match headers {
+        Headers::Simple => None,
+        Headers::Structured => Some(OptionCode::StructuredReply),
+        Headers::Extended => Some(OptionCode::ExtendedHeaders),
     }
 }

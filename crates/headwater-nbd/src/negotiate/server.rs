@@ -16,6 +16,7 @@ use super::{
 };
 use crate::error::{OptionRefusal, ProtocolError};
 use crate::flags::TransmissionFlags;
+use crate::headers::Headers;
 use crate::wire::{self, Reader};
 
 /// Longest data of an option that are skipped to keep an honest client of a newer protocol; beyond it the client is cut off.
@@ -42,7 +43,8 @@ pub struct ExportInfo {
     pub description: String,
     /// Size in bytes.
     pub size: u64,
-    /// What it can do. [`TransmissionFlags::SEND_DF`] is withheld from clients without structured replies.
+    /// What it can do. [`TransmissionFlags::SEND_DF`] is withheld from clients without structured replies; those with extended headers
+    /// and contexts get [`TransmissionFlags::BLOCK_STATUS_PAYLOAD`] besides.
     pub flags: TransmissionFlags,
     /// Limits on requests; must be [valid](BlockSizes::is_valid).
     pub block_sizes: BlockSizes,
@@ -55,8 +57,8 @@ pub struct ExportInfo {
 pub struct ClientChoice {
     /// The export, as the client was told of it; without the flags that it was not.
     pub export: ExportInfo,
-    /// Whether replies to reads must be structured.
-    pub structured: bool,
+    /// Which headers requests have, and replies must have.
+    pub headers: Headers,
     /// The contexts that each block status reply must carry. The id is the index in [`ExportInfo::contexts`].
     pub contexts: Vec<MetaContext>,
 }
@@ -96,7 +98,7 @@ pub struct ServerHandshake {
     empty_name_is_only_export: bool,
     fixed: bool,
     no_zeroes: bool,
-    structured: bool,
+    headers: Headers,
     /// Contexts chosen, and for which export.
     contexts: Option<(String, Vec<MetaContext>)>,
     options: u32,
@@ -122,7 +124,7 @@ impl ServerHandshake {
             empty_name_is_only_export: rules.empty_name_is_only_export,
             fixed: false,
             no_zeroes: false,
-            structured: false,
+            headers: Headers::Simple,
             contexts: None,
             options: 0,
         }
@@ -271,7 +273,8 @@ impl ServerHandshake {
             OptionCode::Go => {
                 self.info(option, exports, data, &mut replies).map(|export| Some(self.transmission(export)))
             }
-            OptionCode::StructuredReply => self.structured_reply(data).map(|()| None),
+            OptionCode::StructuredReply => self.agree_on(Headers::Structured, data).map(|()| None),
+            OptionCode::ExtendedHeaders => self.agree_on(Headers::Extended, data).map(|()| None),
             OptionCode::ListMetaContext => self.list_contexts(exports, data, &mut replies).map(|()| None),
             OptionCode::SetMetaContext => self.set_contexts(exports, data, &mut replies).map(|()| None),
             OptionCode::Other(_) => Err((OptionRefusal::Unsupported, "unknown option")),
@@ -290,7 +293,8 @@ impl ServerHandshake {
     }
 
     fn export_name(&mut self, exports: &[ExportInfo], data: &[u8], output: &mut Vec<u8>) -> ServerOutcome {
-        let name = std::str::from_utf8(data).ok();
+        // Who has asked for extended headers must use `GO`, whose answer can be an error.
+        let name = if self.headers.are_extended() { None } else { std::str::from_utf8(data).ok() };
         let Some(export) = name.and_then(|name| self.find(exports, name)) else {
             return ServerOutcome::Closed;
         };
@@ -301,14 +305,19 @@ impl ServerHandshake {
         self.transmission(export)
     }
 
-    fn structured_reply(&mut self, data: &[u8]) -> Result<(), Refusal> {
+    /// Answers `STRUCTURED_REPLY` and `EXTENDED_HEADERS`.
+    fn agree_on(&mut self, headers: Headers, data: &[u8]) -> Result<(), Refusal> {
         if !data.is_empty() {
-            return Err((OptionRefusal::Invalid, "NBD_OPT_STRUCTURED_REPLY takes no data"));
+            return Err((OptionRefusal::Invalid, "options about headers take no data"));
         }
-        if self.structured {
-            return Err((OptionRefusal::Invalid, "structured replies were negotiated before"));
+        if self.headers > headers {
+            let words = "extended headers were negotiated before";
+            return Err((OptionRefusal::ExtendedHeadersRequired, words));
         }
-        self.structured = true;
+        if self.headers == headers {
+            return Err((OptionRefusal::Invalid, "this was negotiated before"));
+        }
+        self.headers = headers;
         Ok(())
     }
 
@@ -382,7 +391,7 @@ impl ServerHandshake {
     ) -> Result<(), Refusal> {
         // Whatever was chosen before is void, even if this attempt fails.
         self.contexts = None;
-        if !self.structured {
+        if !self.headers.are_structured() {
             return Err((OptionRefusal::Invalid, "negotiate structured replies first"));
         }
         let (export, queries) = self.context_queries(exports, data)?;
@@ -419,21 +428,31 @@ impl ServerHandshake {
         Ok((export, queries))
     }
 
-    fn transmission(&mut self, export: &ExportInfo) -> ServerOutcome {
-        let mut contexts = match self.contexts.take() {
-            // Contexts belong to the export for which they were chosen.
-            Some((chosen_for, contexts)) if chosen_for == export.name => contexts,
-            _ => Vec::new(),
-        };
-        // Meanwhile another export may have got the name.
-        contexts.retain(|context| export.contexts.get(context.id as usize) == Some(&context.name));
+    fn transmission(&self, export: &ExportInfo) -> ServerOutcome {
+        let contexts = self.chosen(export).cloned().collect();
         let export = ExportInfo { flags: self.flags(export), ..export.clone() };
-        ServerOutcome::Transmission(ClientChoice { export, structured: self.structured, contexts })
+        ServerOutcome::Transmission(ClientChoice { export, headers: self.headers, contexts })
+    }
+
+    /// The contexts that were chosen for an export.
+    fn chosen<'a>(&'a self, export: &'a ExportInfo) -> impl Iterator<Item = &'a MetaContext> {
+        // Contexts belong to the export for which they were chosen.
+        let chosen = self.contexts.iter().filter(|(chosen_for, _)| *chosen_for == export.name);
+        // Meanwhile another export may have got the name.
+        let is_there =
+            |context: &&MetaContext| export.contexts.get(context.id as usize) == Some(&context.name);
+        chosen.flat_map(|(_, contexts)| contexts).filter(is_there)
     }
 
     fn flags(&self, export: &ExportInfo) -> TransmissionFlags {
         let flags = export.flags | TransmissionFlags::HAS_FLAGS;
-        if self.structured { flags } else { flags.without(TransmissionFlags::SEND_DF) }
+        match self.headers {
+            Headers::Simple => flags.without(TransmissionFlags::SEND_DF),
+            Headers::Extended if self.chosen(export).next().is_some() => {
+                flags | TransmissionFlags::BLOCK_STATUS_PAYLOAD
+            }
+            _ => flags,
+        }
     }
 
     fn find<'a>(&self, exports: &'a [ExportInfo], name: &str) -> Option<&'a ExportInfo> {

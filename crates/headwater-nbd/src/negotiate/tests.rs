@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::flags::TransmissionFlags;
+use crate::headers::Headers;
 
 mod tls;
 
@@ -126,22 +127,64 @@ fn named(name: &str, rest: &[u8]) -> Vec<u8> {
 fn client_and_server_agree() {
     let (offer, outcome) = talk(vec![export("a"), export("b")], ClientAsk::new("b")).unwrap();
     assert_eq!(offer.size, 1 << 30);
-    assert!(offer.structured && offer.flags.contains(TransmissionFlags::SEND_DF));
+    assert_eq!(offer.headers, Headers::Extended);
+    assert!(offer.flags.contains(TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD));
     assert_eq!(offer.block_sizes.preferred, 65536);
     assert_eq!(offer.name.as_deref(), Some("b"));
     assert_eq!(offer.description.as_deref(), Some("the disk b"));
     assert_eq!((offer.context(BASE_ALLOCATION), offer.context(ALLOCATION_DEPTH)), (Some(0), None));
     let ServerOutcome::Transmission(choice) = outcome else { panic!("{outcome:?}") };
-    assert_eq!((&*choice.export.name, choice.export.flags, choice.structured), ("b", offer.flags, true));
+    assert_eq!(
+        (&*choice.export.name, choice.export.flags, choice.headers),
+        ("b", offer.flags, Headers::Extended)
+    );
     assert_eq!(choice.contexts, offer.contexts);
 }
 
 #[test]
 fn without_structured_replies_there_is_no_df() {
-    let ask = ClientAsk { structured: false, ..ClientAsk::new("a") };
+    let ask = ClientAsk { headers: Headers::Simple, ..ClientAsk::new("a") };
     let (offer, _) = talk(vec![export("a")], ask).unwrap();
-    assert!(!offer.structured && offer.contexts.is_empty());
+    assert!(offer.headers == Headers::Simple && offer.contexts.is_empty());
     assert!(!offer.flags.contains(TransmissionFlags::SEND_DF));
+    let ask = ClientAsk { headers: Headers::Structured, ..ClientAsk::new("a") };
+    let (offer, _) = talk(vec![export("a")], ask).unwrap();
+    assert!(offer.headers == Headers::Structured && !offer.contexts.is_empty());
+    assert!(!offer.flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD));
+}
+
+#[test]
+fn extended_headers_are_agreed_on_once_and_not_left_again() {
+    let options: [(OptionCode, &[u8]); 6] = [
+        (OptionCode::ExtendedHeaders, b"data"),
+        (OptionCode::StructuredReply, b""),
+        (OptionCode::ExtendedHeaders, b""),
+        (OptionCode::ExtendedHeaders, b""),
+        (OptionCode::StructuredReply, b""),
+        (OptionCode::ExportName, b"a"),
+    ];
+    let (output, outcome) = serve(vec![export("a")], &client_bytes(FIXED_NEWSTYLE, &options), 1000);
+    let kinds: Vec<u32> = replies(&output).into_iter().map(|(_, kind, _)| kind).collect();
+    let (invalid, required) =
+        (OptionRefusal::Invalid.to_wire(), OptionRefusal::ExtendedHeadersRequired.to_wire());
+    assert_eq!(kinds, [invalid, REP_ACK, REP_ACK, invalid, required]);
+    assert_eq!(outcome, Ok(Some(ServerOutcome::Closed)), "an export is not to be had that way");
+}
+
+#[test]
+fn a_server_without_extended_headers_is_asked_for_structured_replies() {
+    let unsupported = OptionRefusal::Unsupported.to_wire();
+    let info = [&INFO_EXPORT.to_be_bytes()[..], &(1_u64 << 20).to_be_bytes(), &1_u16.to_be_bytes()].concat();
+    let input = [
+        greeting(3),
+        reply(OptionCode::ExtendedHeaders, unsupported, b"?"),
+        reply(OptionCode::StructuredReply, REP_ACK, b""),
+        reply(OptionCode::SetMetaContext, REP_ACK, b""),
+        reply(OptionCode::Go, REP_INFO, &info),
+        reply(OptionCode::Go, REP_ACK, b""),
+    ];
+    let offer = listen(&input.concat(), ClientAsk::new("x")).unwrap();
+    assert_eq!((offer.headers, offer.size), (Headers::Structured, 1 << 20));
 }
 
 #[test]
@@ -345,12 +388,15 @@ fn an_old_server_is_asked_by_name() {
     let tail = [&(5_u64 << 20).to_be_bytes()[..], &3_u16.to_be_bytes(), &[0; 124]].concat();
     // Neither fixed newstyle...
     let offer = listen(&[greeting(0), tail.clone()].concat(), ClientAsk::new("x")).unwrap();
-    assert_eq!((offer.size, offer.structured, offer.block_sizes), (5 << 20, false, BlockSizes::UNKNOWN));
+    assert_eq!(
+        (offer.size, offer.headers, offer.block_sizes),
+        (5 << 20, Headers::Simple, BlockSizes::UNKNOWN)
+    );
     // ...nor one that knows neither structured replies nor GO.
     let unsupported = OptionRefusal::Unsupported.to_wire();
-    let refusals =
-        [reply(OptionCode::StructuredReply, unsupported, b"?"), reply(OptionCode::Go, unsupported, b"?")]
-            .concat();
+    let refusals = [OptionCode::ExtendedHeaders, OptionCode::StructuredReply, OptionCode::Go]
+        .map(|option| reply(option, unsupported, b"?"))
+        .concat();
     let input = [greeting(1), refusals.clone(), tail].concat();
     assert_eq!(listen(&input, ClientAsk::new("x")).unwrap().size, 5 << 20);
     let closed = listen(&[greeting(1), refusals].concat(), ClientAsk::new("x")).unwrap_err();
@@ -365,13 +411,13 @@ fn bad_servers_are_named_for_what_they_are() {
         err(&[&wire::NBDMAGIC.to_be_bytes()[..], &wire::OLDSTYLE.to_be_bytes()].concat())
             .contains("oldstyle")
     );
-    let tls = reply(OptionCode::StructuredReply, OptionRefusal::TlsRequired.to_wire(), b"TLS\x1b[31m first");
+    let tls = reply(OptionCode::ExtendedHeaders, OptionRefusal::TlsRequired.to_wire(), b"TLS\x1b[31m first");
     let message = err(&[greeting(1), tls].concat());
     assert!(message.contains("requires TLS") && !message.contains('\x1b'), "{message}");
     let other = reply(OptionCode::Info, REP_ACK, b"");
-    assert!(err(&[greeting(1), other].concat()).contains("expected NBD_OPT_STRUCTURED_REPLY"));
+    assert!(err(&[greeting(1), other].concat()).contains("expected NBD_OPT_EXTENDED_HEADERS"));
 
-    let plain = ClientAsk { structured: false, ..ClientAsk::new("x") };
+    let plain = ClientAsk { headers: Headers::Simple, ..ClientAsk::new("x") };
     let err = |input: Vec<u8>| listen(&[greeting(3), input].concat(), plain.clone()).unwrap_err().to_string();
     assert!(err(reply(OptionCode::Go, REP_ACK, b"")).contains("size and flags are missing"));
     assert!(err(reply(OptionCode::Go, REP_INFO, b"\0\0\0")).contains("not ten bytes"));
@@ -425,14 +471,14 @@ proptest! {
     #[test]
     fn a_client_survives_garbage(
         replies in prop::collection::vec((0_u32..12, 0_u32..14, prop::collection::vec(any::<u8>(), 0..40)), 0..12),
-        structured: bool,
+        headers in prop::sample::select(vec![Headers::Simple, Headers::Structured, Headers::Extended]),
     ) {
         let mut input = greeting(3);
         for (option, kind, data) in replies {
             let kind = if kind < 6 { kind } else { 1 << 31 | (kind - 5) };
             input.extend(reply(OptionCode::from_wire(option), kind, &data));
         }
-        let _ = listen(&input, ClientAsk { structured, ..ClientAsk::new("a") });
+        let _ = listen(&input, ClientAsk { headers, ..ClientAsk::new("a") });
         let mut client = Some(ListHandshake::new());
         let (mut at, mut output) = (0, Vec::new());
         while let Some(Ok(step)) = client.take().map(|client| client.step(&input[at..], &mut output)) {

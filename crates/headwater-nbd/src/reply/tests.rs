@@ -6,9 +6,25 @@ use super::*;
 
 const MAX_DATA: u32 = 1 << 20;
 
+const FORMS: [ReplyTo; 2] = [
+    ReplyTo { headers: Headers::Structured, cookie: 77, offset: 0 },
+    ReplyTo { headers: Headers::Extended, cookie: 77, offset: 1 << 40 },
+];
+
 fn decode(bytes: &[u8]) -> (ChunkHeader, &[u8]) {
-    let (header, used) = ReplyHeader::decode(bytes, true, MAX_DATA).unwrap().unwrap();
+    decode_as(FORMS[0], bytes)
+}
+
+fn decode_as(to: ReplyTo, bytes: &[u8]) -> (ChunkHeader, &[u8]) {
+    let (header, used) = ReplyHeader::decode(bytes, to.headers, MAX_DATA).unwrap().unwrap();
     assert_eq!(header.cookie(), 77);
+    if let ReplyHeader::Chunk(chunk) = header {
+        assert_eq!(chunk.to, to);
+        assert_eq!(*chunk.encode(), bytes[..used]);
+        for short in 0..used {
+            assert_eq!(ReplyHeader::decode(&bytes[..short], to.headers, MAX_DATA), Ok(None));
+        }
+    }
     match header {
         ReplyHeader::Chunk(chunk) => (chunk, &bytes[used..]),
         ReplyHeader::Simple { .. } => panic!("expected a chunk"),
@@ -18,32 +34,61 @@ fn decode(bytes: &[u8]) -> (ChunkHeader, &[u8]) {
 #[test]
 fn simple_replies_are_read_with_and_without_structured_ones() {
     let bytes = encode_simple(5, Some(ErrorCode::NoSpace));
-    assert_eq!(&bytes, b"\x67\x44\x66\x98\0\0\0\x1c\0\0\0\0\0\0\0\x05");
-    for structured in [false, true] {
-        let (header, used) = ReplyHeader::decode(&bytes, structured, MAX_DATA).unwrap().unwrap();
+    assert_eq!(&*bytes, b"\x67\x44\x66\x98\0\0\0\x1c\0\0\0\0\0\0\0\x05");
+    for headers in [Headers::Simple, Headers::Structured] {
+        let (header, used) = ReplyHeader::decode(&bytes, headers, MAX_DATA).unwrap().unwrap();
         assert_eq!(header, ReplyHeader::Simple { cookie: 5, error: Some(ErrorCode::NoSpace) });
         assert_eq!(used, ReplyHeader::SIMPLE_LEN);
-        assert_eq!(ReplyHeader::decode(&bytes[..15], structured, MAX_DATA), Ok(None));
+        assert_eq!(ReplyHeader::decode(&bytes[..15], headers, MAX_DATA), Ok(None));
     }
+    assert!(ReplyHeader::decode(&bytes, Headers::Extended, MAX_DATA).is_err());
 }
 
 #[test]
 fn a_chunk_where_none_was_agreed_on_is_an_error() {
-    assert!(ReplyHeader::decode(&encode_done(1), false, MAX_DATA).is_err());
+    let extended = ReplyTo { headers: Headers::Extended, ..1.into() };
+    for (form, others) in [
+        (ReplyTo::from(1), [Headers::Simple, Headers::Extended]),
+        (extended, [Headers::Simple, Headers::Structured]),
+    ] {
+        for headers in others {
+            assert!(ReplyHeader::decode(&encode_done(form), headers, MAX_DATA).is_err());
+        }
+    }
+}
+
+#[test]
+fn the_layout_of_extended_chunks_is_that_of_the_protocol() {
+    let bytes = encode_data_prefix(FORMS[1], 4096, 512, true);
+    let expected = b"\x6e\x8a\x27\x8c\0\x01\0\x01\0\0\0\0\0\0\0\x4d\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\x02\x08\0\0\0\0\0\0\x10\0";
+    assert_eq!(&*bytes, expected);
+    let mut bytes = Vec::new();
+    encode_block_status(&mut bytes, FORMS[1], 3, &[StatusExtent { length: 1 << 40, flags: 2 }], true);
+    assert_eq!(bytes[4..8], [0, 1, 0, 6]);
+    assert_eq!(
+        bytes[24..40],
+        [&24_u64.to_be_bytes()[..], &3_u32.to_be_bytes(), &1_u32.to_be_bytes()].concat()
+    );
+    assert_eq!(bytes[40..], [(1_u64 << 40).to_be_bytes(), 2_u64.to_be_bytes()].concat());
 }
 
 #[test]
 fn chunks_survive_the_wire() {
-    let bytes = encode_done(77);
+    FORMS.into_iter().for_each(survive);
+}
+
+fn survive(form: ReplyTo) {
+    let decode = |bytes| decode_as(form, bytes);
+    let bytes = encode_done(form);
     let (chunk, rest) = decode(&bytes);
     assert_eq!((chunk.kind, chunk.done, rest.len()), (ChunkKind::None, true, 0));
 
-    let bytes = encode_data_prefix(77, 4096, 512, false);
+    let bytes = encode_data_prefix(form, 4096, 512, false);
     let (chunk, rest) = decode(&bytes);
     assert_eq!((chunk.kind, chunk.done, chunk.data_len()), (ChunkKind::OffsetData, false, 512));
     assert_eq!(decode_data_offset(rest.try_into().unwrap()), 4096);
 
-    let bytes = encode_hole(77, 1 << 40, 65536, true);
+    let bytes = encode_hole(form, 1 << 40, 65536, true);
     let (chunk, rest) = decode(&bytes);
     assert_eq!((chunk.kind, chunk.data_len(), rest.len()), (ChunkKind::OffsetHole, 0, chunk.length as usize));
     assert_eq!(decode_hole(rest), Ok((1 << 40, 65536)));
@@ -51,13 +96,13 @@ fn chunks_survive_the_wire() {
     let extents =
         [StatusExtent { length: 512, flags: STATE_HOLE | STATE_ZERO }, StatusExtent { length: 1, flags: 0 }];
     let mut bytes = Vec::new();
-    encode_block_status(&mut bytes, 77, 3, &extents, true);
+    encode_block_status(&mut bytes, form, 3, &extents, true);
     let (chunk, rest) = decode(&bytes);
     assert_eq!((chunk.kind, rest.len()), (ChunkKind::BlockStatus, chunk.length as usize));
-    assert_eq!(decode_block_status(rest), Ok((3, extents.to_vec())));
+    assert_eq!(decode_block_status(rest, form.headers), Ok((3, extents.to_vec())));
 
     let mut bytes = Vec::new();
-    encode_error(&mut bytes, 77, ErrorCode::Io, "the disk is\nbroken");
+    encode_error(&mut bytes, form, ErrorCode::Io, "the disk is\nbroken");
     let (chunk, rest) = decode(&bytes);
     assert_eq!((chunk.kind, rest.len()), (ChunkKind::Error, chunk.length as usize));
     let message = "the disk is\u{fffd}broken".to_owned();
@@ -80,18 +125,22 @@ fn what_is_sent_stays_within_what_is_accepted() {
     let mut bytes = Vec::new();
     encode_error(&mut bytes, 77, ErrorCode::Io, &"ü".repeat(5000));
     assert_eq!(decode(&bytes).0.length, 6 + 4096);
-    let mut bytes = Vec::new();
-    encode_block_status(&mut bytes, 77, 0, &[StatusExtent { length: 1, flags: 0 }; 200_000], true);
-    assert!(decode(&bytes).0.length <= MAX_CONTROL_PAYLOAD);
+    for form in FORMS {
+        let mut bytes = Vec::new();
+        encode_block_status(&mut bytes, form, 0, &[StatusExtent { length: 1, flags: 0 }; 200_000], true);
+        let (chunk, payload) = decode_as(form, &bytes);
+        assert!(chunk.length <= MAX_CONTROL_PAYLOAD && payload.len() == chunk.length as usize);
+        assert!(decode_block_status(payload, form.headers).is_ok());
+    }
 }
 
 #[test]
 fn impossible_chunks_are_refused() {
     let header = |kind: u16, length: u32| {
-        let mut bytes = encode_done(77);
+        let mut bytes = encode_done(77).to_vec();
         bytes[6..8].copy_from_slice(&kind.to_be_bytes());
         bytes[16..].copy_from_slice(&length.to_be_bytes());
-        ReplyHeader::decode(&bytes, true, MAX_DATA)
+        ReplyHeader::decode(&bytes, Headers::Structured, MAX_DATA)
     };
     for (kind, length) in [
         (0, 1),
@@ -112,15 +161,46 @@ fn impossible_chunks_are_refused() {
     }
     assert!(header(1, MAX_DATA + 8).is_ok());
     assert!(header(0x8123, 6).is_ok(), "errors of unknown type are errors all the same");
+    let header = |kind: u16, length: u64| {
+        let mut bytes = encode_done(FORMS[1]).to_vec();
+        bytes[6..8].copy_from_slice(&kind.to_be_bytes());
+        bytes[24..].copy_from_slice(&length.to_be_bytes());
+        ReplyHeader::decode(&bytes, Headers::Extended, MAX_DATA)
+    };
+    for (kind, length) in [
+        (0, 1),
+        (1, u64::from(MAX_DATA) + 9),
+        (1, 1 << 32 | 9),
+        (5, 12),
+        (6, 23),
+        (6, u64::from(MAX_EXTENDED_STATUS_PAYLOAD) + 1),
+        (0x8001, u64::MAX),
+        (7, 0),
+    ] {
+        assert!(header(kind, length).is_err(), "type {kind} with {length} bytes");
+    }
+    assert!(header(6, MAX_EXTENDED_STATUS_PAYLOAD.into()).is_ok());
 }
 
 #[test]
 fn malformed_payloads_are_refused() {
     assert!(decode_hole(&[0; 12]).is_err(), "empty hole");
     assert!(decode_hole(&[1; 11]).is_err());
-    assert!(decode_block_status(b"\0\0\0\x01").is_err(), "no extent");
-    assert!(decode_block_status(b"\0\0\0\x01\0\0\0\x01\0\0\0").is_err(), "half an extent");
-    assert!(decode_block_status(b"\0\0\0\x01\0\0\0\0\0\0\0\0").is_err(), "empty extent");
+    let compact = |payload| decode_block_status(payload, Headers::Structured);
+    assert!(compact(b"\0\0\0\x01").is_err(), "no extent");
+    assert!(compact(b"\0\0\0\x01\0\0\0\x01\0\0\0").is_err(), "half an extent");
+    assert!(compact(b"\0\0\0\x01\0\0\0\0\0\0\0\0").is_err(), "empty extent");
+    let extended = |count: u32, extents: &[u64]| {
+        let extents: Vec<u8> = extents.iter().flat_map(|field| field.to_be_bytes()).collect();
+        let payload = [&1_u32.to_be_bytes()[..], &count.to_be_bytes(), &extents].concat();
+        decode_block_status(&payload, Headers::Extended)
+    };
+    assert!(extended(1, &[512, 3]).is_ok());
+    assert!(extended(0, &[]).is_err(), "no extent");
+    assert!(extended(1, &[512]).is_err(), "half an extent");
+    assert!(extended(1, &[0, 3]).is_err(), "empty extent");
+    assert!(extended(2, &[512, 3]).is_err() && extended(1, &[512, 3, 1, 0]).is_err(), "another count");
+    assert!(extended(1, &[512, 1 << 32]).is_err(), "unknown flags");
 }
 
 #[test]
@@ -163,19 +243,19 @@ proptest! {
     }
 
     #[test]
-    fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..64), magic in 0_usize..3) {
+    fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..64), magic in 0_usize..4) {
         let mut bytes = bytes;
-        let magic = [wire::SIMPLE_REPLY, wire::CHUNK, 0][magic];
+        let magic = [wire::SIMPLE_REPLY, wire::CHUNK, wire::EXTENDED_CHUNK, 0][magic];
         if bytes.len() >= 4 && magic != 0 {
             bytes[..4].copy_from_slice(&magic.to_be_bytes());
         }
-        for structured in [false, true] {
-            if let Ok(Some((_, used))) = ReplyHeader::decode(&bytes, structured, MAX_DATA) {
+        for headers in [Headers::Simple, Headers::Structured, Headers::Extended] {
+            let _ = decode_block_status(&bytes, headers);
+            if let Ok(Some((_, used))) = ReplyHeader::decode(&bytes, headers, MAX_DATA) {
                 prop_assert!(used <= bytes.len());
             }
         }
         let _ = decode_hole(&bytes);
-        let _ = decode_block_status(&bytes);
         let _ = decode_error(ChunkKind::Error, &bytes);
         let _ = decode_error(ChunkKind::ErrorOffset, &bytes);
     }

@@ -9,7 +9,7 @@ use super::reader;
 use super::socket::Socket;
 use headwater_block::{Buffer, BufferMut, Error, ErrorKind};
 use headwater_nbd::reply::StatusExtent;
-use headwater_nbd::{Command, CommandFlags, ReadCoverage, Request, ServerOffer};
+use headwater_nbd::{Command, CommandFlags, Encoded, Headers, ReadCoverage, Request, ServerOffer};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -27,6 +27,9 @@ const BATCH: usize = 64;
 /// A connection on which requests wait may be silent for the request timeout. A single request may stay without an answer for so many
 /// times longer, while others are answered: on a slow line, the last of many large reads does wait.
 const PATIENCE: u32 = 8;
+
+/// The longest range that one request is for where headers are compact, in bytes: 32 bits less the largest alignment.
+pub(super) const LONGEST_COMPACT: u64 = (1 << 32) - (64 << 10);
 
 /// What a successful reply brings.
 #[derive(Debug)]
@@ -59,6 +62,8 @@ pub(super) enum Expect {
 
 pub(super) struct InFlight {
     pub(super) expect: Expect,
+    /// Where the request begins, which extended headers repeat.
+    pub(super) offset: u64,
     /// The first error chunk.
     pub(super) error: Option<Error>,
     since: Instant,
@@ -92,7 +97,7 @@ impl InFlight {
 }
 
 struct Outgoing {
-    header: [u8; Request::LEN],
+    header: Encoded,
     payload: Option<Buffer>,
 }
 
@@ -101,7 +106,7 @@ pub(super) struct Shared {
     pub(super) socket: Socket,
     /// The node, for messages.
     pub(super) name: Rc<str>,
-    pub(super) structured: bool,
+    pub(super) headers: Headers,
     /// The context id of `base:allocation`.
     pub(super) allocation: Option<u32>,
     /// The longest read that is sent.
@@ -143,7 +148,7 @@ impl Connection {
         let shared = Rc::new(Shared {
             socket,
             name,
-            structured: offer.structured,
+            headers: offer.headers,
             allocation: offer.context(headwater_nbd::negotiate::BASE_ALLOCATION),
             max_data,
             table: RefCell::default(),
@@ -189,11 +194,13 @@ impl Connection {
         // Callers split at `max_data`.
         let length = buf.len() as u32;
         let expect = Expect::Data { buf: Some(buf), coverage: ReadCoverage::new(offset, length), chunks: 0 };
-        self.submit(Command::Read, CommandFlags::NONE, offset, length, None, expect)
+        self.submit(Command::Read, CommandFlags::NONE, offset, length.into(), None, expect)
     }
 
-    /// Asks for the status of a range.
-    pub(super) fn block_status(&self, offset: u64, length: u32) -> oneshot::Receiver<Reply> {
+    /// Asks for the status of a range, or of its beginning where one request can't be for all of it.
+    pub(super) fn block_status(&self, offset: u64, length: u64) -> oneshot::Receiver<Reply> {
+        let extended = self.shared.headers.are_extended();
+        let length = if extended { length } else { length.min(LONGEST_COMPACT) };
         let expect = Expect::Extents(Vec::new());
         self.submit(Command::BlockStatus, CommandFlags::NONE, offset, length, None, expect)
     }
@@ -201,17 +208,17 @@ impl Connection {
     /// Sends data.
     pub(super) fn write(&self, offset: u64, data: Buffer, flags: CommandFlags) -> oneshot::Receiver<Reply> {
         // Callers split at the server's maximum.
-        let length = data.len() as u32;
+        let length = data.len() as u64;
         self.submit(Command::Write, flags, offset, length, Some(data), Expect::Nothing)
     }
 
-    /// Sends a request without data either way.
+    /// Sends a request without data either way, for at most [`LONGEST_COMPACT`].
     pub(super) fn plain(
         &self,
         command: Command,
         flags: CommandFlags,
         offset: u64,
-        length: u32,
+        length: u64,
     ) -> oneshot::Receiver<Reply> {
         self.submit(command, flags, offset, length, None, Expect::Nothing)
     }
@@ -221,14 +228,14 @@ impl Connection {
         command: Command,
         flags: CommandFlags,
         offset: u64,
-        length: u32,
+        length: u64,
         payload: Option<Buffer>,
         expect: Expect,
     ) -> oneshot::Receiver<Reply> {
         let (waiter, reply) = oneshot::channel();
         let shared = &*self.shared;
         let now = Instant::now();
-        let entry = InFlight { expect, error: None, since: now, waiter };
+        let entry = InFlight { expect, offset, error: None, since: now, waiter };
         if let Some(error) = self.dead() {
             entry.lose(error);
             return reply;
@@ -260,7 +267,7 @@ impl Connection {
 
 impl Shared {
     fn send(&self, request: Request, payload: Option<Buffer>) {
-        self.queue.borrow_mut().push_back(Outgoing { header: request.encode(), payload });
+        self.queue.borrow_mut().push_back(Outgoing { header: request.encode(self.headers), payload });
         if let Some(writer) = self.writer.borrow_mut().take() {
             writer.wake();
         }

@@ -342,8 +342,8 @@ impl Pool {
         }
         // Requests are made to the first offer's measure.
         let tells_holes = |offer: &ServerOffer| offer.context(BASE_ALLOCATION).is_some();
-        let differs = (now.block_sizes, now.structured, tells_holes(now))
-            != (then.block_sizes, then.structured, tells_holes(then));
+        let differs = (now.block_sizes, now.headers.are_structured(), tells_holes(now))
+            != (then.block_sizes, then.headers.are_structured(), tells_holes(then));
         // What it takes of changes matters only to those who make some.
         if differs || !self.read_only && now.flags != then.flags {
             return Some("the export's block sizes or abilities are others than before".to_owned());

@@ -49,7 +49,7 @@ async fn simple_reply(input: &mut Input<'_>, cookie: u64, error: Option<ErrorCod
     let whole = {
         let mut entry = input.entry(cookie)?;
         match &mut entry.expect {
-            Expect::Data { .. } | Expect::Extents(_) if shared.structured => {
+            Expect::Data { .. } | Expect::Extents(_) if shared.headers.are_structured() => {
                 return Err(input.broken("a simple reply to a request that needs a structured one"));
             }
             Expect::Data { buf, .. } => buf.as_ref().map(|buf| 0..buf.len()),
@@ -65,7 +65,10 @@ async fn simple_reply(input: &mut Input<'_>, cookie: u64, error: Option<ErrorCod
 }
 
 async fn chunk_reply(input: &mut Input<'_>, chunk: ChunkHeader) -> Result<()> {
-    let cookie = chunk.cookie;
+    let cookie = chunk.to.cookie;
+    if chunk.to.headers.are_extended() && input.entry(cookie)?.offset != chunk.to.offset {
+        return Err(input.broken("a reply to a request at another offset"));
+    }
     match chunk.kind {
         // Only now: a chunk for a request that isn't there is an error even without payload.
         ChunkKind::None => drop(input.entry(cookie)?),
@@ -85,7 +88,8 @@ async fn chunk_reply(input: &mut Input<'_>, chunk: ChunkHeader) -> Result<()> {
         }
         ChunkKind::BlockStatus => {
             let payload = input.control(chunk.length).await?;
-            let (context, found) = decode_block_status(&payload).map_err(|e| input.error(e))?;
+            let (context, found) =
+                decode_block_status(&payload, chunk.to.headers).map_err(|e| input.error(e))?;
             if Some(context) != input.shared.allocation {
                 return Err(input.broken("the status of a context that was not asked for"));
             }
@@ -131,10 +135,16 @@ struct Input<'a> {
 
 impl Input<'_> {
     async fn header(&mut self) -> Result<ReplyHeader> {
-        for needed in [ReplyHeader::SIMPLE_LEN, ReplyHeader::CHUNK_LEN] {
-            self.fill(needed).await?;
+        let headers = self.shared.headers;
+        let lengths: &[usize] = if headers.are_extended() {
+            &[ReplyHeader::EXTENDED_LEN]
+        } else {
+            &[ReplyHeader::SIMPLE_LEN, ReplyHeader::CHUNK_LEN]
+        };
+        for needed in lengths {
+            self.fill(*needed).await?;
             let seen = &self.buf[self.start..self.end];
-            let decoded = ReplyHeader::decode(seen, self.shared.structured, self.shared.max_data);
+            let decoded = ReplyHeader::decode(seen, headers, self.shared.max_data);
             if let Some((header, used)) = decoded.map_err(|e| self.error(e))? {
                 self.start += used;
                 return Ok(header);

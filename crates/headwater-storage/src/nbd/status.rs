@@ -1,13 +1,13 @@
 //! Where an export has holes, asked with long requests and remembered.
 //!
-//! One request covers up to 4 GiB, so that a walk over a large sparse disk costs few round trips. Several who ask for the same
+//! One request covers up to 4 GiB, or 16 TiB with extended headers, so that a walk over a large sparse disk costs few round trips. Several who ask for the same
 //! area share one request, which is made by a task of its own: any of them may lose interest.
 //!
 //! What is remembered must never say "zero" of bytes that this node has written since. Each change of the export bumps a
 //! generation when it starts and when it ends; an answer is remembered, and shared with those who come later, only if the
 //! generation is still the one at which it was asked for, and no change is under way.
 
-use super::connection::Answer;
+use super::connection::{Answer, LONGEST_COMPACT};
 use super::extent_map::ExtentMap;
 use super::pool::Pool;
 use super::{Attempts, NbdNode, misplaced, settle};
@@ -29,10 +29,10 @@ const RUNS: usize = 128 << 10;
 /// How many runs of one answer are remembered, so that those which are asked for next don't push each other out.
 const RUNS_OF_ONE: usize = RUNS / 2;
 
-/// The length of the first request and the shortest, and of the longest (32 bits less the largest alignment), in bytes. A server may
-/// answer with an extent for each 512 bytes, and one that breaks off when it has sent a million of them is of no use.
+/// The length of the first request and the shortest, and of the longest with extended headers, in bytes. A server may answer with an
+/// extent for each 512 bytes, and one that breaks off when it has sent a million of them is of no use.
 const SHORTEST_ASK: u64 = 64 << 20;
-const LONGEST_ASK: u64 = (1 << 32) - (64 << 10);
+const LONGEST_ASK: u64 = 1 << 44;
 
 /// Fewer runs in an answer: ask for four times as much next time. More: for half.
 const FEW: usize = 4096;
@@ -50,6 +50,7 @@ struct Pending {
 /// See the [module](self).
 pub(super) struct Statuses {
     supported: bool,
+    longest_ask: u64,
     size: u64,
     map: RefCell<ExtentMap>,
     pending: RefCell<Vec<Pending>>,
@@ -74,7 +75,8 @@ impl Drop for ChangeMark<'_> {
 impl Statuses {
     pub(super) fn new(offer: &ServerOffer) -> Rc<Self> {
         Rc::new(Self {
-            supported: offer.structured && offer.context(BASE_ALLOCATION).is_some(),
+            supported: offer.headers.are_structured() && offer.context(BASE_ALLOCATION).is_some(),
+            longest_ask: if offer.headers.are_extended() { LONGEST_ASK } else { LONGEST_COMPACT },
             size: offer.size,
             map: RefCell::new(ExtentMap::new(RUNS)),
             pending: RefCell::default(),
@@ -111,7 +113,7 @@ impl Statuses {
         let mut runs: Vec<(Range<u64>, bool)> = Vec::new();
         let mut at = asked.start;
         for extent in extents {
-            let end = at.saturating_add(extent.length.into()).min(self.size);
+            let end = at.saturating_add(extent.length).min(self.size);
             let zero = extent.flags & STATE_ZERO != 0;
             match runs.last_mut() {
                 Some((last, same)) if *same == zero => last.end = end,
@@ -127,7 +129,7 @@ impl Statuses {
         if runs.len() > MANY {
             self.ask.set((self.ask.get() / 2).max(SHORTEST_ASK));
         } else if runs.len() < FEW && asked.end - asked.start >= self.ask.get() {
-            self.ask.set((self.ask.get() * 4).min(LONGEST_ASK));
+            self.ask.set((self.ask.get() * 4).min(self.longest_ask));
         }
         if generation == self.generation.get() && self.changes.get() == 0 {
             let mut map = self.map.borrow_mut();
@@ -171,8 +173,7 @@ impl Statuses {
         let mut attempts = Attempts::new(retry);
         loop {
             let connection = pool.acquire().await?;
-            // At most `LONGEST_ASK`.
-            let length = (range.end - range.start) as u32;
+            let length = range.end - range.start;
             let failure = match settle(connection.block_status(range.start, length)).await {
                 Ok(Answer::Extents(extents)) => return Ok(self.runs(&range, &extents)),
                 Ok(_) => return Err(misplaced()),

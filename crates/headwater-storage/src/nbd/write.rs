@@ -193,7 +193,7 @@ impl NbdNode {
         while at < offset + len {
             // At most `LONGEST_RANGE`, a multiple of every block size.
             let part = (offset + len - at).min(LONGEST_RANGE);
-            let send = |connection: &Connection| connection.plain(command, flags, at, part as u32);
+            let send = |connection: &Connection| connection.plain(command, flags, at, part);
             self.change(what, at, part, durable, send).await?;
             at += part;
         }

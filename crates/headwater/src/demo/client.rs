@@ -2,7 +2,8 @@
 
 use headwater_nbd::reply::ReplyHeader;
 use headwater_nbd::{
-    ClientAsk, ClientHandshake, Command, CommandFlags, NbdAddress, NbdUri, Request, ServerOffer, Step,
+    ClientAsk, ClientHandshake, Command, CommandFlags, Headers, NbdAddress, NbdUri, Request, ServerOffer,
+    Step,
 };
 use std::io::{Error, Read, Result, Write};
 use std::net::TcpStream;
@@ -42,7 +43,7 @@ impl Client {
             }
         };
         // Simple replies are all that one request at a time needs.
-        let ask = ClientAsk { export: uri.export.clone(), structured: false, contexts: Vec::new() };
+        let ask = ClientAsk { export: uri.export.clone(), headers: Headers::Simple, contexts: Vec::new() };
         let offer = negotiate(&mut socket, ask)?;
         Ok(Self { socket, offer, cookie: 0 })
     }
@@ -104,12 +105,12 @@ impl Client {
     ) -> Result<()> {
         self.cookie += 1;
         let len = u32::try_from(len).map_err(Error::other)?;
-        let request = Request::new(command, self.cookie, offset, len).with_flags(flags);
-        self.socket.write_all(&request.encode())?;
+        let request = Request::new(command, self.cookie, offset, len.into()).with_flags(flags);
+        self.socket.write_all(&request.encode(Headers::Simple))?;
         self.socket.write_all(data)?;
         let mut header = [0; ReplyHeader::SIMPLE_LEN];
         self.socket.read_exact(&mut header)?;
-        match ReplyHeader::decode(&header, false, 0).map_err(Error::other)? {
+        match ReplyHeader::decode(&header, Headers::Simple, 0).map_err(Error::other)? {
             Some((ReplyHeader::Simple { cookie, error: None }, _)) if cookie == self.cookie => Ok(()),
             Some((ReplyHeader::Simple { error: Some(code), .. }, _)) => Err(Error::other(format!(
                 "{command:?} of {len} bytes at {offset} was answered with {code:?}"
@@ -122,7 +123,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         // Only a courtesy: a server must bear clients that vanish.
-        let _ = self.socket.write_all(&Request::disconnect().encode());
+        let _ = self.socket.write_all(&Request::disconnect().encode(Headers::Simple));
     }
 }
 

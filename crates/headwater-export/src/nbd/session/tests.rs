@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use headwater_block::Buffer;
 use headwater_nbd::request::Terms;
-use headwater_nbd::{Request, TransmissionFlags};
+use headwater_nbd::{Headers, Request, TransmissionFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -43,7 +43,7 @@ fn start() -> Fixture {
         flags: TransmissionFlags::HAS_FLAGS,
         minimum_block: 1,
         maximum_payload: 32 << 20,
-        structured: true,
+        headers: Headers::Structured,
         contexts: false,
     };
     let (ours, client) = UnixStream::pair().unwrap();
@@ -62,12 +62,12 @@ fn start() -> Fixture {
             shared.ended.set(shared.ended.get() + 1);
             let Incoming::Request(request, _) = incoming else { panic!("all requests are good") };
             let data = Buffer::zeroed(request.length as usize);
-            (Reply::data(request.cookie, true, request.offset, data), cost)
+            (Reply::data(request.cookie.into(), request.offset, data), cost)
         }
     };
     let listener = stop.listener();
     let session = tokio::task::spawn_local(async move {
-        let (socket, receiver) = (Socket::unix(ours), Receiver::new(terms, &[]));
+        let (socket, receiver) = (Socket::unix(ours), Receiver::new(terms, Vec::new(), &[]));
         Session::new(socket, receiver, Replies::default(), &listener, Abort::new(), handle).run().await
     });
     Fixture { shared, client, stop, session }
@@ -79,7 +79,11 @@ fn in_runtime(test: impl Future<Output = ()>) {
 }
 
 fn reads(count: u64, length: u32) -> Vec<u8> {
-    (0..count).flat_map(|cookie| Request::new(Command::Read, cookie, 0, length).encode()).collect()
+    (0..count)
+        .flat_map(|cookie| {
+            Request::new(Command::Read, cookie, 0, length.into()).encode(Headers::Structured).to_vec()
+        })
+        .collect()
 }
 
 async fn settle() {
