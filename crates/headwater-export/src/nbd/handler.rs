@@ -16,8 +16,9 @@ use super::stats::ServerStats;
 /// occupying the thread for long.
 const MAX_EXTENTS: usize = 1024;
 
-/// How many bytes a `CACHE` request fetches at once.
+/// How many bytes a `CACHE` request fetches at once, and how many at most. It is a hint, and may be for all of a disk that is far away.
 const CACHE_STEP: u64 = 1 << 20;
+const MOST_CACHED: u64 = 4 << 30;
 
 /// How much of a range is zeroed or trimmed at once, in bytes. A request may be for all of a disk; it must not keep its thread for so long.
 const CHANGE_STEP: u64 = 1 << 30;
@@ -106,12 +107,12 @@ impl Handler {
                 self.stats.count_other();
             }
             Command::Trim => {
-                let disk = client.enter().await;
                 for (at, step) in steps(offset, length) {
-                    disk.discard(at, step).await?;
+                    // Not across steps: whoever waits for the disk to be quiet gets a chance.
+                    client.enter().await.discard(at, step).await?;
                 }
                 if fua {
-                    disk.flush().await?;
+                    client.enter().await.flush().await?;
                 }
                 self.stats.count_other();
             }
@@ -174,7 +175,7 @@ async fn cache(client: &Client, offset: u64, length: u64) -> Result<(), Error> {
     if !client.disk().keeps_what_is_read() {
         return Ok(());
     }
-    let end = offset + length;
+    let end = offset + length.min(MOST_CACHED);
     let mut at = offset;
     while at < end {
         let step = CACHE_STEP.min(end - at);
