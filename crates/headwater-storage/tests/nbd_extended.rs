@@ -30,6 +30,12 @@ fn export() -> ExportInfo {
     }
 }
 
+/// What a server says to a request.
+type Answer = fn(&Request, ReplyTo) -> Vec<u8>;
+
+/// What is done to a good answer.
+type Spoil = fn(&mut Vec<u8>);
+
 /// Agrees on extended headers; gives what came after that.
 async fn negotiate(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     let (mut input, mut output) = (Vec::new(), Vec::new());
@@ -146,7 +152,7 @@ fn replies_that_break_the_protocol_end_the_connection() {
         let error = refused.read(0, BufferMut::new(4096)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
 
-        let bad: [(&str, fn(&Request, ReplyTo) -> Vec<u8>); 7] = [
+        let bad: [(&str, Answer); 7] = [
             ("another offset", |request, to| {
                 let to = ReplyTo { offset: request.offset + 512, ..to };
                 [&reply::encode_data_prefix(to, request.offset, 4096, true)[..], &[7; 4096]].concat()
@@ -182,7 +188,7 @@ fn replies_that_break_the_protocol_end_the_connection() {
 #[test]
 fn a_status_that_makes_no_sense_is_not_believed() {
     run(async {
-        let bad: [(&str, fn(&mut Vec<u8>)); 4] = [
+        let bad: [(&str, Spoil); 4] = [
             ("another count", |bytes| bytes[32 + 7] = 2),
             ("unknown flags", |bytes| bytes[32 + 16] = 1),
             ("an empty extent", |bytes| bytes[32 + 8..32 + 16].fill(0)),
