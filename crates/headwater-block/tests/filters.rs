@@ -6,7 +6,7 @@ use headwater_block::filter::throttle::ThrottleLimits;
 use headwater_block::filter::{BlkdebugNode, BlkverifyNode, CopyOnReadNode, ThrottleGroup, ThrottleNode};
 use headwater_block::memory::MemoryNode;
 use headwater_block::{
-    Buffer, DebugEvent, Disk, DiskOptions, Edge, ErrorKind, ExtentKind, Node, WriteFlags, ZeroFlags,
+    Buffer, DebugEvent, Disk, DiskOptions, Edge, ErrorKind, ExtentKind, Limits, Node, WriteFlags, ZeroFlags,
 };
 use headwater_sim::{Fault, Op, Pages, Rng, Sim, SimFile, SimOverlay, for_seeds};
 use std::rc::Rc;
@@ -353,5 +353,42 @@ fn injected_errors_have_the_number_asked_for_and_reach_nothing() {
             let err = BlkdebugNode::new(edge.clone(), options).err().unwrap();
             assert!(err.to_string().contains(name), "{err}");
         }
+    });
+}
+
+/// What an unaligned write leaves of a block is nobody else's loss: others write to the same block below the filter.
+#[test]
+fn a_filter_does_not_write_back_what_others_have_changed() {
+    const SLOT: u64 = 100;
+    for_seeds(20, |seed| {
+        let sim = Sim::new(seed);
+        let here = sim.clone();
+        sim.run(async move {
+            let file = SimFile::new(&here, "file", Pages::new(4096, 512));
+            file.set_limits(Limits { write_alignment: 512, ..file.limits() });
+            let below = disk(&here, file);
+            let filter: Rc<dyn Node> = match seed % 2 {
+                0 => {
+                    let group = ThrottleGroup::new("group", here.clock(), ThrottleLimits::default());
+                    ThrottleNode::new(Edge::new(below.clone()), group.unwrap())
+                }
+                _ => CopyOnReadNode::new(Edge::new(below.clone()), None).unwrap(),
+            };
+            let writers = [disk(&here, filter), below.clone()].into_iter().zip(0..).map(|(disk, first)| {
+                here.spawn("writer", async move {
+                    for round in 1..=20_u8 {
+                        for slot in (first..40).step_by(2) {
+                            let data = Buffer::copy_of(&[round; SLOT as usize]);
+                            disk.write(slot * SLOT, data, WriteFlags::default()).await.unwrap();
+                        }
+                    }
+                })
+            });
+            for writer in writers.collect::<Vec<_>>() {
+                writer.await;
+            }
+            let all = below.read(0, 40 * SLOT).await.unwrap();
+            assert!(all.iter().all(|byte| *byte == 20), "a write is lost");
+        });
     });
 }

@@ -8,7 +8,7 @@ use crate::disk::Disk;
 use crate::edge::{Edge, Entered};
 use crate::error::Result;
 use crate::extent::Extent;
-use crate::node::{Node, WriteFlags, ZeroFlags};
+use crate::node::{Limits, Node, WriteFlags, ZeroFlags};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -34,6 +34,13 @@ impl Child {
     /// What changes through the filter are aligned to, in bytes.
     pub(super) fn alignment(&self) -> u32 {
         self.alignment.max(self.disk().limits().write_alignment)
+    }
+
+    /// What the filter asks of requests: what the child does, but for the alignment of writes. What an unaligned write leaves of a block is read and
+    /// written back by the child's disk, under the locks that all who use the child share; done above the filter, it could write back bytes
+    /// that somebody else has changed meanwhile.
+    pub(super) fn limits(&self) -> Limits {
+        Limits { write_alignment: self.alignment, ..self.disk().limits() }
     }
 
     /// What messages call the filter: as the child was called when it was made.
@@ -238,7 +245,7 @@ macro_rules! as_the_child {
 macro_rules! passed_to_the_child {
     () => {
         fn limits(&self) -> $crate::Limits {
-            self.child.disk().limits()
+            self.child.limits()
         }
 
         fn status(

@@ -53,7 +53,7 @@ impl Node for CompressNode {
     }
 
     fn limits(&self) -> Limits {
-        let child = self.child.disk().limits();
+        let child = self.child.limits();
         Limits { preferred: child.preferred.max(self.unit as u32), ..child }
     }
 

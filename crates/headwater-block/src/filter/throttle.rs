@@ -110,7 +110,7 @@ impl Node for ThrottleNode {
     }
 
     fn limits(&self) -> Limits {
-        self.child.disk().limits()
+        self.child.limits()
     }
 
     fn read(&self, offset: u64, buf: BufferMut) -> LocalFuture<'_, Result<BufferMut>> {
