@@ -66,7 +66,7 @@ fn clusters_are_packed_whatever_the_image_is_like() {
         block_on(async move {
             // The last cluster is cut off.
             let clusters = if cluster_size > 65536 { 5 } else { 21 };
-            let mut create = CreateOptions::new(clusters * cluster_size - (cluster_size / 2 & !511));
+            let mut create = CreateOptions::new(clusters * cluster_size - ((cluster_size / 2) & !511));
             create.version = version;
             create.compression = compression;
             create.extended_l2 = extended_l2;
