@@ -104,7 +104,7 @@ class Walk:
         self.told(f"event {name} {data}")
         job = self.world.jobs.get(data.get("device", data.get("id")))
         if name == "BLOCK_JOB_COMPLETED" and job:
-            if "error" in data and not self._refused_at_end(job):
+            if "error" in data and not self._refused_at_end(job) and not self._unequal(job, data["error"]):
                 self.fail(f"job {job.name} failed, and nothing was wrong: {data['error']}")
             elif "error" in data:
                 self.world.failed(job)
@@ -124,6 +124,11 @@ class Walk:
     def _refused_at_end(self, job):
         """Whether a job failed because users of its two nodes don't agree: that is found out when it is completed."""
         return (job.kind == "mirror" or job.active) and "complete" in job.asked and f"job '{job.name}' can't put" in self.printed()
+
+    def _unequal(self, job, error):
+        """Whether a mirror failed because its target has another size, which is told when it begins."""
+        source, target = self.world.resolve(job.source), self.world.resolve(job.target)
+        return job.kind == "mirror" and "different sizes" in error and source and target and source.disk.units != target.disk.units
 
     # Actions
 

@@ -210,17 +210,23 @@ impl Name {
         let mut options = format!("{{{}}}", list.join(", "));
         let told = exact.clone().unwrap_or_else(|| shorten(format!("json:{options}")));
         // Nobody is told more of it, and nodes may be nested so that there is no end of it.
-        options.truncate(options.floor_char_boundary(LONGEST));
+        cut(&mut options, LONGEST);
         Self { exact, options, told }
     }
 }
 
 fn shorten(mut name: String) -> String {
     if name.len() > LONGEST {
-        name.truncate(name.floor_char_boundary(LONGEST - 3));
+        cut(&mut name, LONGEST - 3);
         name += "...";
     }
     name
+}
+
+/// Makes `text` at most `len` bytes long.
+fn cut(text: &mut String, len: usize) {
+    let end = (0..=len.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or(0));
 }
 
 /// True for drivers that reach bytes by themselves, and blkdebug and blkverify, which are called like them.

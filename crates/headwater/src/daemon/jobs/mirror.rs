@@ -80,7 +80,7 @@ pub(super) async fn begin(
         speed(args)?;
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
         hold.attach(&source, "source", Doing::READ, shares).await?;
-        let bears = if on_the_source { Doing::NOTHING } else { Doing::READ };
+        let bears = if on_the_source { Doing::NOTHING } else { Doing::READ.and(Doing::REARRANGE) };
         // What it holds so far doesn't matter.
         hold.attach(&target, "target", Doing::WRITE, bears).await?;
         hold.freeze(std::slice::from_ref(&source))?;
