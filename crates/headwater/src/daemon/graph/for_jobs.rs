@@ -171,6 +171,13 @@ impl Graph {
         drop(self.hold_everyone().await);
     }
 
+    /// The job that calls itself `user` needs nothing more of the nodes that it still holds: another job's end may come before it gives them back.
+    pub(in crate::daemon) fn renounce(&self, user: &str) {
+        for root in self.roots().iter().filter(|root| root.user == user) {
+            root.rights.set(Rights { does: Doing::NOTHING, bears: Doing::ALL });
+        }
+    }
+
     /// Puts `base` in the place of `top`, for all who use that, at the end of the job that calls itself `user` and still holds both. With `over` it stands
     /// on `top` from then on: not before, because somebody writes to that as long as it is a disk. Nobody's request is let in between.
     ///

@@ -133,6 +133,7 @@ pub(in crate::daemon) async fn start(
             wait_for_dismiss: !job.auto_dismiss,
             finish: Some({
                 let (graph, turn, top, base) = (graph.clone(), turn.clone(), top.clone(), base.clone());
+                let user = hold.user();
                 Box::new(move || {
                     Box::pin(async move {
                         let _turn = turn.take().await;
@@ -142,6 +143,7 @@ pub(in crate::daemon) async fn start(
                             let link = (backing_file.as_deref(), mask);
                             Hold::relink_for_commit(&graph, &id, (&over, &base), link).await?;
                         }
+                        graph.renounce(&user);
                         Ok(())
                     })
                 })
