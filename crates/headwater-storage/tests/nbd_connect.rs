@@ -5,8 +5,10 @@ mod support;
 use headwater_block::{Buffer, ErrorKind, Node, WriteFlags, ZeroFlags};
 use headwater_nbd::IpFamily;
 use headwater_storage::nbd::{NbdNode, NbdOptions, Server as Address};
+use std::cell::Cell;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net as unix;
+use std::rc::Rc;
 use std::time::Duration;
 use support::{Server, pattern, read, run};
 use tokio::time::Instant;
@@ -191,5 +193,59 @@ fn changes_are_repeated_for_those_who_want_it() {
             node.write(0, data, WriteFlags::default()).await.unwrap_err().kind(),
             ErrorKind::Unavailable
         );
+    });
+}
+
+/// A way to `server` over TCP that takes `delay` for each connection and lets `most` pass: where it begins, and how many have come.
+async fn far(server: &Server, delay: Duration, most: usize) -> (u16, Rc<Cell<usize>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (path, come) = (server.socket(), Rc::new(Cell::new(0)));
+    let count = come.clone();
+    tokio::task::spawn_local(async move {
+        while let Ok((mut here, _)) = listener.accept().await {
+            count.set(count.get() + 1);
+            if count.get() > most {
+                continue;
+            }
+            let path = path.clone();
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(delay).await;
+                let mut there = tokio::net::UnixStream::connect(&path).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
+            });
+        }
+    });
+    (port, come)
+}
+
+#[test]
+fn connections_to_a_far_server_are_opened_at_once_when_they_are_expected_or_needed() {
+    run(async {
+        let server = Server::nbdkit(&["pattern", "64M"]);
+        let away = Duration::from_millis(300);
+        // What the reads of a job would open, one after the other, is opened at once; and of a server that refuses, what it has is used.
+        for (most, expected) in [(usize::MAX, true), (usize::MAX, false), (1, true)] {
+            let (port, come) = far(&server, away, most).await;
+            let uri = format!("nbd://127.0.0.1:{port}");
+            let node = NbdNode::connect(&uri, NbdOptions::default()).await.unwrap();
+            assert_eq!(come.get(), 1, "nobody expects anything");
+            let reads = futures_util::future::join_all((0..8).map(|n| read(&*node, n << 20, 1 << 20)));
+            if expected {
+                node.expect(0..0);
+                tokio::time::sleep(away / 2).await;
+                assert_eq!(come.get(), 4, "before the second is ready");
+            }
+            for (n, data) in (0..8).zip(reads.await) {
+                assert_eq!(data.unwrap(), pattern(n << 20, 1 << 20));
+            }
+            let all = async {
+                while come.get() < 4 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(5), all).await.expect("four connections");
+            node.close().await.unwrap();
+        }
     });
 }

@@ -95,7 +95,8 @@ fn what_was_asked_for_is_not_asked_for_again() {
         // Readers come before it does, across parts and past their end.
         let reading = [0..1000, 1000..end - 10, end - 10..end + 5000];
         join_all(reading.map(|range| reads(&ahead, range))).await;
-        assert_eq!(source.asked.borrow()[asked.len()..], [end..end + 5000]);
+        let more = source.asked.borrow()[asked.len()..].to_vec();
+        assert_eq!((more.len(), &more[0]), (1, &(end..end + 5000)));
         // All was read: from now on everybody asks.
         assert!(ahead.parts.borrow().is_empty());
         reads(&ahead, 0..10).await;
