@@ -1,6 +1,6 @@
 //! Finding free clusters.
 //!
-//! A cluster is free if its refcount is 0 and nobody has reserved it. [`Space`] knows free clusters in three ways, tried in this order:
+//! A cluster is free if its refcount is 0, nobody has reserved it, and its space isn't just being given back to the filesystem. [`Space`] knows free clusters in three ways, tried in this order:
 //! runs that it was told of (freed since the image was opened, or found by the scan); the scan, a cursor that moves once over the
 //! refcounts of the file as it was when opened, one slice for each allocation that finds no run, so that even a very large image
 //! never makes one request scan it all; and the end of the file.
@@ -30,6 +30,8 @@ const MAX_HOST_OFFSET: u64 = 1 << 56;
 pub(super) struct Space {
     /// Free runs: start and length.
     runs: BTreeMap<u64, u64>,
+    /// Runs that count as free already, but that nobody may have yet.
+    held: Vec<Range<u64>>,
     /// Refcounts from here to `scan_end` were not looked at yet.
     scan_at: u64,
     scan_end: u64,
@@ -40,7 +42,7 @@ pub(super) struct Space {
 impl Space {
     /// The space of a file of `clusters` clusters, of which nothing is known yet.
     pub(super) fn new(clusters: u64) -> Self {
-        Self { runs: BTreeMap::new(), scan_at: 0, scan_end: clusters, end: clusters }
+        Self { runs: BTreeMap::new(), held: Vec::new(), scan_at: 0, scan_end: clusters, end: clusters }
     }
 
     /// The first cluster that nobody ever used.
@@ -64,6 +66,31 @@ impl Space {
             if from < to {
                 self.insert(from, to - from);
             }
+        }
+    }
+
+    /// Keeps runs whose refcounts have just become 0 from everybody, until each is [let go](Space::let_go).
+    pub(super) fn hold(&mut self, runs: &[Range<u64>]) {
+        self.held.extend_from_slice(runs);
+    }
+
+    /// A run that was held is free.
+    pub(super) fn let_go(&mut self, run: Range<u64>) {
+        self.held.retain(|held| *held != run);
+        self.give(run.start, run.end - run.start);
+    }
+
+    /// The scan has found a run of clusters that count as free.
+    fn found(&mut self, run: Range<u64>) {
+        let mut at = run.start;
+        while at < run.end {
+            let holds = |held: &&Range<u64>| at < held.end && held.start < run.end;
+            let next = self.held.iter().filter(holds).min_by_key(|held| held.start).cloned();
+            let next = next.unwrap_or(run.end..run.end);
+            if at < next.start {
+                self.give(at, next.start - at);
+            }
+            at = next.end;
         }
     }
 
@@ -275,9 +302,7 @@ impl Image {
         let free = self.free_runs(&slice, at..stop);
         let mut space = self.space.borrow_mut();
         space.scan_at = stop;
-        for run in free {
-            space.give(run.start, run.end - run.start);
-        }
+        free.into_iter().for_each(|run| space.found(run));
         Ok(())
     }
 

@@ -340,6 +340,9 @@ impl Image {
             if stop < clusters.end {
                 self.writer.borrow_mut().released.push(stop..clusters.end);
             }
+            // At once, before anything is awaited: the scan for free clusters must not find those whose space is still being given back, because that
+            // would take what has been written there since.
+            self.space.borrow_mut().hold(&free);
             for run in free {
                 let (start, len) = (run.start << bits, (run.end - run.start) << bits);
                 self.cache.forget(start..start + len);
@@ -348,7 +351,7 @@ impl Image {
                 {
                     tracing::debug!(image = self.name, error = %err, "space can't be given back to the filesystem");
                 }
-                self.space.borrow_mut().give(run.start, run.end - run.start);
+                self.space.borrow_mut().let_go(run);
             }
         }
     }

@@ -50,3 +50,22 @@ fn what_the_scan_has_before_it_is_left_to_the_scan() {
     space.give(50, 5);
     assert_eq!(space.runs, BTreeMap::from([(30, 10), (50, 5), (100, 10)]));
 }
+
+#[test]
+fn the_scan_passes_over_what_is_held() {
+    let mut space = Space::new(100);
+    space.hold(&[10..20, 30..40]);
+    space.scan_at = 64;
+    space.found(5..35);
+    space.found(38..50);
+    assert_eq!(space.runs, BTreeMap::from([(5, 5), (20, 10), (40, 10)]));
+    space.let_go(10..20);
+    space.let_go(30..40);
+    assert_eq!(space.runs, BTreeMap::from([(5, 45)]));
+    // What the scan hasn't come to is left to it.
+    space.hold(&[70..80]);
+    space.let_go(70..80);
+    space.scan_at = 100;
+    space.found(64..90);
+    assert_eq!(space.runs, BTreeMap::from([(5, 45), (64, 26)]));
+}

@@ -112,6 +112,38 @@ fn run(seed: u64, faulty: bool) {
     });
 }
 
+/// A cluster that is free gives its space back to the filesystem. Until it has, nobody may have it: what was written there meanwhile would go.
+#[test]
+fn what_is_freed_is_not_used_while_its_space_is_given_back() {
+    let sim = Sim::new(1);
+    let here = sim.clone();
+    sim.run(async move {
+        let file = SimFile::new(&here, "image.qcow2", Pages::new(0, 512));
+        let kind =
+            Kind { create: CreateOptions::new(1 << 20), backing: None, options: Qcow2Options::default() };
+        create(&*file, &kind.create).await.unwrap();
+        let data = |value| Buffer::copy_of(&[value; 64 << 10]);
+        let node = open(&kind, file.clone()).await;
+        node.write(0, data(1), WriteFlags::default()).await.unwrap();
+        node.close().await.unwrap();
+        // What is free in it isn't known yet.
+        let node = open(&kind, file.clone()).await;
+        file.stall(&[Op::Discard]);
+        node.discard(0, 64 << 10).await.unwrap();
+        let flushing = here.spawn("flush", {
+            let node = node.clone();
+            async move { node.flush().await }
+        });
+        file.holds(1).await;
+        node.write(128 << 10, data(2), WriteFlags::default()).await.unwrap();
+        file.release();
+        flushing.await.unwrap();
+        let found = node.read(128 << 10, BufferMut::new(64 << 10)).await.unwrap();
+        assert_same(&found, &[2; 64 << 10], "what was written while space was given back");
+        node.close().await.unwrap();
+    });
+}
+
 // race-test: pack-open-changed
 #[test]
 fn requests_at_once_keep_the_image_in_order() {
