@@ -50,7 +50,7 @@ impl Default for CheckOptions {
 /// The default of [`CheckOptions::memory`]: enough to count a file of 5 TiB in clusters of 64 KiB at once.
 const DEFAULT_MEMORY: u64 = 160 << 20;
 /// What an image gets that has few tables, which are soon read again.
-const LITTLE_MEMORY: u64 = 40 << 20;
+const LITTLE_MEMORY: u64 = 32 << 20;
 
 /// Where the header holds the incompatible features.
 const INCOMPATIBLE_FIELD: u64 = 72;
