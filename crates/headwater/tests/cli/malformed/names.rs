@@ -30,7 +30,7 @@ fn names(place: &Place) -> Vec<(&'static str, String, &'static str)> {
         ("remote shell", "ssh://127.0.0.1/x".into(), "network"),
         ("file with a protocol", format!("file:{forbidden}/{SECRET}"), "outside"),
         ("file beside it with a protocol", "file:beside.raw".into(), "protocol"),
-        ("URI of a file", format!("file://{forbidden}/{SECRET}"), "network"),
+        ("URI of a file", format!("file://{forbidden}/{SECRET}"), "outside"),
         ("debugging protocol", "blkdebug::beside.raw".into(), "protocol"),
         ("directory as a FAT disk", format!("fat:rw:{forbidden}"), "protocol"),
         ("host device", "host_device:/dev/full".into(), "protocol"),
