@@ -45,7 +45,8 @@ fn receive(terms: Terms, bytes: &[u8], first: usize, piece: usize) -> Vec<String
             }
             drop(theirs);
         };
-        let take = async {
+        // Takes its side of the socket with it when it ends, so that the other side isn't held up by what nobody will read.
+        let take = async move {
             let mut seen = Vec::new();
             loop {
                 match receiver.next(|_| true) {
