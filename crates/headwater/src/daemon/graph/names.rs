@@ -145,7 +145,7 @@ impl Names<'_> {
                 .and_then(|(_, _, file)| file.exact.clone())
             }
             "replicas" | "verify" if self.for_headers => Some(node.filename()),
-            "throttle" | "copy-on-read" | "replicas" | "verify" => None,
+            "throttle" | "copy-on-read" | "compress" | "replicas" | "verify" => None,
             // They show the child's bytes, or what those were.
             "copy-before-write" | "snapshot-access" => children.first().map(|(.., child)| child.told.clone()),
             "blkdebug" => {
@@ -237,6 +237,7 @@ fn is_protocol(driver: &str) -> bool {
             | "qcow2"
             | "throttle"
             | "copy-on-read"
+            | "compress"
             | "copy-before-write"
             | "snapshot-access"
             | "replicas"
