@@ -25,7 +25,7 @@ pub struct ServeArgs {
     /// Where to serve it: nbd+unix:///NAME?socket=PATH or nbd://ADDRESS:PORT/NAME; with TLS, nbds://ADDRESS:PORT/NAME?tls-certificates=DIR,
     /// with ca-cert.pem, server-cert.pem and server-key.pem in DIR, or ?tls-psk-file=FILE with the keys of users in FILE. To a virtual machine:
     /// vhost-user-blk:PATH[?num-queues=N&logical-block-size=SIZE&writethrough=on]. As a file: fuse:PATH[?growable&allow-other]. As a
-    /// block device of this machine: ublk:[NUMBER][?recover&logical-block-size=SIZE]. At a socket
+    /// block device of this machine: ublk:NUMBER[?recover&logical-block-size=SIZE], or ublk: for any number. At a socket
     /// that systemd listens on: nbd+fd:///NAME[?socket=SOCKET]. May be given several times.
     #[arg(long, value_name = "ADDRESS", required = true)]
     pub serve: Vec<Address>,

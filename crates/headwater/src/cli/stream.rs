@@ -24,7 +24,7 @@ pub struct StreamArgs {
     /// server-key.pem in DIR, or ?tls-psk-file=FILE with the keys of users in FILE. To a virtual machine:
     /// vhost-user-blk:PATH[?num-queues=N&logical-block-size=SIZE&writethrough=on]. As a
     /// file: fuse:PATH[?growable&allow-other]; growable means that writing past the end makes it larger. As a block device of this machine:
-    /// ublk:[NUMBER][?recover&logical-block-size=SIZE]; with recover it outlives this program, and whoever uses it waits until the command runs
+    /// ublk:NUMBER[?recover&logical-block-size=SIZE], or ublk: for any number; with recover it outlives this program, and whoever uses it waits until the command runs
     /// again. At a socket that systemd listens on: nbd+fd:///NAME[?socket=SOCKET]. May be given several times.
     #[arg(long, value_name = "ADDRESS")]
     pub serve: Vec<Address>,

@@ -63,7 +63,7 @@ fn the_scan_passes_over_what_is_held() {
     space.let_go(30..40);
     assert_eq!(space.runs, BTreeMap::from([(5, 45)]));
     // What the scan hasn't come to is left to it.
-    space.hold(&[70..80]);
+    space.hold(&[70..80, 95..96]);
     space.let_go(70..80);
     space.scan_at = 100;
     space.found(64..90);
