@@ -183,8 +183,9 @@ fn take_over(control: &mut Control, id: u32, shape: &Shape) -> Result<Option<Dev
     let refuse = |kind, why: String| Err(Error::new(kind, format!("{}: {why}", path(id).display())));
     for _ in 0..TAKE_OVER_TRIES {
         let device = match control.device(id) {
-            Ok(Some(device)) => device,
-            Ok(None) => return refuse(ErrorKind::InUse, "it belongs to another program".into()),
+            // One that was made otherwise isn't one of ours, and could want more memory than these bounds.
+            Ok(Some(device)) if (device.depth, device.max_request) == (DEPTH, MAX_REQUEST) => device,
+            Ok(_) => return refuse(ErrorKind::InUse, "it belongs to another program".into()),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
             Err(error) => return Err(failed(error, id, "look for it")),
         };
