@@ -21,6 +21,18 @@ pub struct ChainInfo {
     pub failure: Option<Error>,
 }
 
+impl ChainInfo {
+    /// What `qemu-img info --output=json` prints: of the top image, or with `chain` of all of them as an array.
+    pub fn json(&self, chain: bool) -> Vec<u8> {
+        let json = if chain {
+            serde_json::to_vec_pretty(&self.images)
+        } else {
+            serde_json::to_vec_pretty(&self.images.first())
+        };
+        json.expect("these have names for keys and no floating point numbers")
+    }
+}
+
 /// One image. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

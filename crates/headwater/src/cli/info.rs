@@ -45,15 +45,14 @@ pub fn run(args: InfoArgs) -> Outcome {
             let failure = output::line(&failure.to_string());
             eprintln!("headwater: the chain can't be followed further: {failure}");
         }
-        match (args.json, args.backing_chain) {
-            (true, true) => output::print_json(&chain.images),
-            (true, false) => output::print_json(&chain.images.first()),
-            (false, all) => {
-                let shown = if all { chain.images.len() } else { 1 };
-                let texts: Vec<String> = chain.images.iter().take(shown).map(text).collect();
-                output::print(texts.join("\n").as_bytes())
-            }
+        if args.json {
+            let mut json = chain.json(args.backing_chain);
+            json.push(b'\n');
+            return output::print(&json);
         }
+        let shown = if args.backing_chain { chain.images.len() } else { 1 };
+        let texts: Vec<String> = chain.images.iter().take(shown).map(text).collect();
+        output::print(texts.join("\n").as_bytes())
     })
 }
 
