@@ -8,7 +8,7 @@
 //! What they share: [`Listen`] is where clients can connect, [`Removal`] how an export goes.
 //!
 //! An export belongs to the thread of its disks: nothing here is `Send`, and everything runs on a tokio `current_thread`
-//! runtime inside a `LocalSet`.
+//! runtime inside a `LocalSet`, or on a `LocalRuntime`, which wakes its tasks with fewer system calls.
 
 #![forbid(unsafe_code)]
 

@@ -3,8 +3,8 @@
 use crate::failure::{Failure, Outcome};
 use std::future::Future;
 use std::pin::Pin;
+use tokio::runtime::LocalOptions;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::LocalSet;
 
 /// Runs `work` to its end on this thread, with everything that it starts.
 ///
@@ -13,9 +13,9 @@ use tokio::task::LocalSet;
 pub fn run<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
+        .build_local(LocalOptions::default())
         .map_err(|err| Failure::new(format!("cannot start: {err}")))?;
-    LocalSet::new().block_on(&runtime, async {
+    runtime.block_on(async {
         // Caught so that a limit on the size of files is an error that names the file (ENOSPC's like), not a death without a word.
         let _caught = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))
             .map_err(|err| Failure::new(format!("cannot catch signals: {err}")))?;

@@ -122,7 +122,7 @@ impl QueueTask {
         let mut taken = vec![false; self.queue.size().into()];
         let (mut stopping, mut broken) = (false, false);
         loop {
-            // What never waits is counted by nobody: a kick that is always there, or requests that need no disk from a guest that doesn't
+            // What never waits is counted by nobody: kicks without end, or requests that need no disk from a guest that doesn't
             // pause, must not keep the thread from everybody else.
             consume_budget().await;
             let mut full = true;
