@@ -2,13 +2,13 @@
 
 mod support;
 
-use headwater_block::{Buffer, ErrorKind, Node, WriteFlags};
+use headwater_block::{ErrorKind, Node};
 use headwater_storage::nbd::{NbdNode, NbdOptions, Server as Address};
 use headwater_tls::{Endpoint, TlsCredentials, TlsOptions};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
-use support::{Server, pattern, read, run};
+use support::{Server, pattern, read, run, works_at_once};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn certificates() -> tempfile::TempDir {
@@ -47,26 +47,9 @@ fn qemu_nbd_is_read_and_written_over_tls() {
         std::fs::write(&image, vec![0; 16 << 20]).unwrap();
         let server = qemu_nbd(certificates.path(), &image);
         let node = open(&server, options(certificates.path(), true)).await.unwrap();
-        let data: Vec<u8> = pattern(0, 9 << 20);
-        node.write(4096, Buffer::copy_of(&data), WriteFlags::default()).await.unwrap();
-        // Reading and writing at once share the session.
-        let others = (0..32_u64).map(|i| {
-            let (node, data) = (&node, &data);
-            async move {
-                let at = (i * 131_072) as usize;
-                assert!(
-                    read(&**node, 4096 + at as u64, 131_072).await.unwrap()[..] == data[at..at + 131_072]
-                );
-                let at = (12 << 20) + i * 65536;
-                let block = Buffer::copy_of(&[i as u8 + 1; 65536]);
-                node.write(at, block, WriteFlags::default()).await.unwrap();
-                assert_eq!(read(&**node, at, 65536).await.unwrap(), [i as u8 + 1; 65536]);
-            }
-        });
-        futures_util::future::join_all(others).await;
-        node.flush().await.unwrap();
+        works_at_once(&*node).await;
         node.close().await.unwrap();
-        assert!(std::fs::read(&image).unwrap()[4096..][..9 << 20] == data[..]);
+        assert!(std::fs::read(&image).unwrap()[4096..][..9 << 20] == pattern(0, 9 << 20)[..]);
     });
 }
 

@@ -24,15 +24,21 @@ def begin(qmp, one=None, two=None, **properties):
     qmp.run("transaction", actions=actions, properties={"completion-mode": "grouped", **properties})
 
 
-@scenario(parallel=True)
-def both(case):
-    """The first waits for the second."""
+def one_waits(case):
+    """Two disks, one of which has been backed up and waits for the other."""
     qmp = two_disks(case)
     copy(case, qmp, "small", "2M")
     begin(qmp, two={"speed": SLOW})
     qmp.wait_status("one", "waiting")
     idle(qmp, "two")
     case.transcript.mask("offset", "current-progress")
+    return qmp
+
+
+@scenario(parallel=True)
+def both(case):
+    """The first waits for the second."""
+    qmp = one_waits(case)
     query(qmp)
     qmp.refuse("job-finalize", id="one")
     qmp.refuse("job-pause", id="one")
@@ -46,12 +52,7 @@ def both(case):
 @scenario(parallel=True)
 def cancelled_while_it_works(case):
     """One is cancelled, and the other, which has done its work, with it."""
-    qmp = two_disks(case)
-    copy(case, qmp, "small", "2M")
-    begin(qmp, two={"speed": SLOW})
-    qmp.wait_status("one", "waiting")
-    idle(qmp, "two")
-    case.transcript.mask("offset", "current-progress")
+    qmp = one_waits(case)
     qmp.run("block-job-cancel", device="two")
     qmp.wait_status("two", "null")
     qmp.wait_status("one", "null")
@@ -62,12 +63,7 @@ def cancelled_while_it_works(case):
 @scenario(parallel=True)
 def cancelled_while_it_waits(case):
     """The one that waits is cancelled, and the one that works with it."""
-    qmp = two_disks(case)
-    copy(case, qmp, "small", "2M")
-    begin(qmp, two={"speed": SLOW})
-    qmp.wait_status("one", "waiting")
-    idle(qmp, "two")
-    case.transcript.mask("offset", "current-progress")
+    qmp = one_waits(case)
     qmp.run("job-cancel", id="one")
     qmp.wait_status("one", "null")
     qmp.wait_status("two", "null")
@@ -142,10 +138,5 @@ def alone(case):
 @scenario(parallel=True)
 def quits(case):
     """The daemon ends while one waits and the other works."""
-    qmp = two_disks(case)
-    copy(case, qmp, "small", "2M")
-    begin(qmp, two={"speed": SLOW})
-    qmp.wait_status("one", "waiting")
-    idle(qmp, "two")
-    case.transcript.mask("offset", "current-progress")
+    qmp = one_waits(case)
     qmp.run("quit")

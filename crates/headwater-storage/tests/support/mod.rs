@@ -4,7 +4,7 @@
 
 pub(crate) mod http;
 
-use headwater_block::{BufferMut, Error, Node};
+use headwater_block::{Buffer, BufferMut, Error, Node, WriteFlags};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -29,6 +29,25 @@ pub(crate) fn pattern(offset: u64, len: usize) -> Vec<u8> {
         word.copy_from_slice(&at.to_be_bytes());
     }
     bytes[skip..skip + len].to_vec()
+}
+
+/// Writes to a disk of at least 14 MiB and reads it, many requests at once. Afterwards 9 MiB from 4096 on hold the pattern's beginning.
+pub(crate) async fn works_at_once(node: &dyn Node) {
+    let data = pattern(0, 9 << 20);
+    node.write(4096, Buffer::copy_of(&data), WriteFlags::default()).await.unwrap();
+    let others = (0..32_u64).map(|i| {
+        let data = &data;
+        async move {
+            let at = (i * 131_072) as usize;
+            assert!(read(node, 4096 + at as u64, 131_072).await.unwrap()[..] == data[at..at + 131_072]);
+            let at = (12 << 20) + i * 65536;
+            let block = Buffer::copy_of(&[i as u8 + 1; 65536]);
+            node.write(at, block, WriteFlags::default()).await.unwrap();
+            assert_eq!(read(node, at, 65536).await.unwrap(), [i as u8 + 1; 65536]);
+        }
+    });
+    futures_util::future::join_all(others).await;
+    node.flush().await.unwrap();
 }
 
 /// A server program on a Unix socket; ended when dropped.
