@@ -29,9 +29,9 @@
 //! driven on by the next change that has something to save ([`PointInTime::end`] at the latest). Its granules are still pending, so nothing is changed there
 //! before.
 //!
-//! # Reading it
-//! [`PointInTime::read`] gives what the disk held at that moment: saved granules are read from the target, pending ones from the source, under the range lock like every
-//! read. A change of pending bytes needs the lock for itself, before it saves them; so while a reader holds it, what is pending stays so, and is as it was.
+//! How it is read: `reading`.
+
+mod reading;
 
 use crate::abort::Abort;
 use crate::buffer::{Buffer, BufferMut};
@@ -40,7 +40,7 @@ use crate::copy_up::{Copied, Failed, Operation};
 use crate::dirty_map::DirtyMap;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::extent::{Extent, ExtentKind};
+use crate::extent::ExtentKind;
 use crate::node::{LocalFuture, Node, WriteFlags, ZeroFlags};
 use crate::range_lock::{Mode, Token};
 use futures_util::future::{Either, Shared, select};
@@ -103,8 +103,9 @@ pub struct PointInTime {
     above: Option<Rc<dyn Node>>,
     pending: DirtyMap,
     policy: Cell<Policy>,
-    /// Guests need not save anything any more.
-    ended: Cell<bool>,
+    /// Thrown when guests need not save anything any more. If it is a job's, what still waits for the target is recalled.
+    over: Rc<Abort>,
+    of_job: Cell<bool>,
     /// Why the copy is worth nothing.
     broken: RefCell<Option<Error>>,
     /// Writes to the target that may be waited for no longer.
@@ -131,7 +132,8 @@ impl PointInTime {
             above,
             pending,
             policy: Cell::default(),
-            ended: Cell::new(false),
+            over: Abort::new(),
+            of_job: Cell::new(false),
             broken: RefCell::default(),
             writes: RefCell::default(),
             saving: Cell::new(0),
@@ -152,6 +154,17 @@ impl PointInTime {
     /// Goes on otherwise from now on.
     pub fn set_policy(&self, policy: Policy) {
         self.policy.set(policy);
+    }
+
+    /// Makes it a job's, which sees to it that the target is durable when it ends well. The answer ends it at once when it is thrown, as [`PointInTime::end`] does, but without
+    /// waiting: guests save nothing more, and what waits for the target is given up where the target's layers can do that ([`crate::recall`]).
+    pub fn give_to_job(&self) -> Rc<Abort> {
+        self.of_job.set(true);
+        self.over.clone()
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.is_aborted()
     }
 
     /// Why the copy is worth nothing, if it isn't.
@@ -236,7 +249,7 @@ impl PointInTime {
 
     /// The granules of `range` if any of them is pending: what a change needs for itself.
     pub(crate) fn needs(&self, range: &Range<u64>) -> Option<Range<u64>> {
-        if self.ended.get() {
+        if self.is_over() {
             return None;
         }
         self.pending.first(range.clone(), 1)?;
@@ -267,10 +280,10 @@ impl PointInTime {
         };
         match saved {
             // Nobody needs the copy any more.
-            _ if self.ended.get() => Ok(()),
+            _ if self.is_over() => Ok(()),
             Err(error) if self.policy.get().on_unsaved == OnUnsaved::BreakCopy => {
                 self.broken.replace(Some(error));
-                self.ended.set(true);
+                self.over.abort();
                 Ok(())
             }
             Err(error) => Err(Error::new(
@@ -289,7 +302,7 @@ impl PointInTime {
         self.drive_on().await;
         let mut at = range.start;
         let steps = std::iter::from_fn(|| {
-            let run = self.pending.first(at..range.end, STEP).filter(|_| !self.ended.get())?;
+            let run = self.pending.first(at..range.end, STEP).filter(|_| !self.is_over())?;
             at = run.end;
             Some(run)
         });
@@ -308,27 +321,33 @@ impl PointInTime {
             let kept = self.writes.borrow().iter().find(|kept| kept.strong_count() == Some(1)).cloned();
             let Some(kept) = kept else { return };
             let _ = kept.clone().await;
-            self.forget(&kept);
+            self.forget_write(&kept);
         }
     }
 
-    fn forget(&self, write: &Kept) {
+    fn forget_write(&self, write: &Kept) {
         self.writes.borrow_mut().retain(|other| !other.ptr_eq(write));
     }
 
     /// Writes to the target, or makes it read as zeroes without data. Dropped under a time limit it is kept.
     async fn write(&self, at: u64, len: u64, data: Option<Buffer>) -> Result<()> {
-        let target = self.target.clone();
+        let (target, over) = (self.target.clone(), self.of_job.get().then(|| self.over.clone()));
         let compressed = self.policy.get().compressed;
         let write = async move {
-            match data {
-                Some(data) => {
-                    target.write(at, data, WriteFlags { compressed, ..WriteFlags::default() }).await
+            let write = async {
+                match data {
+                    Some(data) => {
+                        target.write(at, data, WriteFlags { compressed, ..WriteFlags::default() }).await
+                    }
+                    None => {
+                        let flags = ZeroFlags { unmap: true, ..ZeroFlags::default() };
+                        target.write_zeroes(at, len, flags).await
+                    }
                 }
-                None => {
-                    let flags = ZeroFlags { unmap: true, ..ZeroFlags::default() };
-                    target.write_zeroes(at, len, flags).await
-                }
+            };
+            match over {
+                Some(over) => target.recallable(&over, write).await,
+                None => write.await,
             }
         };
         if self.policy.get().timeout.is_none() {
@@ -338,7 +357,7 @@ impl PointInTime {
         let write = write.shared();
         self.writes.borrow_mut().push(write.clone());
         let written = write.clone().await;
-        self.forget(&write);
+        self.forget_write(&write);
         written
     }
 
@@ -385,77 +404,10 @@ impl PointInTime {
 
     /// Lets guests change what they like from now on, and waits for those who are saving something: nothing touches the target afterwards.
     pub async fn end(&self) {
-        self.ended.set(true);
+        self.over.abort();
         // race-mark: point-in-time-ends
         self.wait_until(|point| point.saving.get() == 0).await;
         self.drive_on().await;
-    }
-
-    /// Fills `buf` with what the disk held at that moment from `offset`, of which nothing lies past its end. As a request to the source it waits for a drain of
-    /// that. May be dropped.
-    ///
-    /// # Errors
-    /// If the copy is worth nothing any more; those of the source and the target.
-    pub async fn read(&self, offset: u64, mut buf: BufferMut) -> Result<BufferMut> {
-        let range = offset..offset + buf.len() as u64;
-        let _pass = self.source.gate().enter().await;
-        let _guard =
-            self.source.range_lock().acquire(Token::for_request(), range.clone(), Mode::Shared).await;
-        let top = self.source.top();
-        let mut at = range.start;
-        while at < range.end {
-            let (end, pending) = self.where_it_is(at..range.end)?;
-            if at == range.start && end == range.end {
-                return if pending { top.read(at, buf).await } else { self.target.read_into(at, buf).await };
-            }
-            let part = BufferMut::new((end - at) as usize);
-            let part =
-                if pending { top.read(at, part).await? } else { self.target.read_into(at, part).await? };
-            let start = (at - range.start) as usize;
-            buf[start..start + part.len()].copy_from_slice(&part);
-            at = end;
-        }
-        Ok(buf)
-    }
-
-    /// What the start of `range`, which isn't empty, read as at that moment: data or zeroes. As for [`PointInTime::read`].
-    ///
-    /// # Errors
-    /// See there.
-    pub async fn status(&self, range: Range<u64>) -> Result<Extent> {
-        let _pass = self.source.gate().enter().await;
-        let _guard =
-            self.source.range_lock().acquire(Token::for_request(), range.clone(), Mode::Shared).await;
-        let (end, pending) = self.where_it_is(range.clone())?;
-        let top = if pending { self.source.top() } else { self.target.top() };
-        let found = chain::status(&top, range.start..end, None).await?;
-        let kind = match found.kind {
-            ExtentKind::Data => ExtentKind::Data,
-            ExtentKind::Zero | ExtentKind::Unallocated => ExtentKind::Zero,
-        };
-        Ok(Extent::new(range.start, found.end().min(end) - range.start, kind))
-    }
-
-    /// How far the start of a range is pending, or saved. The caller holds the lock over it.
-    fn where_it_is(&self, range: Range<u64>) -> Result<(u64, bool)> {
-        if let Some(error) = self.broken() {
-            let message = format!(
-                "{}: what it held at that moment is lost, because it could not be copied to {}: {error}",
-                self.source.name(),
-                self.target.name()
-            );
-            return Err(Error::new(ErrorKind::Io, message));
-        }
-        if self.ended.get() {
-            let message = format!("{}: what it held at a moment is kept no more", self.source.name());
-            return Err(Error::new(ErrorKind::Closed, message));
-        }
-        // race-mark: point-in-time-read
-        Ok(match self.pending.first(range.clone(), range.end - range.start) {
-            Some(run) if run.start <= range.start => (run.end.min(range.end), true),
-            Some(run) => (run.start, false),
-            None => (range.end, false),
-        })
     }
 
     /// Waits until a condition is fulfilled, which depends on what is pending.

@@ -11,6 +11,7 @@
 //! - A change that has started is driven to its end: its range stays locked while the kernel or a peer may still write. A future dropped
 //!   half-way poisons the disk, loudly, rather than risk a byte.
 
+use crate::abort::Abort;
 use crate::backoff::Patience;
 use crate::clock::Clock;
 use crate::copy_before_write::PointInTime;
@@ -24,7 +25,7 @@ use crate::hold::Outage;
 use crate::node::{BackingLink, Limits, Node, ZeroFlags};
 use crate::range_lock::RangeLock;
 use crate::write_watch::WriteWatch;
-use crate::{chain, copy_up};
+use crate::{chain, copy_up, recall};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::{Rc, Weak};
@@ -340,6 +341,15 @@ impl Disk {
         options: &copy_up::CopyUpOptions,
     ) -> Result<()> {
         copy_up::fetch(self, range, options).await.map(drop)
+    }
+
+    /// Carries out `work`, requests to this disk, such that those which wait for storage out of reach end with `Cancelled` when `switch` is thrown, if the layers
+    /// can do that. See [`crate::recall`].
+    pub async fn recallable<T>(&self, switch: &Rc<Abort>, work: impl Future<Output = T>) -> T {
+        match self.top().can_recall() {
+            true => recall::under(switch.clone(), work).await,
+            false => work.await,
+        }
     }
 
     /// Waits until no request is in flight, and lets none start while the guard lives. Requests that wait for a rate limit further down pass

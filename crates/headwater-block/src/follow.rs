@@ -41,8 +41,21 @@ pub struct Follower {
     above: Option<Rc<dyn Node>>,
     map: Rc<DirtyMap>,
     through: Rc<Cell<bool>>,
+    /// Thrown when nobody wants the copy any more: then what waits for the target is recalled.
+    given_up: Rc<Abort>,
     /// Copies in flight that hold no lock.
     unlocked: Cell<usize>,
+}
+
+/// How a disk is followed.
+#[derive(Default)]
+pub struct Following {
+    /// What this node and those below it hold isn't copied.
+    pub above: Option<Rc<dyn Node>>,
+    /// While it is set, which may happen at any time but not be taken back, changes are carried out on the target as well.
+    pub through: Rc<Cell<bool>>,
+    /// Thrown when nobody wants the copy any more: then what waits for the target is given up, where the target's layers can do that ([`crate::recall`]).
+    pub given_up: Rc<Abort>,
 }
 
 /// What a guest has done to a range.
@@ -57,11 +70,11 @@ impl Follower {
     pub(crate) fn new(
         source: &Rc<Disk>,
         target: &Rc<Disk>,
-        above: Option<Rc<dyn Node>>,
         map: Rc<DirtyMap>,
-        through: Rc<Cell<bool>>,
+        Following { above, through, given_up }: Following,
     ) -> Self {
-        Self { source: source.clone(), target: target.clone(), above, map, through, unlocked: Cell::new(0) }
+        let (source, target) = (source.clone(), target.clone());
+        Self { source, target, above, map, through, given_up, unlocked: Cell::new(0) }
     }
 
     /// The disk that is followed.
@@ -107,15 +120,20 @@ impl Follower {
         let (copied, written) = match data {
             Some(data) => {
                 let copied = Copied { fetched: len, data: len, ..Copied::default() };
-                (copied, self.target.write(range.start, data, WriteFlags::default()).await)
+                (copied, self.to_target(self.target.write(range.start, data, WriteFlags::default())).await)
             }
             None => {
                 let flags = ZeroFlags { unmap: true, ..ZeroFlags::default() };
                 let copied = Copied { zero: len, ..Copied::default() };
-                (copied, self.target.write_zeroes(range.start, len, flags).await)
+                (copied, self.to_target(self.target.write_zeroes(range.start, len, flags)).await)
             }
         };
         written.map(|()| copied).map_err(|error| Operation::Write.failed(error))
+    }
+
+    /// Carries out a request to the target.
+    async fn to_target(&self, request: impl Future<Output = Result<()>>) -> Result<()> {
+        self.target.recallable(&self.given_up, request).await
     }
 
     /// Copies a range that somebody holds the lock over.
@@ -157,9 +175,12 @@ impl Follower {
         let none_older = self.unlocked.get() == 0;
         let len = range.end - range.start;
         let done = match changed {
-            Changed::Data(data) => self.target.write(range.start, data, WriteFlags::default()).await,
+            Changed::Data(data) => {
+                self.to_target(self.target.write(range.start, data, WriteFlags::default())).await
+            }
             Changed::Zeroes { unmap } => {
-                self.target.write_zeroes(range.start, len, ZeroFlags { unmap, ..ZeroFlags::default() }).await
+                let flags = ZeroFlags { unmap, ..ZeroFlags::default() };
+                self.to_target(self.target.write_zeroes(range.start, len, flags)).await
             }
             Changed::Discarded => {
                 self.copy_what_is_there(range.clone(), None).await.map(|_| ()).map_err(|failed| failed.error)

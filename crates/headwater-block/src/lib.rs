@@ -15,6 +15,7 @@
 //! - [`buffer`]: pooled, aligned memory that requests carry. [`error`]: what every failure looks like.
 //! - [`rate_limiter`] and [`clock`]: pacing, with time that a test can control; [`shared_limiter`]: one limit for several. [`backoff`]: trying again. [`mod@guest_latency`]: what guests'
 //!   requests take, for those who yield to them.
+//! - [`abort`]: giving up reads at once; [`recall`]: giving up changes that wait for storage.
 //! - [`workers`]: where work is done that would keep the thread from its requests.
 //! - [`filter`]: nodes that pass requests through and add one behaviour. [`debug_event`]: what layers tell the one that injects faults.
 //! - [`share`]: one fetch for many who read the same source.
@@ -48,6 +49,7 @@ pub mod node;
 pub mod null;
 pub mod range_lock;
 pub mod rate_limiter;
+pub mod recall;
 pub mod share;
 pub mod shared_limiter;
 pub mod workers;
@@ -65,7 +67,7 @@ pub use disk::{DetectZeroes, Disk, DiskOptions};
 pub use edge::Edge;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, Resolved};
-pub use follow::Follower;
+pub use follow::{Follower, Following};
 pub use guest_latency::GuestLatency;
 pub use hold::Client;
 pub use identity::Identity;

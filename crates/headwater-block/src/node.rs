@@ -233,6 +233,16 @@ pub trait Node {
         }
     }
 
+    /// Requests that wait here for storage to come back, now or later, fail at once from now on: the program ends. Others are carried out as ever. Of this node
+    /// alone: whoever ends the program tells all of them.
+    fn stop_waiting(&self) {}
+
+    /// True if a change that was recalled while it waited ([`crate::recall`]) leaves nothing half-done but its own bytes, in this node and below it. A node that keeps metadata
+    /// says false.
+    fn can_recall(&self) -> bool {
+        self.filtered().is_some_and(|below| below.can_recall())
+    }
+
     /// True if a read may change this node or one below, because what is read is kept (copy-on-read in a filter or below one). Such a read
     /// should be driven to its end: dropped while it changes something, it costs the disk that it changes its use.
     fn keeps_what_is_read(&self) -> bool {

@@ -257,6 +257,14 @@ impl Node for ShareNode {
         self.node.hurry(held);
     }
 
+    fn stop_waiting(&self) {
+        self.node.stop_waiting();
+    }
+
+    fn can_recall(&self) -> bool {
+        self.node.can_recall()
+    }
+
     fn keeps_what_is_read(&self) -> bool {
         self.node.keeps_what_is_read()
     }

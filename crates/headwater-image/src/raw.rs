@@ -261,6 +261,10 @@ impl Node for RawNode {
         }
     }
 
+    fn can_recall(&self) -> bool {
+        self.file.can_recall()
+    }
+
     fn close(&self) -> LocalFuture<'_, Result<()>> {
         self.file.close()
     }

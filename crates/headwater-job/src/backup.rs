@@ -57,7 +57,7 @@ pub struct BackupOptions {
 /// Makes a job that completes `point`. It is created with the call, and works while the future is polled, which must be to its end.
 /// With the job, the point in time ends as well.
 pub fn backup(point: Rc<PointInTime>, options: BackupOptions) -> (JobHandle, impl Future<Output = Outcome>) {
-    let control = Control::new(options.speed, options.on_error);
+    let control = Control::with_switch(options.speed, options.on_error, point.give_to_job());
     control.set_patience(options.patience);
     if let Some(group) = &options.group {
         group.join(&control, options.wait_for_finalize);

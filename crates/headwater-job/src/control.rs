@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
 use crate::waiting::{Wait, Waiting};
 use headwater_block::copy_up::{Failed, Operation};
-use headwater_block::{Error, ErrorKind, Patience, RateLimiter, Share};
+use headwater_block::{Abort, Error, ErrorKind, Patience, RateLimiter, Share};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -104,6 +104,8 @@ pub(crate) struct Control {
     status: Cell<Status>,
     paused: Cell<bool>,
     cancelled: Cell<bool>,
+    /// Thrown with that: what waits for a target out of reach is given up.
+    given_up: Rc<Abort>,
     finalized: Cell<bool>,
     group: RefCell<Option<Rc<Group>>>,
     committed: Cell<bool>,
@@ -131,10 +133,16 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new(speed: u64, on_error: impl Into<OnErrors>) -> Rc<Self> {
+        Self::with_switch(speed, on_error, Abort::new())
+    }
+
+    /// As [`Control::new`]; a cancel throws this switch.
+    pub(crate) fn with_switch(speed: u64, on_error: impl Into<OnErrors>, given_up: Rc<Abort>) -> Rc<Self> {
         Rc::new(Self {
             status: Cell::new(Status::Created),
             paused: Cell::new(false),
             cancelled: Cell::new(false),
+            given_up,
             finalized: Cell::new(false),
             group: RefCell::default(),
             committed: Cell::new(false),
@@ -271,7 +279,7 @@ impl Control {
         }
         verb.check(self.status.get())?;
         match verb {
-            Verb::Cancel => self.cancelled.set(true),
+            Verb::Cancel => self.cancel(),
             Verb::Pause if self.paused.get() => return Err(Illegal::AlreadyPaused),
             Verb::Pause => self.paused.set(true),
             Verb::Resume => {
@@ -374,9 +382,25 @@ impl Control {
         self.go(worked);
     }
 
+    // race-mark: cancel-recalls
+    fn cancel(&self) {
+        self.cancelled.set(true);
+        self.given_up.abort();
+    }
+
+    /// What is thrown when the job is cancelled.
+    pub(crate) fn given_up(&self) -> &Rc<Abort> {
+        &self.given_up
+    }
+
+    /// True if a request has failed because the job is cancelled.
+    pub(crate) fn is_recalled(&self, error: &Error) -> bool {
+        self.cancelled.get() && error.kind() == ErrorKind::Cancelled
+    }
+
     /// Gives up, together with all those that it ends with.
     pub(crate) fn give_up(&self) {
-        self.each_of_group(|member| member.cancelled.set(true));
+        self.each_of_group(Control::cancel);
         self.changed();
     }
 

@@ -56,7 +56,10 @@ pub(crate) async fn flush(disk: &Disk, control: &Control) -> Result<(), Stopped>
 
 /// Flushes once. False if that failed and the job is to pause.
 pub(crate) async fn try_flush(disk: &Disk, control: &Control) -> Result<bool, Stopped> {
-    let Err(error) = disk.flush().await else { return Ok(true) };
+    let Err(error) = disk.recallable(control.given_up(), disk.flush()).await else { return Ok(true) };
+    if control.is_recalled(&error) {
+        return Err(Stopped::Cancelled);
+    }
     // There is nothing to go on with, so ignoring it is no choice.
     let action = match control.action(Operation::Write, error.kind()) {
         Action::Ignore => Action::Report,

@@ -26,7 +26,7 @@ use crate::state::Status;
 use crate::transfer::{Source, Transfer};
 use crate::window::Bounds;
 use futures_util::future::{Either, select};
-use headwater_block::{Clock, DirtyMap, Disk, Error, ErrorKind, LocalFuture, Patience, Result};
+use headwater_block::{Clock, DirtyMap, Disk, Error, ErrorKind, Following, LocalFuture, Patience, Result};
 use std::any::Any;
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -141,7 +141,12 @@ async fn work(
         Target::LayerBelow => Some(target.top()),
         Target::Other => (options.sync == SyncMode::Top).then(|| source.top().backing()).flatten(),
     };
-    let follower = source.follow(&target, granularity, above.clone(), options.write_through).await;
+    let following = Following {
+        above: above.clone(),
+        through: options.write_through,
+        given_up: control.given_up().clone(),
+    };
+    let follower = source.follow(&target, granularity, following).await;
     let map = follower.map().clone();
     let bounds = match kind {
         Target::LayerBelow => commit::prepare(&source.top(), &target).await,

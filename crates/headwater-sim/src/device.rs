@@ -2,7 +2,7 @@
 
 use crate::executor::Sim;
 use crate::faults::{Fault, Faults, Op};
-use headwater_block::{Clock, Result};
+use headwater_block::{Clock, Result, recall};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -172,7 +172,7 @@ impl Device {
         }
         if self.stalled.borrow().contains(&op) {
             let _held = Held::new(self);
-            self.wait_until(|device| !device.stalled.borrow().contains(&op)).await;
+            recall::wait(self.wait_until(|device| !device.stalled.borrow().contains(&op))).await?;
         }
         self.faults.borrow_mut().check(self.sim.rng(), &self.name, op, range)
     }

@@ -28,6 +28,7 @@ pub struct SimFile {
     limits: Cell<Limits>,
     read_only: Cell<bool>,
     exact_status: Cell<bool>,
+    recallable: Cell<bool>,
     /// How often each piece was read.
     reads: RefCell<Vec<u32>>,
     /// Who keeps the record of events, and this file's number there.
@@ -52,10 +53,16 @@ impl SimFile {
             limits: Cell::new(Limits { preferred: 512, allocation_unit: 512, ..Limits::default() }),
             read_only: Cell::new(false),
             exact_status: Cell::new(false),
+            recallable: Cell::new(false),
             reads: RefCell::default(),
             recorder: RefCell::new(None),
             next_id: Cell::new(0),
         })
+    }
+
+    /// What a stall holds can be recalled: it is an outage, and nothing is under way.
+    pub fn set_recallable(&self) {
+        self.recallable.set(true);
     }
 
     /// Makes the file claim other limits.
@@ -260,6 +267,10 @@ impl Node for SimFile {
             extent.host_offset = (!hole).then_some(range.start);
             Ok(extent)
         })
+    }
+
+    fn can_recall(&self) -> bool {
+        self.recallable.get()
     }
 
     fn access(&self, _range: Range<u64>, _change: Change) -> Access {

@@ -29,7 +29,7 @@ use futures_util::future::try_join_all;
 use headwater_block::node::{Access, Change};
 use headwater_block::{
     Buffer, BufferMut, Error, ErrorKind, Extent, Limits, LocalFuture, Node, Resolved, Result, WriteFlags,
-    ZeroFlags,
+    ZeroFlags, recall,
 };
 use headwater_nbd::{NbdUri, TransmissionFlags, UriTls};
 use headwater_tls::{Endpoint, TlsCredentials, TlsOptions};
@@ -232,18 +232,23 @@ impl NbdNode {
         let len = buf.len();
         let mut attempts = Attempts::new(self.retry);
         loop {
-            let connection = self.pool.acquire().await?;
+            let connection = recall::wait(self.pool.acquire()).await??;
             let failure = match settle(connection.read(offset, buf)).await {
                 Ok(Answer::Data(done)) => return Ok(done),
                 Ok(_) => return Err(self.refused(misplaced(), "read", offset, len as u64)),
                 Err(failure) => failure,
             };
-            let again = attempts.again(&failure).await;
+            let again = self.again(&mut attempts, &failure).await?;
             match failure.buf {
                 Some(same) if again => buf = same,
                 _ => return Err(self.refused(failure.error, "read", offset, len as u64)),
             }
         }
+    }
+
+    /// Whether to make a request again after this failure.
+    async fn again(&self, attempts: &mut Attempts, failure: &Failure) -> Result<bool> {
+        Ok(!self.pool.is_impatient() && recall::wait(attempts.again(failure)).await?)
     }
 
     /// Says which request it was that failed.
@@ -382,6 +387,14 @@ impl Node for NbdNode {
 
     fn flush(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(self.make_durable())
+    }
+
+    fn stop_waiting(&self) {
+        self.pool.stop_waiting();
+    }
+
+    fn can_recall(&self) -> bool {
+        true
     }
 
     /// What has completed is the server's.

@@ -19,6 +19,8 @@ const GROUP_COMMIT: Test = Test {
 };
 const FLEECING: Test =
     Test { binary: "fleecing", name: "readers_see_the_moment_whatever_guests_do", seeds: 300 };
+const RECALL: Test = Test { binary: "recall", name: "a_backup_ends_and_guests_that_save_go_on", seeds: 1 };
+
 const fn limit(name: &'static str) -> Test {
     Test { binary: "shared_limiter", name, seeds: 20 }
 }
@@ -80,11 +82,20 @@ pub(super) const JOBS: &[Mutant] = &[
     Mutant {
         name: "a moment is read without the lock",
         edits: &[Edit {
-            file: "crates/headwater-block/src/copy_before_write.rs",
+            file: "crates/headwater-block/src/copy_before_write/reading.rs",
             from: "range.clone(), Mode::Shared).await;\n        let top = self.source.top();",
             to: "if MUTANT { 0..0 } else { range.clone() }, Mode::Shared).await;\n        let top = self.source.top();",
         }],
         tests: &[FLEECING],
+    },
+    Mutant {
+        name: "a backup: a cancel fails the guests that are saving",
+        edits: &[Edit {
+            file: "crates/headwater-block/src/copy_before_write.rs",
+            from: "            _ if self.is_over() => Ok(()),",
+            to: "            _ if !MUTANT && self.is_over() => Ok(()),",
+        }],
+        tests: &[RECALL],
     },
     Mutant {
         name: "jobs that end together: one that fails leaves the others alone",

@@ -18,6 +18,7 @@ pub(super) const BINARIES: &[(&str, &str)] = &[
     ("headwater-job", "backup"),
     ("headwater-job", "backup_windows"),
     ("headwater-job", "group"),
+    ("headwater-job", "recall"),
     ("headwater-block", "fleecing"),
     ("headwater-block", "shared_limiter"),
     ("headwater-job", "shared_limit"),

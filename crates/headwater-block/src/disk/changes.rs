@@ -4,9 +4,9 @@ use super::Disk;
 use crate::copy_before_write::PointInTime;
 use crate::dirty_map::DirtyMap;
 use crate::error::{Error, ErrorKind, Result};
-use crate::follow::{Changed, Follower};
+use crate::follow::{Changed, Follower, Following};
 use crate::node::Node;
-use std::cell::Cell;
+use crate::recall;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 
@@ -21,17 +21,15 @@ impl Disk {
         map
     }
 
-    /// As [`Disk::track_changes`], for a job that copies to `target` what lies above the node `above`, or everything. While `through` is set, which
-    /// may happen at any time but not be taken back, changes are carried out on the target as well.
+    /// As [`Disk::track_changes`], for a job that copies to `target`, as `how` says.
     pub async fn follow(
         self: &Rc<Self>,
         target: &Rc<Disk>,
         granularity: u64,
-        above: Option<Rc<dyn Node>>,
-        through: Rc<Cell<bool>>,
+        how: Following,
     ) -> Rc<Follower> {
         let map = self.track_changes(granularity).await;
-        let follower = Rc::new(Follower::new(self, target, above, map, through));
+        let follower = Rc::new(Follower::new(self, target, map, how));
         let mut followers = self.followers.borrow_mut();
         followers.retain(|follower| follower.strong_count() > 0);
         followers.push(Rc::downgrade(&follower));
@@ -77,8 +75,8 @@ impl Disk {
         self.points.borrow_mut().retain(|point| point.strong_count() > 0);
         let points: Vec<_> = self.points.borrow().iter().filter_map(Weak::upgrade).collect();
         for point in points {
-            // Apart, because its state is many times that of the change.
-            Box::pin(point.before_change(range)).await?;
+            // Apart, because its state is many times that of the change. Whoever recalls the change, the moment isn't his.
+            Box::pin(recall::shielded(point.before_change(range))).await?;
         }
         Ok(())
     }

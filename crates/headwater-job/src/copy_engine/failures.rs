@@ -54,7 +54,8 @@ impl Run<'_> {
     pub(super) fn failed(&mut self, failed: Failed, at: At) -> Option<Error> {
         // While everything is being given up, an error changes nothing: that part is tried again, or the job ends anyway. Nor does one more
         // while the source is out of reach.
-        if self.abort.is_aborted() || self.trouble.is_some() && failed.error.kind().may_pass() {
+        let recalled = self.engine.control.is_recalled(&failed.error);
+        if self.abort.is_aborted() || recalled || self.trouble.is_some() && failed.error.kind().may_pass() {
             self.keep(at, false);
             return None;
         }

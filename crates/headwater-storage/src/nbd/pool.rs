@@ -62,6 +62,8 @@ pub(super) struct Pool {
     /// The export is another one now: nothing may be read from it any more.
     changed: RefCell<Option<Error>>,
     closed: Cell<bool>,
+    /// Nobody waits for a connection any more.
+    impatient: Cell<bool>,
     /// How many connections have broken so far.
     losses: Cell<u64>,
     /// The server is so far away that connections are opened all at once.
@@ -143,6 +145,7 @@ impl Pool {
             last_error: RefCell::default(),
             changed: RefCell::default(),
             closed: Cell::new(false),
+            impatient: Cell::new(false),
             losses: Cell::new(0),
             far,
             outage: Cell::new(None),
@@ -201,6 +204,9 @@ impl Pool {
                 }
                 return Ok(best);
             }
+            if self.impatient.get() {
+                return Err(self.give_up());
+            }
             if let (Some((slot, _)), false) = (vacant, connecting) {
                 self.start_connecting(slot);
             }
@@ -213,13 +219,24 @@ impl Pool {
             }
             let (sender, receiver) = oneshot::channel();
             self.waiting.borrow_mut().push(sender);
-            // A sender that is gone means that the pool is closed; the next round says so.
+            // A sender that is gone means that the pool is closed, or that nobody waits any more; the next round says so.
             if outage.attempts > 0 {
                 let _ = tokio::time::timeout_at(end, receiver).await;
             } else {
                 let _ = receiver.await;
             }
         }
+    }
+
+    /// Requests that wait for a connection fail, and later ones don't wait. What is connected is used as ever.
+    pub(super) fn stop_waiting(&self) {
+        self.impatient.set(true);
+        self.waiting.take();
+    }
+
+    /// True once nobody waits any more.
+    pub(super) fn is_impatient(&self) -> bool {
+        self.impatient.get()
     }
 
     /// Opens all further connections in the background, if the server is far away: one after the other would take its round trips as often.
@@ -255,12 +272,12 @@ impl Pool {
     }
 
     fn give_up(&self) -> Error {
-        let seconds = self.options.retry.as_secs_f32();
         let why = self.last_error.borrow().as_ref().map_or("no attempt ended".to_owned(), Error::to_string);
-        let message = format!(
-            "{}: the connection was lost and could not be made again within {seconds} s: {why}",
-            self.name
-        );
+        let in_vain = match self.impatient.get() {
+            true => "isn't waited for any more".to_owned(),
+            false => format!("could not be made again within {} s", self.options.retry.as_secs_f32()),
+        };
+        let message = format!("{}: the connection was lost and {in_vain}: {why}", self.name);
         Error::new(ErrorKind::Unavailable, message)
     }
 

@@ -7,7 +7,7 @@
 use super::connection::{Answer, Connection, Reply};
 use super::{Attempts, NbdNode, misplaced, settle};
 use futures_util::future::join_all;
-use headwater_block::{Buffer, Error, ErrorKind, Result, WriteFlags, ZeroFlags};
+use headwater_block::{Buffer, Error, ErrorKind, Result, WriteFlags, ZeroFlags, recall};
 use headwater_nbd::{Command, CommandFlags, TransmissionFlags};
 use std::cell::Cell;
 use tokio::sync::oneshot;
@@ -25,6 +25,8 @@ pub(super) struct Durability {
     changes: Cell<u64>,
     /// How many connections had been lost when the first change that isn't flushed was sent.
     unflushed: Cell<Option<u64>>,
+    /// Some of those that aren't flushed can't be recalled. The others are a job's, which flushes them itself if it ends well, and are no use otherwise.
+    missed: Cell<bool>,
     /// Changes were lost, or may have been.
     lost: Cell<bool>,
 }
@@ -108,6 +110,9 @@ impl NbdNode {
             return Err(self.changes_lost());
         }
         let Some(losses) = durability.unflushed.get() else { return Ok(()) };
+        if !durability.missed.get() && !recall::is_recallable() {
+            return Ok(());
+        }
         if !self.offers(TransmissionFlags::SEND_FLUSH) {
             let message = format!(
                 "{}: the server offers no flush, so nobody knows when data are durable; use another server",
@@ -119,7 +124,7 @@ impl NbdNode {
         let what = format_args!("flush of {}", self.name);
         let mut attempts = Attempts::new(self.retry);
         loop {
-            let connection = self.pool.acquire().await?;
+            let connection = recall::wait(self.pool.acquire()).await??;
             let all_there = || self.repeat_changes || self.pool.losses() == losses;
             let reply = if all_there() {
                 Some(settle(connection.plain(Command::Flush, CommandFlags::NONE, 0, 0)).await)
@@ -132,13 +137,14 @@ impl NbdNode {
             }
             match reply {
                 Some(Ok(Answer::Done)) => break,
-                Some(Err(failure)) if self.repeat_changes && attempts.again(&failure).await => {}
+                Some(Err(failure)) if self.repeat_changes && self.again(&mut attempts, &failure).await? => {}
                 Some(Err(failure)) => return Err(failure.error.context(what)),
                 _ => return Err(misplaced().context(what)),
             }
         }
         if durability.changes.get() == covered {
             durability.unflushed.set(None);
+            durability.missed.set(false);
         }
         Ok(())
     }
@@ -210,7 +216,7 @@ impl NbdNode {
     ) -> Result<()> {
         let mut attempts = Attempts::new(self.retry);
         loop {
-            let connection = self.pool.acquire().await?;
+            let connection = recall::wait(self.pool.acquire()).await??;
             let losses = self.pool.losses();
             match settle(send(&connection)).await {
                 Ok(Answer::Done) => {
@@ -218,11 +224,12 @@ impl NbdNode {
                         let durability = &self.durability;
                         durability.changes.set(durability.changes.get() + 1);
                         durability.unflushed.set(Some(durability.unflushed.get().unwrap_or(losses)));
+                        durability.missed.set(durability.missed.get() || !recall::is_recallable());
                     }
                     return Ok(());
                 }
                 Ok(_) => return Err(self.refused(misplaced(), what, offset, len)),
-                Err(failure) if self.repeat_changes && attempts.again(&failure).await => {}
+                Err(failure) if self.repeat_changes && self.again(&mut attempts, &failure).await? => {}
                 Err(failure) => return Err(self.refused(failure.error, what, offset, len)),
             }
         }

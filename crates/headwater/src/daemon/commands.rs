@@ -8,9 +8,9 @@ use super::chardev::Chardevs;
 use super::events::Events;
 use super::exports::Exports;
 use super::failure::{Refusal, generic, of_error};
-use super::graph::Graph;
 use super::graph::open::{Options, Read};
 use super::graph::rights::{Doing, Rights};
+use super::graph::Graph;
 use super::internal_snapshot;
 use super::jobs::durable::Durable;
 use super::jobs::{self, Jobs, refused};
@@ -45,6 +45,9 @@ impl Turn {
 
 /// How long a monitor may take to read the last that it is sent.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// Storage that is out of reach when the daemon is told to end is waited for this long, whatever its `reconnect-delay`: a server that is being restarted is back by then.
+const COMES_BACK_WITHIN: Duration = Duration::from_secs(2);
 
 /// A job that isn't in the middle of something has obeyed before it is answered, if it obeys as quickly as this.
 const OBEYS_WITHIN: Duration = Duration::from_millis(200);
@@ -182,6 +185,11 @@ impl Commands {
 
     /// Ends jobs, and then exports.
     async fn wind_up(self: &Rc<Self>) {
+        let graph = self.graph.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(COMES_BACK_WITHIN).await;
+            graph.stop_waiting();
+        });
         self.jobs.cancel_all().await;
         self.exports.close().await;
         self.boot_traces.end_all().await;

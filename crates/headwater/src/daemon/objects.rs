@@ -7,7 +7,7 @@ use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Options, Read};
 use super::qom;
 use headwater_block::filter::throttle::{Directions, Limit, ThrottleGroup, ThrottleLimits};
-use headwater_block::{Clock, Patience, TokioClock};
+use headwater_block::{Abort, Clock, Patience, TokioClock};
 use headwater_image::open_gate::Trust;
 use headwater_qmp::option::check_identifier;
 use headwater_qmp::schema::{self, Source};
@@ -45,6 +45,7 @@ pub(super) struct Objects {
     objects: RefCell<Vec<Object>>,
     trust: RefCell<Trust>,
     patience: Cell<Patience>,
+    ending: Rc<Abort>,
 }
 
 impl Objects {
@@ -64,6 +65,11 @@ impl Objects {
 
     pub(super) fn set_patience(&self, patience: Patience) {
         self.patience.set(patience);
+    }
+
+    /// Thrown when the daemon ends, and what is out of reach isn't waited for any more.
+    pub(super) fn ending(&self) -> &Rc<Abort> {
+        &self.ending
     }
 
     /// Makes an object.

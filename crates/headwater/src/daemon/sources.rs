@@ -47,7 +47,8 @@ pub(super) async fn open_nbd(objects: &Objects, settings: &mut Settings) -> Resu
         ..NbdOptions::default()
     };
     let filename = if export.is_empty() { shown } else { with_export(&shown, export) };
-    let node = NbdNode::open(server, export, nbd).await.map_err(|err| match (err.os_code(), err.kind()) {
+    let opened = objects.ending().guard(NbdNode::open(server, export, nbd)).await;
+    let node = opened.and_then(|opened| opened).map_err(|err| match (err.os_code(), err.kind()) {
         (Some(code), _) => {
             generic(format!("Failed to connect to '{}': {}", plain(address), errno_text(code)))
         }

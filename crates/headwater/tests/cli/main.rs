@@ -15,6 +15,7 @@ mod job_limit;
 mod kills;
 mod malformed;
 mod mirrors;
+mod outages;
 mod room;
 mod sandbox;
 mod shared;

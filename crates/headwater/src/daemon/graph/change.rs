@@ -150,6 +150,14 @@ impl Graph {
         let _ = self.settle_rights().await;
     }
 
+    /// Storage that is out of reach isn't waited for any more, by whomever: the program ends.
+    pub(in crate::daemon) fn stop_waiting(&self) {
+        self.objects.ending().abort();
+        for node in self.nodes() {
+            node.top().stop_waiting();
+        }
+    }
+
     /// Writes back what all nodes hold in memory: the end of the program.
     pub(in crate::daemon) async fn close_all(&self) {
         for node in self.nodes() {

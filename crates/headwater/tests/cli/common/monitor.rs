@@ -49,11 +49,16 @@ impl Monitor {
         Ok(serde_json::from_str(&line)?)
     }
 
-    /// Sends a command and gives its answer, whichever it is.
-    pub(crate) fn ask(&mut self, command: &str, arguments: &Value) -> std::io::Result<Value> {
+    /// Sends a command, whose answer nobody waits for.
+    pub(crate) fn send(&mut self, command: &str, arguments: &Value) -> std::io::Result<()> {
         // In one piece: after the last brace of `quit` nobody may be there to take more.
         let message = format!("{}\n", json!({"execute": command, "arguments": arguments}));
-        self.stream.get_mut().write_all(message.as_bytes())?;
+        self.stream.get_mut().write_all(message.as_bytes())
+    }
+
+    /// Sends a command and gives its answer, whichever it is.
+    pub(crate) fn ask(&mut self, command: &str, arguments: &Value) -> std::io::Result<Value> {
+        self.send(command, arguments)?;
         loop {
             let answer = self.receive()?;
             if answer.get("event").is_none() {
