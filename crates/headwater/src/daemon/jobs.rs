@@ -24,6 +24,7 @@ use self::hold::Hold;
 use super::commands::Turn;
 use super::events::Events;
 use super::failure::{Refusal, brief, generic, no_device};
+use super::graph::Graph;
 use super::graph::open::{Options, Read};
 use crate::cli::reach::parse_patience;
 use crate::durable::kept::Kept;
@@ -88,6 +89,20 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// A job that does `work` as a whole, holds nothing in the graph, and stays until it is dismissed.
+    fn task(
+        graph: &Rc<Graph>,
+        kind: &'static str,
+        id: String,
+        work: impl Future<Output = headwater_block::Result<()>> + 'static,
+    ) -> Self {
+        let hold = Hold::new(graph, kind, &id);
+        let (handle, work) = headwater_job::task(work, true);
+        let (speed, on_error) = (0, OnError::Report);
+        let args = JobArgs { id, speed, on_error, auto_finalize: true, auto_dismiss: false, kept: None };
+        Self { kind, args, len: 1, follows: false, hold, handle, work: Box::pin(work), write_through: None }
+    }
+
     /// Gives up a job that hasn't started, because something else of its transaction failed.
     pub(super) async fn undo(self, jobs: &Jobs) {
         let Plan { args, hold, work, .. } = self;

@@ -1,12 +1,11 @@
 //! `x-blockdev-amend`: changes an image in use, as a job. What QEMU's can change is how an image is encrypted, and none is here; so the job of an image that
 //! is as it should be has nothing to do, and every other one fails.
 
-use super::{Hold, JobArgs, Jobs, Plan};
+use super::{Jobs, Plan};
 use crate::daemon::failure::{Refusal, generic};
 use crate::daemon::graph::Graph;
 use crate::daemon::graph::open::{Options, Read};
 use headwater_block::{Error, ErrorKind};
-use headwater_job::OnError;
 use std::rc::Rc;
 
 /// Starts the job as the arguments of `x-blockdev-amend` say.
@@ -29,7 +28,6 @@ pub(in crate::daemon) async fn start(
         return Err(generic("Driver does not support x-blockdev-amend"));
     }
     let id = jobs.check_id(args.text("job-id"))?.to_owned();
-    let hold = Hold::new(graph, "amend", &id);
     let encrypts = options.contains_key("encrypt");
     let work = async move {
         if encrypts {
@@ -37,24 +35,6 @@ pub(in crate::daemon) async fn start(
         }
         Ok(())
     };
-    let (handle, work) = headwater_job::task(work, true);
-    jobs.start(Plan {
-        kind: "amend",
-        args: JobArgs {
-            id,
-            speed: 0,
-            on_error: OnError::Report,
-            auto_finalize: true,
-            auto_dismiss: false,
-            kept: None,
-        },
-        len: 1,
-        follows: false,
-        hold,
-        handle,
-        work: Box::pin(work),
-        write_through: None,
-    })
-    .await;
+    jobs.start(Plan::task(graph, "amend", id, work)).await;
     Ok(())
 }

@@ -2,13 +2,12 @@
 
 mod qcow2;
 
-use super::{Hold, JobArgs, Jobs, Plan};
+use super::{Jobs, Plan};
 use crate::daemon::failure::{Refusal, cannot_open, generic, of_error};
 use crate::daemon::graph::Graph;
 use crate::daemon::graph::open::{Options, Read};
 use headwater_block::{Error, ErrorKind, Node};
 use headwater_image::qcow2::create::{self, Preallocation};
-use headwater_job::OnError;
 use headwater_storage::file::{Cache, FileNode, FileOptions};
 use std::rc::Rc;
 
@@ -27,15 +26,6 @@ pub(in crate::daemon) async fn start(
     if !matches!(driver.as_str(), "file" | "qcow2") {
         return Err(generic("Driver does not support blockdev-create"));
     }
-    let job = JobArgs {
-        id: id.clone(),
-        speed: 0,
-        on_error: OnError::Report,
-        auto_finalize: true,
-        auto_dismiss: false,
-        kept: None,
-    };
-    let hold = Hold::new(graph, "create", &id);
     let work = {
         let graph = graph.clone();
         async move {
@@ -47,18 +37,7 @@ pub(in crate::daemon) async fn start(
             made.map_err(|refusal| Error::new(ErrorKind::Io, refusal.desc))
         }
     };
-    let (handle, work) = headwater_job::task(work, true);
-    jobs.start(Plan {
-        kind: "create",
-        args: job,
-        len: 1,
-        follows: false,
-        hold,
-        handle,
-        work: Box::pin(work),
-        write_through: None,
-    })
-    .await;
+    jobs.start(Plan::task(graph, "create", id, work)).await;
     Ok(())
 }
 
