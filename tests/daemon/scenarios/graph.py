@@ -257,3 +257,62 @@ def named_filters(case):
     let_go(qmp)
     qmp.run("quit")
     chain.reads_as_before()
+
+
+@scenario
+def users_of_a_backups_target(case):
+    """Who may read what a backup copies to, goes on doing so, but nobody gives it another size."""
+    case.transcript.mask("offset", "len")
+    qmp = case.daemon().qmp
+    for name in ("disk", "target"):
+        path = case.images.raw(f"{name}.raw", "4M", fill=1)
+        qmp.run("blockdev-add", driver="raw", node_name=name, file={"driver": "file", "filename": path})
+    address = export(case, qmp, "target", writable=False)
+    qmp.run("blockdev-backup", job_id="job", device="disk", target="target", sync="full", speed=SLOW)
+    idle(qmp)
+    nbd.io(address, "read -P 1 0 64k", read_only=True)
+    qmp.run("block-export-add", type="nbd", id="other", node_name="target", name="other")
+    qmp.refuse("block_resize", node_name="target", size=8 << 20)
+    qmp.refuse("blockdev-backup", job_id="other", device="disk", target="target", sync="full")
+    path = case.images.raw("third.raw", "4M")
+    qmp.run("blockdev-add", driver="raw", node_name="third", file={"driver": "file", "filename": path})
+    qmp.refuse("blockdev-backup", job_id="other", device="target", target="third", sync="full")
+    let_go(qmp)
+    nbd.io(address, "read -P 1 0 4M", read_only=True)
+
+
+@scenario
+def writer_of_a_backups_target(case):
+    """A disk that a client may write as the target of a backup: the reference overwrites it."""
+    case.transcript.mask("offset", "len")
+    qmp = case.daemon().qmp
+    for name, byte in (("disk", 1), ("target", 2)):
+        path = case.images.raw(f"{name}.raw", "4M", fill=byte)
+        qmp.run("blockdev-add", driver="raw", node_name=name, file={"driver": "file", "filename": path})
+    address = export(case, qmp, "target")
+    if qmp.attempt("blockdev-backup", job_id="job", device="disk", target="target", sync="full"):
+        finish(qmp)
+    else:
+        nbd.io(address, "read -P 2 0 4M")
+
+
+@scenario
+def users_of_a_mirrors_target(case):
+    """Nobody reads what a mirror copies to before it is ended."""
+    case.transcript.mask("offset", "len")
+    qmp = case.daemon().qmp
+    for name in ("disk", "target"):
+        path = case.images.raw(f"{name}.raw", "4M", fill=1)
+        qmp.run("blockdev-add", driver="raw", node_name=name, file={"driver": "file", "filename": path})
+    export(case, qmp, "target", writable=False)
+    qmp.refuse("blockdev-mirror", job_id="job", device="disk", target="target", sync="full")
+    qmp.run("block-export-del", id="export-target")
+    qmp.wait("BLOCK_EXPORT_DELETED")
+    qmp.run("blockdev-mirror", job_id="job", device="disk", target="target", sync="full", speed=SLOW)
+    idle(qmp)
+    for writable in (False, True):
+        qmp.refuse("block-export-add", type="nbd", id="other", node_name="target", writable=writable)
+    qmp.run("block-job-cancel", device="job", force=True)
+    qmp.wait("BLOCK_JOB_CANCELLED")
+    address = export(case, qmp, "target", start=False)
+    nbd.io(address, "read 0 4M")

@@ -10,7 +10,7 @@ use super::exports::Exports;
 use super::failure::{Refusal, generic, of_error};
 use super::graph::open::{Options, Read};
 use super::graph::rights::{Doing, Rights};
-use super::graph::Graph;
+use super::graph::{Graph, Role};
 use super::internal_snapshot;
 use super::jobs::durable::Durable;
 use super::jobs::{self, Jobs, refused};
@@ -448,7 +448,10 @@ impl Commands {
         }
         let rights = Rights { does: Doing::RESIZE, bears: Doing::ALL };
         let root = self.graph.attach(&node, ("an unnamed block device", "root"), rights, false).await;
+        let mut layers = std::iter::successors(Some(node.clone()), |filter| filter.child(Role::Filtered));
+        let read_only = layers.any(|layer| layer.is_read_only());
         let resized = match &root {
+            Ok(_) if read_only => Err(generic("Image is read-only")),
             Ok(_) => node.skip_filters().disk.resize(size).await.map_err(|err| of_error(&err)),
             Err(refusal) => Err(refusal.clone()),
         };

@@ -127,6 +127,8 @@ pub(super) enum Part {
     Works,
     /// It only reads it: others may do the same.
     Reads,
+    /// It copies what the node held at one moment: other backups may do the same.
+    BacksUp,
     /// At its end the node stands on another.
     Relinks,
 }
@@ -216,12 +218,12 @@ impl GraphNode {
         }
     }
 
-    /// As [`GraphNode::check_idle`], but jobs of this kind may share the node.
+    /// As [`GraphNode::check_idle`], but other backups may copy the node, too.
     ///
     /// # Errors
     /// See there.
-    pub(super) fn check_idle_but_for(&self, kind: &str) -> Result<(), Refusal> {
-        match self.busy.borrow().iter().find(|busy| busy.why != used_by(kind)) {
+    pub(super) fn check_may_be_backed_up(&self) -> Result<(), Refusal> {
+        match self.busy.borrow().iter().find(|busy| busy.part != Part::BacksUp) {
             Some(busy) => Err(generic(format!("Node '{}' is busy: {}", self.name, busy.why))),
             None => Ok(()),
         }

@@ -37,8 +37,8 @@ pub(in crate::daemon) async fn plan(
 ) -> Result<Plan, Refusal> {
     let source = graph.any(args.text("device").unwrap_or_default())?;
     let target = graph.any(args.text("target").unwrap_or_default())?;
-    // Others may read the target meanwhile.
-    plan_between(graph, jobs, args, source, (target, Doing::READ), group).await
+    // Others may read the target meanwhile, but whoever writes to it would have his disk overwritten.
+    plan_between(graph, jobs, args, source, (target, Doing::READ.and(Doing::REARRANGE)), group).await
 }
 
 /// As [`plan`], for a target of which the job bears `bears` that others do.
@@ -58,7 +58,7 @@ pub(super) async fn plan_between(
     if Rc::ptr_eq(&source.skip_filters(), &target.skip_filters()) {
         return Err(generic("Source and target cannot be the same"));
     }
-    source.check_idle_but_for("backup")?;
+    source.check_may_be_backed_up()?;
     target.check_idle()?;
     let compressed = args.flag("compress").unwrap_or(false);
     if compressed && target.top().compressed_unit().is_none() {
@@ -90,7 +90,8 @@ pub(super) async fn plan_between(
         hold.attach(&source, "file", Doing::READ, shares).await?;
         hold.attach(&target, "target", Doing::READ.and(Doing::WRITE), bears).await?;
         hold.freeze_beside_others(std::slice::from_ref(&source));
-        hold.occupy(&[source.clone(), target.clone()]);
+        hold.occupy_to_back_up(&source);
+        hold.occupy(std::slice::from_ref(&target));
         Ok(())
     }
     .await;

@@ -41,7 +41,7 @@ pub(in crate::daemon) async fn plan_backup(
     group: Option<&Rc<Group>>,
 ) -> Result<Plan, Refusal> {
     let source = graph.any(args.text("device").unwrap_or_default())?;
-    source.check_idle_but_for("backup")?;
+    source.check_may_be_backed_up()?;
     // Before a file that is there is made empty.
     backup::check_supported(args)?;
     let is_made = args.text("mode") != Some("existing");

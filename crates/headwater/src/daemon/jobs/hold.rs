@@ -83,6 +83,11 @@ impl Hold {
         nodes.iter().for_each(|node| self.make_busy(node, Part::Reads));
     }
 
+    /// Keeps all but other backups away from `node`.
+    pub(super) fn occupy_to_back_up(&mut self, node: &Rc<GraphNode>) {
+        self.make_busy(node, Part::BacksUp);
+    }
+
     /// Keeps others away from `node`, which will stand on another at the job's end.
     pub(super) fn occupy_for_relinking(&mut self, node: &Rc<GraphNode>) {
         self.make_busy(node, Part::Relinks);

@@ -80,8 +80,8 @@ pub(super) async fn begin(
         speed(args)?;
         let shares = Doing::READ.and(Doing::WRITE).and(Doing::REARRANGE);
         hold.attach(&source, "source", Doing::READ, shares).await?;
-        let bears = if on_the_source { Doing::NOTHING } else { Doing::READ.and(Doing::REARRANGE) };
-        // What it holds so far doesn't matter.
+        // What it holds so far is no use to anybody, and needn't stay.
+        let bears = if on_the_source { Doing::NOTHING } else { Doing::REARRANGE };
         hold.attach(&target, "target", Doing::WRITE, bears).await?;
         hold.freeze(std::slice::from_ref(&source))?;
         hold.occupy(&[source.clone(), target.clone()]);
