@@ -102,6 +102,8 @@ pub struct PointInTime {
     /// What this node and those below it hold isn't copied.
     above: Option<Rc<dyn Node>>,
     pending: DirtyMap,
+    /// What nobody reads any more.
+    forgotten: DirtyMap,
     policy: Cell<Policy>,
     /// Thrown when guests need not save anything any more. If it is a job's, what still waits for the target is recalled.
     over: Rc<Abort>,
@@ -126,11 +128,13 @@ impl PointInTime {
         let unit = u64::from(target.limits().allocation_unit);
         let pending = DirtyMap::new(source.size(), granularity.max(unit));
         pending.mark(0..source.size());
+        let forgotten = DirtyMap::new(source.size(), pending.granularity());
         Rc::new(Self {
             source: source.clone(),
             target: target.clone(),
             above,
             pending,
+            forgotten,
             policy: Cell::default(),
             over: Abort::new(),
             of_job: Cell::new(false),

@@ -3,7 +3,7 @@
 use headwater_block::copy_before_write::{OnUnsaved, Policy};
 use headwater_block::filter::{CopyBeforeWriteNode, SnapshotAccessNode};
 use headwater_block::{
-    Buffer, Clock, Disk, DiskOptions, Edge, ErrorKind, ExtentKind, PointInTime, WriteFlags, ZeroFlags,
+    Abort, Buffer, Clock, Disk, DiskOptions, Edge, ErrorKind, ExtentKind, PointInTime, WriteFlags, ZeroFlags,
 };
 use headwater_sim::{Fault, Fill, Op, Pages, Rng, Sim, SimFile, SimOverlay, for_seeds};
 use std::rc::Rc;
@@ -196,5 +196,48 @@ fn the_end_waits_for_a_write_that_was_waited_for_no_longer() {
             .write(0, Buffer::copy_of(&vec![1; 512]), WriteFlags::default())
             .await
             .expect("it is as good as before");
+    });
+}
+
+// race-test: point-in-time-forgets
+#[test]
+fn what_is_forgotten_is_neither_saved_nor_read_any_more() {
+    for_seeds(50, |seed| {
+        let sim = Sim::new(seed);
+        let inner = sim.clone();
+        sim.run(async move {
+            let world = Rc::new(world(&inner).await);
+            // The first granule is in the target, the second isn't.
+            world.filter.write(0, Buffer::copy_of(&[77; 512]), WriteFlags::default()).await.unwrap();
+            world.file.stall(&[Op::Read]);
+            let reader = world.clone();
+            let reads = inner.spawn("reader", async move { reads_as_then(&reader, 0..2048).await });
+            world.file.holds(1).await;
+            let point = world.point.clone();
+            let forget =
+                inner.spawn("forget", async move { point.forget(0..4096 + 100, &Abort::new()).await });
+            inner.sleep(Duration::from_millis(500)).await;
+            assert!(!forget.is_over(), "somebody is reading it");
+            world.file.release();
+            reads.await;
+            forget.await.unwrap();
+            assert_eq!(world.point.pending(), SIZE - 4096);
+
+            let saved = world.file.started(Op::Write);
+            world.filter.write(2048, Buffer::copy_of(&[78; 2048]), WriteFlags::default()).await.unwrap();
+            assert_eq!(world.file.started(Op::Write), saved, "nobody needs what was there");
+            for at in [0, 2048, 4095] {
+                assert_eq!(world.shown.read(at, 1).await.unwrap_err().kind(), ErrorKind::NotAllowed);
+            }
+            assert!(world.shown.read(0, SIZE).await.is_err());
+            world.filter.discard(0, SIZE).await.unwrap();
+            reads_as_then(&world, 4096..SIZE).await;
+            // Less than a granule is kept, and the rest of the disk is whole granules.
+            world.point.forget(5000..6000, &Abort::new()).await.unwrap();
+            reads_as_then(&world, 4096..SIZE).await;
+            world.point.forget(SIZE - 2048..SIZE, &Abort::new()).await.unwrap();
+            reads_as_then(&world, 4096..SIZE - 2048).await;
+            assert!(world.shown.read(SIZE - 1, 1).await.is_err());
+        });
     });
 }

@@ -32,7 +32,7 @@ use std::pin::pin;
 use std::rc::Rc;
 
 /// How a backup job works.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct BackupOptions {
     /// Nothing is copied but what guests are about to change; the job ends only by a cancel.
     pub only_changes: bool,
@@ -48,6 +48,8 @@ pub struct BackupOptions {
     pub wait_for_dismiss: bool,
     /// The jobs that it ends with: all of them well, or none.
     pub group: Option<Rc<Group>>,
+    /// The disk that is copied shows this moment of another one, and what of it has been copied is forgotten there ([`PointInTime::forget`]).
+    pub forgets: Option<Rc<PointInTime>>,
     /// How many bytes one copy takes at most.
     pub most: Option<u64>,
     /// How much may be in flight, instead of what fits the layers.
@@ -91,7 +93,9 @@ async fn work(point: &Rc<PointInTime>, options: BackupOptions, control: &Rc<Cont
         }
     };
     let bounds = options.most.map_or(bounds, |most| bounds.with_copies_up_to(most));
-    let mut engine = Engine::new(Rc::new(Rest(point.clone())), control, bounds);
+    let given_up = control.given_up().clone();
+    let rest = Rest { point: point.clone(), forgets: options.forgets, given_up };
+    let mut engine = Engine::new(Rc::new(rest), control, bounds);
     if let Pass { failed: Some(error), .. } = engine.pass().await? {
         return Err(Stopped::Failed(error));
     }
@@ -124,27 +128,31 @@ async fn keep(point: &PointInTime, control: &Control) {
 }
 
 /// What guests have not saved yet.
-struct Rest(Rc<PointInTime>);
+struct Rest {
+    point: Rc<PointInTime>,
+    forgets: Option<Rc<PointInTime>>,
+    given_up: Rc<Abort>,
+}
 
 impl Copier for Rest {
     fn clock(&self) -> &Rc<dyn Clock> {
-        self.0.target().clock()
+        self.point.target().clock()
     }
 
     fn size(&self) -> u64 {
-        self.0.source().size()
+        self.point.source().size()
     }
 
     fn unit(&self) -> u64 {
-        self.0.granularity()
+        self.point.granularity()
     }
 
     fn guests(&self) -> Option<&Rc<GuestLatency>> {
-        Some(self.0.source().guest_latency())
+        Some(self.point.source().guest_latency())
     }
 
     fn take(&self, from: u64) -> Option<Range<u64>> {
-        self.0.next_pending(from)
+        self.point.next_pending(from)
     }
 
     fn untaken(&self) -> u64 {
@@ -152,7 +160,7 @@ impl Copier for Rest {
     }
 
     fn look(self: Rc<Self>, range: Range<u64>) -> LocalFuture<'static, Result<Option<Missing>>> {
-        Box::pin(async move { self.0.look(range).await })
+        Box::pin(async move { self.point.look(range).await })
     }
 
     fn needs(&self, _run: &Missing) -> bool {
@@ -160,11 +168,22 @@ impl Copier for Rest {
     }
 
     fn copy(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<Copied, Failed>> {
-        Box::pin(async move { self.0.copy(run.range, &abort).await })
+        Box::pin(async move {
+            let copied = self.point.copy(run.range.clone(), &abort).await?;
+            if let Some(moment) = &self.forgets {
+                let forget = moment.forget(run.range, &abort);
+                if let Err(error) = moment.target().recallable(&self.given_up, forget).await {
+                    tracing::debug!(%error, "what was copied is kept all the same");
+                }
+            }
+            Ok(copied)
+        })
     }
 
     fn probe(self: Rc<Self>, run: Missing, abort: Rc<Abort>) -> LocalFuture<'static, Result<()>> {
-        Box::pin(async move { abort.guard(self.0.source().read_beside_guests(run.range)).await?.map(drop) })
+        Box::pin(
+            async move { abort.guard(self.point.source().read_beside_guests(run.range)).await?.map(drop) },
+        )
     }
 
     fn source_back(self: Rc<Self>) -> LocalFuture<'static, ()> {

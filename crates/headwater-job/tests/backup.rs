@@ -5,6 +5,7 @@ mod common;
 
 use common::layers::Layers;
 use common::{SMALL, Shape, busy, commander, helper};
+use headwater_block::filter::SnapshotAccessNode;
 use headwater_block::{Buffer, Disk, DiskOptions, ErrorKind, Node, PointInTime};
 use headwater_job::{BackupOptions, OnError, OnErrors, Outcome, Status, SyncMode, backup};
 use headwater_sim::{Fault, Fill, Op, Pages, Rng, Sim, SimFile, SimOverlay, for_seeds};
@@ -211,4 +212,37 @@ fn a_backup_with_commands_and_faults_is_what_the_disk_was_or_fails() {
     let (tally, runs) = run(300, true, true);
     let ends = [tally.completed, tally.cancelled, tally.failed];
     assert!(runs < 100 || ends.iter().all(|n| *n > runs / 50), "not every end was seen: {tally:?}");
+}
+
+#[test]
+fn a_moment_that_is_copied_can_be_forgotten_on_the_way() {
+    const SIZE: u64 = 16 << 10;
+    for seed in 0..25 {
+        let sim = Sim::new(seed);
+        let inner = sim.clone();
+        sim.run(async move {
+            let layers = Rc::new(Layers::plain(&inner, &Shape::plain(SIZE)));
+            let disk = |name: &str| {
+                let file = SimFile::new(&inner, name, Pages::new(SIZE, 512));
+                (file.clone(), Disk::new(file, inner.clock(), DiskOptions::default()))
+            };
+            let (saved_file, saved) = disk("saved");
+            let (_, target) = disk("copy");
+            let moment = layers.disk.begin_point_in_time(&saved, 1024, None).await;
+            let shown =
+                Disk::new(SnapshotAccessNode::new(moment.clone()), inner.clock(), DiskOptions::default());
+            let then = shown.read(0, SIZE).await.unwrap();
+            let guests = inner.spawn("guests", busy(layers.guest.clone(), 60));
+            let point = shown.begin_point_in_time(&target, 1024, None).await;
+            let options = BackupOptions { forgets: Some(moment.clone()), ..BackupOptions::default() };
+            let (_job, work) = backup(point, options);
+            assert!(matches!(inner.spawn("job", work).await, Outcome::Completed));
+            guests.await;
+            assert!(target.read(0, SIZE).await.unwrap()[..] == then[..], "the copy is whole");
+            assert_eq!(moment.pending(), 0, "guests save nothing more");
+            assert!(shown.read(0, 1).await.is_err());
+            assert_eq!(saved_file.bytes(Op::Discard), SIZE, "its space was given back");
+            layers.check_all().await;
+        });
+    }
 }

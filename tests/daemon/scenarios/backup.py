@@ -168,7 +168,7 @@ def refusals(case):
 @scenario
 def unsupported(case):
     """What the reference takes, and whoever doesn't must say so and begin nothing."""
-    _chain, qmp = disk(case)
+    _chain, qmp = disk(case, discard="unmap")
     copy(case, qmp)
     if qmp.attempt("blockdev-backup", job_id="job", device="disk", target="copy", sync="full", discard_source=True):
         finish(qmp)

@@ -1,6 +1,6 @@
 """copy-before-write and snapshot-access: what a disk held is read while guests change it."""
 
-from drive import nbd, scenario
+from drive import check, nbd, scenario
 from drive.images import Failed, tool
 from drive.jobs import debug, export, finish
 
@@ -201,3 +201,49 @@ def arguments(case):
     qmp.run("blockdev-add", driver="snapshot-access", node_name="then", file="cbw")
     qmp.run("query-named-block-nodes", flat=True)
     qmp.refuse("block_resize", node_name="disk", size=8 << 20)
+
+
+@scenario
+def what_was_copied_is_given_back(case):
+    """A backup of what is shown that discards it on the way: the copy is whole, and nothing is kept twice."""
+    chain, qmp = disk(case)
+    path = case.images.qcow2("saved.qcow2")
+    qmp.run("blockdev-add", driver="qcow2", node_name="saved", discard="unmap", file={"driver": "file", "filename": path, "discard": "unmap"})
+    qmp.run("blockdev-add", driver="copy-before-write", node_name="cbw", file="disk", target="saved")
+    qmp.run("blockdev-add", driver="snapshot-access", node_name="then", file="cbw", discard="unmap")
+    now = export(case, qmp, "cbw")
+    nbd.io(now, *CHANGES)
+    copy(case, qmp, "copy")
+    qmp.run("blockdev-backup", job_id="job", device="then", target="copy", sync="full", discard_source=True)
+    finish(qmp)
+    # What is shown is there no more.
+    then = export(case, qmp, "then", start=False, writable=False)
+    nbd.io_fails(then, "read 0 64k", read_only=True)
+    nbd.io(now, "write -P 61 0 4M")
+    qmp.run("block-export-del", id="export-then")
+    qmp.wait("BLOCK_EXPORT_DELETED", id="export-then")
+    for name in ("then", "copy"):
+        qmp.run("blockdev-del", node_name=name)
+    case.images.same("copy.qcow2", chain.expected)
+    qmp.run("block-export-del", id="export-cbw")
+    qmp.wait("BLOCK_EXPORT_DELETED", id="export-cbw")
+    qmp.run("blockdev-del", node_name="cbw")
+    qmp.run("blockdev-del", node_name="saved")
+    qmp.run("quit")
+    case.images.check("saved.qcow2")
+    case.images.check("copy.qcow2")
+    held = sum(length for _start, length, *_rest, data in case.images.map("saved.qcow2") if data)
+    check(held == 0, f"{held} bytes are kept")
+
+
+@scenario
+def what_was_copied_is_kept(case):
+    """The same where the node ignores discards, which it does if nothing is said: everything can be read as before."""
+    chain, qmp, now, then = fleece(case)
+    nbd.io(now, *CHANGES)
+    copy(case, qmp, "copy")
+    qmp.run("blockdev-backup", job_id="job", device="then", target="copy", sync="full", discard_source=True)
+    finish(qmp)
+    same(then, chain.expected)
+    nbd.io(now, "write -P 61 0 4M")
+    same(then, chain.expected)

@@ -19,6 +19,8 @@ const GROUP_COMMIT: Test = Test {
 };
 const FLEECING: Test =
     Test { binary: "fleecing", name: "readers_see_the_moment_whatever_guests_do", seeds: 300 };
+const FORGOTTEN: Test =
+    Test { binary: "fleecing", name: "what_is_forgotten_is_neither_saved_nor_read_any_more", seeds: 20 };
 const RECALL: Test = Test { binary: "recall", name: "a_backup_ends_and_guests_that_save_go_on", seeds: 1 };
 
 const fn limit(name: &'static str) -> Test {
@@ -87,6 +89,15 @@ pub(super) const JOBS: &[Mutant] = &[
             to: "if MUTANT { 0..0 } else { range.clone() }, Mode::Shared).await;\n        let top = self.source.top();",
         }],
         tests: &[FLEECING],
+    },
+    Mutant {
+        name: "a moment: what somebody is reading is forgotten",
+        edits: &[Edit {
+            file: "crates/headwater-block/src/copy_before_write/reading.rs",
+            from: "acquire(Token::for_request(), whole.clone(), Mode::Exclusive);",
+            to: "acquire(Token::for_request(), if MUTANT { 0..0 } else { whole.clone() }, Mode::Exclusive);",
+        }],
+        tests: &[FORGOTTEN],
     },
     Mutant {
         name: "a backup: a cancel fails the guests that are saving",

@@ -2,8 +2,12 @@
 //!
 //! Saved granules are read from the target, pending ones from the source, under the range lock like every read. A change of pending bytes needs the lock for itself, before it
 //! saves them; so while a reader holds it, what is pending stays so, and is as it was.
+//!
+//! A reader who has got what he wanted may say so ([`PointInTime::forget`]): then guests needn't save it, and the target needn't keep it. Whoever reads it afterwards gets an
+//! error, never something else.
 
 use super::PointInTime;
+use crate::abort::Abort;
 use crate::buffer::BufferMut;
 use crate::chain;
 use crate::error::{Error, ErrorKind, Result};
@@ -57,6 +61,31 @@ impl PointInTime {
         Ok(Extent::new(range.start, found.end().min(end) - range.start, kind))
     }
 
+    /// Nobody reads `range` any more: whole granules of it are no longer saved, their space in the target is given back, and reading them fails. Must be driven to its end; gives up
+    /// with `Cancelled` when `abort` is thrown before anything was changed.
+    ///
+    /// # Errors
+    /// Those of the target, which then keeps what it needn't.
+    pub async fn forget(&self, range: Range<u64>, abort: &Abort) -> Result<()> {
+        let (granule, size) = (self.granularity(), self.source.size());
+        let end = if range.end >= size { size } else { range.end - range.end % granule };
+        let whole = range.start.next_multiple_of(granule)..end;
+        if whole.is_empty() {
+            return Ok(());
+        }
+        // Exclusively: nobody is reading there, or saving.
+        let lock = self.source.range_lock().acquire(Token::for_request(), whole.clone(), Mode::Exclusive);
+        let _guard = abort.guard(lock).await?;
+        if self.is_over() {
+            return Ok(());
+        }
+        // race-mark: point-in-time-forgets
+        self.forgotten.mark(whole.clone());
+        self.pending.clear(whole.clone());
+        self.changed();
+        self.target.discard(whole.start, whole.end - whole.start).await
+    }
+
     /// How far the start of a range is pending, or saved. The caller holds the lock over it.
     fn where_it_is(&self, range: Range<u64>) -> Result<(u64, bool)> {
         if let Some(error) = self.broken() {
@@ -70,6 +99,13 @@ impl PointInTime {
         if self.is_over() {
             let message = format!("{}: what it held at a moment is kept no more", self.source.name());
             return Err(Error::new(ErrorKind::Closed, message));
+        }
+        if self.forgotten.first(range.clone(), 1).is_some() {
+            let message = format!(
+                "{}: what it held at that moment in {range:?} is kept no more, because somebody has copied and discarded it",
+                self.source.name()
+            );
+            return Err(Error::new(ErrorKind::NotAllowed, message));
         }
         // race-mark: point-in-time-read
         Ok(match self.pending.first(range.clone(), range.end - range.start) {

@@ -8,6 +8,7 @@ use crate::daemon::fleecing;
 use crate::daemon::graph::open::{Options, Read};
 use crate::daemon::graph::rights::Doing;
 use crate::daemon::graph::{Graph, GraphNode, Role};
+use headwater_block::PointInTime;
 use headwater_block::copy_before_write::Policy;
 use headwater_job::{BackupOptions, Group};
 use serde_json::Value;
@@ -54,7 +55,8 @@ pub(super) async fn plan_between(
     group: Option<&Rc<Group>>,
 ) -> Result<Plan, Refusal> {
     let text = |key: &str| args.text(key).unwrap_or_default();
-    check_supported(args)?;
+    check_bitmap(args)?;
+    let forgets = forgets(args, &source)?;
     if Rc::ptr_eq(&source.skip_filters(), &target.skip_filters()) {
         return Err(generic("Source and target cannot be the same"));
     }
@@ -64,7 +66,11 @@ pub(super) async fn plan_between(
     if compressed && target.top().compressed_unit().is_none() {
         return Err(no_compression(&target.name));
     }
-    let perf = perf(args, &target)?;
+    let mut perf = perf(args, &target)?;
+    if let Some(moment) = &forgets {
+        // Only whole granules of it are given back.
+        perf.granule = perf.granule.max(moment.granularity());
+    }
     if source.disk.size() != target.disk.size() {
         return Err(generic("Source and target image have different sizes"));
     }
@@ -120,6 +126,7 @@ pub(super) async fn plan_between(
         wait_for_finalize: !job.auto_finalize,
         wait_for_dismiss: !job.auto_dismiss,
         group: group.cloned(),
+        forgets,
         most: perf.most,
         ..BackupOptions::default()
     };
@@ -143,18 +150,25 @@ fn is_overlay_of(over: &Rc<GraphNode>, under: &Rc<GraphNode>) -> bool {
     backing.is_some_and(|backing| Rc::ptr_eq(&backing.skip_filters(), &under.skip_filters()))
 }
 
-/// Refuses what no backup can do, into whatever target.
+/// The moment of which what was copied is to be given back, if `discard-source` says so.
 ///
 /// # Errors
-/// Bitmaps, and giving back what was copied.
-pub(super) fn check_supported(args: &Options) -> Result<(), Refusal> {
-    check_bitmap(args)?;
-    if args.flag("discard-source").unwrap_or(false) {
-        return Err(generic(
-            "Option 'discard-source' is not supported: guests still need what the source holds",
-        ));
+/// If the source shows none: then guests still need what it holds.
+pub(super) fn forgets(args: &Options, source: &Rc<GraphNode>) -> Result<Option<Rc<PointInTime>>, Refusal> {
+    let shown = source.skip_filters();
+    let ignores = |node: &GraphNode| node.disk.options().ignore_discards;
+    // Nodes ignore discards unless their options say otherwise.
+    if !args.flag("discard-source").unwrap_or(false) || ignores(source) || ignores(&shown) {
+        return Ok(None);
     }
-    Ok(())
+    let filter = (shown.driver == "snapshot-access").then(|| shown.child(Role::Moment)).flatten();
+    let moment = filter.and_then(|filter| filter.inside.borrow().point.clone());
+    moment.map(Some).ok_or_else(|| {
+        generic(format!(
+            "Option 'discard-source' is for the copy of a snapshot-access node: guests still need what '{}' holds",
+            source.name
+        ))
+    })
 }
 
 /// Why a target can't have compressed data.
@@ -163,7 +177,10 @@ pub(super) fn no_compression(target: &str) -> Refusal {
 }
 
 /// There are no dirty bitmaps, so none can be found.
-fn check_bitmap(args: &Options) -> Result<(), Refusal> {
+///
+/// # Errors
+/// If one is asked for.
+pub(super) fn check_bitmap(args: &Options) -> Result<(), Refusal> {
     let sync = args.text("sync").unwrap_or_default();
     match args.text("bitmap") {
         Some(name) => Err(generic(format!("Bitmap '{name}' could not be found"))),

@@ -43,7 +43,8 @@ pub(in crate::daemon) async fn plan_backup(
     let source = graph.any(args.text("device").unwrap_or_default())?;
     source.check_may_be_backed_up()?;
     // Before a file that is there is made empty.
-    backup::check_supported(args)?;
+    backup::check_bitmap(args)?;
+    backup::forgets(args, &source)?;
     let is_made = args.text("mode") != Some("existing");
     if is_made && args.flag("compress") == Some(true) && format_of(args, &source) != "qcow2" {
         return Err(backup::no_compression(args.text("target").unwrap_or_default()));
