@@ -150,6 +150,11 @@ impl PointInTime {
         &self.source
     }
 
+    /// What this node and those below it hold isn't copied.
+    pub fn above(&self) -> Option<&Rc<dyn Node>> {
+        self.above.as_ref()
+    }
+
     /// Where the copy is made.
     pub fn target(&self) -> &Rc<Disk> {
         &self.target

@@ -212,6 +212,13 @@ impl Node for ShareNode {
         self.is_sharing() && self.source.is_at_hand(range)
     }
 
+    fn expect(&self, range: Range<u64>) {
+        // What others have read, or will, isn't asked for again on behalf of one of them.
+        let alone = self.readers.get() == self.source.readers() && !self.source.has_store();
+        let begins = !range.is_empty() && alone && !self.is_at_hand(range.start..range.start + 1);
+        self.node.expect(if begins { range } else { 0..0 });
+    }
+
     fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>> {
         self.node.status(range)
     }

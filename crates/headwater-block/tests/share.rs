@@ -273,3 +273,44 @@ fn what_the_store_holds_is_not_fetched_again() {
         });
     });
 }
+
+#[test]
+fn what_a_reader_expects_is_asked_for_ahead_only_if_nobody_else_has_it() {
+    let sim = Sim::new(1);
+    let pool = SharePool::new(MIB);
+    let node = |file: &Rc<SimFile>, store| pool.join(file.clone(), Some("same".into()), store);
+    let (one, other) = (source(&sim, MIB), source(&sim, MIB));
+    let (first, second) = (node(&one, None), node(&other, None));
+    // Nothing is shared, then with oneself only, then with others.
+    first.expect(0..MIB);
+    first.set_readers(2);
+    first.expect(1..MIB);
+    second.set_readers(1);
+    first.expect(2..MIB);
+    second.expect(0..MIB);
+    first.expect(0..0);
+    assert_eq!(one.expected(false), [0..MIB, 1..MIB, 0..0, 0..0]);
+    assert_eq!(other.expected(false), [0..0]);
+    // What is on its way, or in memory, needn't be asked for again.
+    second.set_readers(0);
+    sim.run(async move {
+        let beginning = read(&first, 0..1);
+        let file = one.clone();
+        one.stall(&[Op::Read]);
+        let expecting = async {
+            file.holds(1).await;
+            first.expect(10..MIB);
+            first.expect(SHARE_BLOCK..MIB);
+            file.release();
+        };
+        futures_util::future::join(beginning, expecting).await.0.unwrap();
+        first.expect(0..MIB);
+        assert_eq!(one.expected(true), [0..0, SHARE_BLOCK..MIB, 0..0]);
+        // A store may have it for longer.
+        let store = Rc::new(SomeBlocks::default());
+        let kept = pool.join(file.clone(), None, Some(store));
+        kept.set_readers(1);
+        kept.expect(0..MIB);
+        assert_eq!(file.expected(true)[3..], [0..0]);
+    });
+}

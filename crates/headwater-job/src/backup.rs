@@ -16,6 +16,7 @@
 use crate::control::{Control, Outcome, Wish};
 use crate::copier::Copier;
 use crate::copy_engine::{Engine, Pass, Stopped};
+use crate::foretell::foretell;
 use crate::group::Group;
 use crate::handle::JobHandle;
 use crate::lifecycle;
@@ -93,6 +94,7 @@ async fn work(point: &Rc<PointInTime>, options: BackupOptions, control: &Rc<Cont
         }
     };
     let bounds = options.most.map_or(bounds, |most| bounds.with_copies_up_to(most));
+    foretell(&point.source().top(), point.above(), bounds, control).await;
     let given_up = control.given_up().clone();
     let rest = Rest { point: point.clone(), forgets: options.forgets, given_up };
     let mut engine = Engine::new(Rc::new(rest), control, bounds);

@@ -9,6 +9,7 @@
 
 use crate::control::{Control, Outcome};
 use crate::copy_engine::{Engine, Pass, Stopped};
+use crate::foretell::foretell;
 use crate::handle::JobHandle;
 use crate::lifecycle::{self, Finish};
 use crate::on_error::OnError;
@@ -64,8 +65,10 @@ async fn work(
 ) -> Result<(), Stopped> {
     let bounds = prepare(&top, &base).await.map_err(Stopped::Failed)?;
     let above = Some(base.top());
+    let bounds = options.bounds.unwrap_or(bounds);
+    foretell(&top, above.as_ref(), bounds, control).await;
     let transfer = Transfer { source: Source::Still(top), above, target: base.clone() };
-    let mut engine = Engine::new(Rc::new(transfer), control, options.bounds.unwrap_or(bounds));
+    let mut engine = Engine::new(Rc::new(transfer), control, bounds);
     if let Pass { failed: Some(error), .. } = engine.pass().await? {
         return Err(Stopped::Failed(error));
     }

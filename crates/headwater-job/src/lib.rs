@@ -10,6 +10,7 @@
 //! - [`boot_trace`]: what guests read first. `boot_order`: a stream's first pass, in that order.
 //! - [`group`]: jobs that end together.
 //! - `lifecycle`: how all jobs begin and end. `on_error`: what they do about errors. `path`: what the layers on the way say about it.
+//! - `foretell`: what a source that is far away is told before a job looks for its work.
 //! - `waiting`: a job that pauses itself, and goes on by itself; `outage`: when the source can't be reached.
 //! - `readahead`: what guests want next.
 //! - [`space`]: room for what is copied.
@@ -27,6 +28,7 @@ pub mod commit;
 mod control;
 mod copier;
 mod copy_engine;
+mod foretell;
 pub mod group;
 mod guests_first;
 mod handle;

@@ -18,6 +18,7 @@
 use crate::commit;
 use crate::control::{Control, Ending, Outcome, Wish};
 use crate::copy_engine::{Engine, Pass, Stopped};
+use crate::foretell::foretell;
 use crate::handle::JobHandle;
 use crate::lifecycle::{self, Finish};
 use crate::on_error::OnErrors;
@@ -152,9 +153,10 @@ async fn work(
         Target::LayerBelow => commit::prepare(&source.top(), &target).await,
         Target::Other => check(&source, &target),
     };
-    let bounds = bounds.map_err(Stopped::Failed)?;
+    let bounds = options.bounds.unwrap_or(bounds.map_err(Stopped::Failed)?);
     if kind == Target::LayerBelow || options.sync != SyncMode::None {
         map.mark(0..source.size());
+        foretell(&source.top(), above.as_ref(), bounds, control).await;
     }
     let from = Source::InUse(follower);
     let transfer = Transfer { source: from, above, target: target.clone() };
@@ -165,7 +167,7 @@ async fn work(
         })
     });
     let mut mirror = Mirror {
-        engine: Engine::new(Rc::new(transfer), control, options.bounds.unwrap_or(bounds)),
+        engine: Engine::new(Rc::new(transfer), control, bounds),
         control: control.clone(),
         map,
         target,

@@ -23,6 +23,7 @@ use crate::budget::GuestLatencyGoal;
 use crate::control::{Control, Outcome};
 use crate::copier::Copier;
 use crate::copy_engine::{Engine, Pass, Stopped};
+use crate::foretell::foretell;
 use crate::handle::JobHandle;
 use crate::lifecycle::{self, Finish};
 use crate::on_error::OnError;
@@ -114,6 +115,9 @@ async fn work(disk: Rc<Disk>, options: StreamOptions, control: &Rc<Control>) -> 
     let path = check(&disk, base.as_ref()).map_err(Stopped::Failed)?;
     let bounds = options.bounds.unwrap_or(path.bounds());
     let detect_zeroes = options.detect_zeroes;
+    if options.boot_trace.is_none() {
+        foretell(&disk.top(), base.as_ref(), bounds, control).await;
+    }
     let ahead = options.readahead.unwrap_or(if path.is_remote() { READAHEAD } else { 0 });
     let readahead = (ahead > 0).then(|| Readahead::start(&disk, base.clone(), detect_zeroes, ahead));
     let from_below: Rc<dyn Copier> = Rc::new(FromBelow {

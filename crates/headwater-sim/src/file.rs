@@ -31,6 +31,8 @@ pub struct SimFile {
     recallable: Cell<bool>,
     /// How often each piece was read.
     reads: RefCell<Vec<u32>>,
+    /// What somebody was about to read, and whether anything had been read by then.
+    expected: RefCell<Vec<(Range<u64>, bool)>>,
     /// Who keeps the record of events, and this file's number there.
     recorder: RefCell<Option<(Rc<Recorder>, usize)>>,
     next_id: Cell<u64>,
@@ -55,6 +57,7 @@ impl SimFile {
             exact_status: Cell::new(false),
             recallable: Cell::new(false),
             reads: RefCell::default(),
+            expected: RefCell::default(),
             recorder: RefCell::new(None),
             next_id: Cell::new(0),
         })
@@ -95,6 +98,12 @@ impl SimFile {
         let reads = self.reads.borrow();
         let pieces = (range.start / PIECE) as usize..range.end.div_ceil(PIECE) as usize;
         pieces.filter_map(|piece| reads.get(piece)).copied().max().unwrap_or(0)
+    }
+
+    /// What somebody said that they were about to read: before anything was read, or `later`.
+    pub fn expected(&self, later: bool) -> Vec<Range<u64>> {
+        let expected = self.expected.borrow();
+        expected.iter().filter(|(_, was_read)| *was_read == later).map(|(range, _)| range.clone()).collect()
     }
 
     /// Starts to record events of this file alone, and forgets those before.
@@ -247,6 +256,11 @@ impl Node for SimFile {
             }
             Ok(buf)
         })
+    }
+
+    fn expect(&self, range: Range<u64>) {
+        let was_read = !self.reads.borrow().is_empty();
+        self.expected.borrow_mut().push((range, was_read));
     }
 
     fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>> {

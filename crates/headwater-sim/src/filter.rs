@@ -48,6 +48,10 @@ impl Node for SimFilter {
         Resolved::Ask
     }
 
+    fn expect(&self, range: Range<u64>) {
+        self.disk.top().expect(range);
+    }
+
     fn read(&self, offset: u64, mut buf: BufferMut) -> LocalFuture<'_, Result<BufferMut>> {
         Box::pin(async move {
             self.sim.yield_now().await;

@@ -462,6 +462,10 @@ impl Node for SimOverlay {
         self.backing.borrow().clone()
     }
 
+    fn expect(&self, range: Range<u64>) {
+        self.file.expect(range);
+    }
+
     fn file(&self) -> Option<Rc<dyn Node>> {
         Some(self.file.clone())
     }

@@ -244,6 +244,10 @@ macro_rules! as_the_child {
 /// The requests of a filter that lets them through as they are to its child, which is `self.child`.
 macro_rules! passed_to_the_child {
     () => {
+        fn expect(&self, range: std::ops::Range<u64>) {
+            self.child.top().expect(range);
+        }
+
         fn limits(&self) -> $crate::Limits {
             self.child.limits()
         }

@@ -420,6 +420,12 @@ impl Node for ReplicasNode {
         Box::pin(self.read_any(offset, buf))
     }
 
+    /// Which of them will be read is decided read by read.
+    fn expect(&self, _range: Range<u64>) {
+        let good = self.replicas.iter().filter(|replica| replica.is_good());
+        good.filter_map(Replica::opened).for_each(|child| child.top().expect(0..0));
+    }
+
     fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>> {
         Box::pin(self.status_of(range))
     }

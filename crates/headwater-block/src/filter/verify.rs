@@ -305,6 +305,10 @@ impl Node for VerifyNode {
         Box::pin(self.read_checked(offset, buf))
     }
 
+    fn expect(&self, range: Range<u64>) {
+        self.child.top().expect(range);
+    }
+
     fn status(&self, range: Range<u64>) -> LocalFuture<'_, Result<Extent>> {
         let (kind, end) = if range.start >= self.size() {
             (ExtentKind::Zero, range.end)

@@ -125,6 +125,16 @@ impl Source {
         self.stats.get()
     }
 
+    /// How many readers all nodes have together.
+    pub(super) fn readers(&self) -> u32 {
+        self.readers.get()
+    }
+
+    /// More is kept of it than what memory has.
+    pub(super) fn has_store(&self) -> bool {
+        self.store.is_some()
+    }
+
     /// One of the nodes has `now` readers instead of `before`.
     pub(super) fn change_readers(&self, before: u32, now: u32) {
         self.readers.set(self.readers.get() - before + now);
