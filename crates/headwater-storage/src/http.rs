@@ -26,7 +26,7 @@ use futures_util::FutureExt;
 use futures_util::future::{Shared, try_join_all};
 use headwater_block::{
     Buffer, BufferMut, Error, ErrorKind, Extent, ExtentKind, Identity, Limits, LocalFuture, Node, Resolved,
-    Result,
+    Result, TokioClock,
 };
 use std::cell::RefCell;
 use std::future::ready;
@@ -135,7 +135,7 @@ impl HttpNode {
             driver,
             size: source.size(),
             depth,
-            ahead: Ahead::new(source.clone(), KEPT),
+            ahead: Ahead::new(source.clone(), Rc::new(TokioClock::new()), KEPT),
             opened_within,
             source,
             cache: Rc::new(RefCell::new(cache)),

@@ -7,12 +7,13 @@
 //! - **Readers take what came instead of asking again.** What hasn't come yet they wait for.
 //! - **What fails is no error here**: its reader asks itself, and meets whatever there is to be met.
 //! - **What nobody reads** is forgotten when some time has passed since all came. It takes memory until then, as much as was asked for.
-//! - **The parts differ in size**, in equal steps: parts of one size that share a line end together, and then the line stands still for a round trip.
+//! - **The first parts differ in size**, in equal steps: parts of one size that share a line end together, and then the line stands still for a round trip. Those that
+//!   wait for their connections begin apart in any case. They are large, or the line would have had them before the next ones come.
 
 use super::{BLOCK, PIECE, RangeSource};
 use futures_util::FutureExt;
 use futures_util::future::{Shared, join_all, try_join_all};
-use headwater_block::{Buffer, BufferMut, LocalFuture, Result};
+use headwater_block::{Buffer, BufferMut, Clock, LocalFuture, Result};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
@@ -46,8 +47,10 @@ struct Part {
 /// The way to an object's bytes, past what was asked for ahead; see the [module](self).
 pub(super) struct Ahead {
     source: Rc<dyn RangeSource>,
+    clock: Rc<dyn Clock>,
     parts: RefCell<Vec<Rc<Part>>>,
     tasks: RefCell<Vec<JoinHandle<()>>>,
+    /// Somebody has asked, and of that something is left.
     asked: Cell<bool>,
     kept: Duration,
 }
@@ -60,15 +63,16 @@ impl Drop for Ahead {
 
 impl Ahead {
     /// What nobody has read is kept for the time of `kept` after all came.
-    pub(super) fn new(source: Rc<dyn RangeSource>, kept: Duration) -> Rc<Self> {
+    pub(super) fn new(source: Rc<dyn RangeSource>, clock: Rc<dyn Clock>, kept: Duration) -> Rc<Self> {
         let (parts, tasks) = (RefCell::default(), RefCell::default());
-        Rc::new(Self { source, parts, tasks, asked: Cell::new(false), kept })
+        Rc::new(Self { source, clock, parts, tasks, asked: Cell::new(false), kept })
     }
 
     /// Keeps what is on its way for its readers.
     pub(super) fn comes(self: &Rc<Self>, coming: impl IntoIterator<Item = Coming>) {
         let mut all = Vec::new();
         let mut tasks = self.tasks.borrow_mut();
+        tasks.retain(|task| !task.is_finished());
         for Coming { range, data: coming } in coming {
             let (sender, receiver) = oneshot::channel();
             let unread = Cell::new(range.end - range.start);
@@ -79,24 +83,28 @@ impl Ahead {
             }));
         }
         self.parts.borrow_mut().extend(all.iter().cloned());
-        let (this, kept) = (Rc::downgrade(self), self.kept);
+        let (this, clock, kept) = (Rc::downgrade(self), self.clock.clone(), self.kept);
         tasks.push(tokio::task::spawn_local(async move {
             join_all(all.iter().map(|part| part.data.clone())).await;
-            tokio::time::sleep(kept).await;
+            clock.sleep_until(clock.now() + kept).await;
             if let Some(this) = this.upgrade() {
                 this.parts.borrow_mut().retain(|part| !all.iter().any(|old| Rc::ptr_eq(old, part)));
             }
         }));
     }
 
-    /// Asks for what isn't on its way of `range`, in at most `requests` parts at once. Nothing happens the second time.
+    /// Asks for what isn't on its way of `range`, in at most `requests` parts at once. Nothing happens while something is left of what was asked for before.
     pub(super) fn ask(self: &Rc<Self>, range: Range<u64>, requests: u32) {
-        let known = self.parts.borrow().iter().map(|part| part.range.end).max().unwrap_or(0);
-        let range = range.start.max(known)..range.end;
-        if range.is_empty() || self.asked.replace(true) {
+        let known = self.parts.borrow().iter().map(|part| part.range.end).max();
+        let range = range.start.max(known.unwrap_or(0))..range.end;
+        if range.is_empty() || self.asked.replace(true) && known.is_some() {
             return;
         }
-        self.comes(parts(range, requests).map(|range| {
+        let parts = match known {
+            Some(_) => pieces(range, requests),
+            None => parts(range, requests).collect(),
+        };
+        self.comes(parts.into_iter().map(|range| {
             let (source, whole) = (self.source.clone(), range.clone());
             let data = Box::pin(async move {
                 // At most `PIECE`.
@@ -182,5 +190,13 @@ pub(super) fn parts(range: Range<u64>, count: u32) -> impl Iterator<Item = Range
     })
 }
 
+/// The beginning of `range` in at most `count` pieces.
+fn pieces(range: Range<u64>, count: u32) -> Vec<Range<u64>> {
+    let starts = range.clone().step_by(PIECE).take(count as usize);
+    starts.map(|start| start..range.end.min(start + PIECE as u64)).collect()
+}
+
+#[cfg(test)]
+mod interleavings;
 #[cfg(test)]
 mod tests;
