@@ -6,11 +6,13 @@
 //! - [`http`]: files behind HTTP servers that answer Range requests.
 //! - [`cache_dir`]: a directory for what was read of remote sources.
 //! - [`object`]: objects in S3, Google Cloud Storage and Azure.
+//! - `dial`: connecting to a host that has several addresses.
 //! - `retry`: how long a request is tried by storage itself.
 //! - [`workers`]: threads for what would keep a disk's thread from its requests.
 //! - [`open`]: which of these a name leads to.
 
 pub mod cache_dir;
+mod dial;
 pub mod file;
 pub mod file_system;
 pub mod http;

@@ -2,6 +2,7 @@
 //! what it takes to get from nothing to an agreed export.
 
 use super::remote::Server;
+use crate::dial::dial;
 use headwater_block::{Error, ErrorKind};
 use headwater_nbd::error::OptionRefusal;
 use headwater_nbd::{ClientAsk, ClientHandshake, ProtocolError, ServerOffer, Step, TlsHandshake};
@@ -33,7 +34,7 @@ pub(super) enum Socket {
 }
 
 impl Socket {
-    /// Connects; tries all addresses of a host name.
+    /// Connects; tries all addresses of a host name ([`dial`]).
     pub(super) async fn connect(server: &Server) -> io::Result<Self> {
         let plain = match server {
             Server::Inet { host, port, family } => {
@@ -43,7 +44,7 @@ impl Socket {
                     let why = format!("{host} has no address of the family that was asked for");
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
                 }
-                tcp(TcpStream::connect(&addresses[..]).await?)?
+                tcp(dial(addresses).await?)?
             }
             Server::Unix { path } => unix(UnixStream::connect(path).await?)?,
             Server::Abstract { name, tight } => {
