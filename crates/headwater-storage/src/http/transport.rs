@@ -3,6 +3,7 @@
 use super::HttpOptions;
 use super::answer::Failure;
 use super::url::Target;
+use crate::dial::dial;
 use bytes::Bytes;
 use headwater_block::{Error, ErrorKind, Result};
 use http_body_util::Full;
@@ -16,7 +17,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::net::lookup_host;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 
@@ -199,8 +200,11 @@ impl Transport {
     }
 
     async fn try_connect(&self, target: &Target) -> Result<Sender, Failure> {
-        let stream = TcpStream::connect((target.host.as_str(), target.port)).await;
-        let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream)).map_err(|e| {
+        let stream = async {
+            let stream = dial(lookup_host((target.host.as_str(), target.port)).await?).await?;
+            stream.set_nodelay(true).map(|()| stream)
+        };
+        let stream = stream.await.map_err(|e: std::io::Error| {
             let message = format!("cannot connect to {}: {e}", target.authority);
             Failure::again(ErrorKind::Unavailable, message)
         })?;
@@ -274,7 +278,9 @@ pub(crate) fn hyper_failure(e: &hyper::Error, what: &str) -> Failure {
         message = format!("{message}: {inner}");
         if let Some(io) = inner.downcast_ref::<std::io::Error>() {
             use std::io::ErrorKind::{InvalidData, InvalidInput};
-            garbage |= matches!(io.kind(), InvalidData | InvalidInput);
+            // A record of TLS that isn't what was sent, or an alert, says something of the way there, or of a server that ends.
+            let tls = io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+            garbage |= !tls && matches!(io.kind(), InvalidData | InvalidInput);
         }
         source = inner.source();
     }
@@ -282,5 +288,86 @@ pub(crate) fn hyper_failure(e: &hyper::Error, what: &str) -> Failure {
         Failure::fatal(ErrorKind::Corrupt, format!("the server breaks the rules of HTTP: {message}"))
     } else {
         Failure::again(ErrorKind::Unavailable, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use headwater_block::Error;
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+    use tokio::task::LocalSet;
+
+    /// A connection that takes a request and fails then.
+    struct Fails {
+        error: Option<io::Error>,
+        asked: bool,
+        reads: Option<Waker>,
+    }
+
+    impl AsyncRead for Fails {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            _buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.asked
+                && let Some(error) = self.error.take()
+            {
+                return Poll::Ready(Err(error));
+            }
+            self.reads = Some(cx.waker().clone());
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Fails {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.asked = true;
+            self.reads.take().into_iter().for_each(Waker::wake);
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn judged(error: io::Error) -> Failure {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        LocalSet::new().block_on(&runtime.unwrap(), async {
+            let connection = Fails { error: Some(error), asked: false, reads: None };
+            let mut sender = start(connection).await.unwrap();
+            let request = Request::get("/").body(Full::default()).unwrap();
+            hyper_failure(&sender.send_request(request).await.unwrap_err(), "no response")
+        })
+    }
+
+    #[test]
+    fn a_connection_that_breaks_is_worth_another_and_rules_that_are_broken_are_not() {
+        for broken in [
+            io::Error::from(io::ErrorKind::ConnectionReset),
+            io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError),
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                rustls::Error::AlertReceived(rustls::AlertDescription::InternalError),
+            ),
+        ] {
+            let failure = judged(broken);
+            let again = |error: &Error| error.kind() == ErrorKind::Unavailable;
+            assert!(matches!(&failure, Failure::Again(error, None) if again(error)), "{failure:?}");
+        }
+        let garbage = judged(io::Error::from(io::ErrorKind::InvalidData));
+        assert!(
+            matches!(&garbage, Failure::Fatal(error) if error.kind() == ErrorKind::Corrupt),
+            "{garbage:?}"
+        );
     }
 }
