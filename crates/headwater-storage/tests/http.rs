@@ -272,6 +272,19 @@ fn patience_ends() {
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(start.elapsed() < Duration::from_secs(2) && server.requests.get() > 3);
         assert!(error.to_string().contains("503"), "{error}");
+        // One that says that it needs no rest gets the rest that others do.
+        let hurries = HttpServer::start(|asked| {
+            if asked.number == 0 {
+                good(asked)
+            } else {
+                simple("503 Service Unavailable", "Retry-After: 0\r\n", "")
+            }
+        });
+        let hurries = hurries.await;
+        let impatient = HttpOptions { retry: Duration::from_millis(800), ..options() };
+        let node = HttpNode::open(&hurries.url("/"), impatient).await.unwrap();
+        read(&*node, 1 << 20, 4096).await.unwrap_err();
+        assert!((3..20).contains(&hurries.requests.get()), "{}", hurries.requests.get());
         let wants = |_: &Asked| simple("503 Service Unavailable", "Retry-After: 3600\r\n", "");
         let error = open_error(wants).await;
         assert!(error.to_string().contains("3600"), "{error}");

@@ -204,9 +204,11 @@ fn refusal(status: StatusCode, headers: &HeaderMap) -> Failure {
     }
 }
 
-/// How long the server wants to be left alone, if it says so in seconds. (It may also name a date; then our own pauses apply.)
+/// How long the server wants to be left alone, if it says so in seconds. (It may also name a date, or no time at all; then our own pauses apply: without any, a
+/// server that is busy would be asked as fast as it can answer.)
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    text(headers, RETRY_AFTER)?.trim().parse().ok().map(Duration::from_secs)
+    let seconds = text(headers, RETRY_AFTER)?.trim().parse().ok().filter(|seconds| *seconds > 0);
+    seconds.map(Duration::from_secs)
 }
 
 #[cfg(test)]
@@ -290,6 +292,8 @@ mod tests {
         assert!(matches!(busy, Err(Failure::Again(_, Some(wait))) if wait == Duration::from_secs(7)));
         let dated = judge(429, &[("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT")]);
         assert!(matches!(dated, Err(Failure::Again(_, None))));
+        let at_once = judge(503, &[("retry-after", "0")]);
+        assert!(matches!(at_once, Err(Failure::Again(_, None))));
         assert!(matches!(judge(302, &[("location", "/x")]), Err(Failure::Moved(to)) if to == "/x"));
         assert_eq!(kind(judge(302, &[])), ErrorKind::Corrupt);
     }
