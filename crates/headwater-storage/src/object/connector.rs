@@ -7,10 +7,12 @@
 //! would keep a text.
 
 use super::refusal::{Refusal, judge};
+use crate::http::answer::Failure;
 use crate::http::transport::{Held, Transport};
 use crate::http::{HttpOptions, Target};
 use bytes::Bytes;
 use futures_util::future::{Either, select};
+use headwater_block::ErrorKind;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{HOST, HeaderValue, RANGE, USER_AGENT};
@@ -33,7 +35,18 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much of an answer that refuses is read, in bytes.
 const REASON: usize = 16 << 10;
 
+/// How large an answer about credentials may be, in bytes.
+const CREDENTIALS: usize = 1 << 20;
+
 type Answer = Result<HttpResponse, HttpError>;
+
+/// What came of a request.
+enum Got {
+    /// A part of the object, whose body is still to be read.
+    Part(Response<Incoming>, Held),
+    /// Anything else, all of it.
+    Whole(HttpResponse),
+}
 
 /// A request that waits for its answer.
 struct Call {
@@ -111,7 +124,9 @@ async fn carry_out(transport: Rc<Transport>, call: Call) {
         }
     };
     match done {
-        Ok((response, held)) => {
+        // Nobody may wait any more.
+        Ok(Got::Whole(response)) => drop(answer.send(Ok(response))),
+        Ok(Got::Part(response, held)) => {
             let (end, ended) = oneshot::channel();
             let response = response.map(|body| HttpResponseBody::new(Received { body, end: Some(end) }));
             if answer.send(Ok(response)).is_ok() && ended.await.is_ok() {
@@ -125,17 +140,13 @@ async fn carry_out(transport: Rc<Transport>, call: Call) {
     }
 }
 
-async fn exchange(
-    transport: &Rc<Transport>,
-    request: HttpRequest,
-) -> Result<(Response<Incoming>, Held), Refusal> {
+async fn exchange(transport: &Rc<Transport>, request: HttpRequest) -> Result<Got, Refusal> {
     let (parts, body) = request.into_parts();
     // Everything else is about credentials, but for the HEAD of an empty object.
     let range = parts.headers.contains_key(RANGE);
     let about_credentials = !range && parts.method != Method::HEAD;
     let refuse = |failure| Refusal { failure, about_credentials, answered: false, empty: false };
-    let target = Target::parse(&parts.uri.to_string())
-        .map_err(|err| refuse(crate::http::answer::Failure::Fatal(err)))?;
+    let target = Target::parse(&parts.uri.to_string()).map_err(|err| refuse(Failure::Fatal(err)))?;
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let make = || {
         let mut request = Request::new(Full::new(body.clone()));
@@ -149,10 +160,21 @@ async fn exchange(
         Ok(request)
     };
     let (response, held) = transport.exchange(&target, make).await.map_err(refuse)?.split();
-    if !range || response.status() == hyper::StatusCode::PARTIAL_CONTENT {
-        return Ok((response, held));
+    if range && response.status() == hyper::StatusCode::PARTIAL_CONTENT {
+        return Ok(Got::Part(response, held));
     }
     let (parts, body) = response.into_parts();
+    if !range {
+        // Read here, because the crate would wait for it for ever.
+        let late = || transport.too_slow("no whole answer");
+        let body =
+            tokio::time::timeout(transport.request_timeout(), Limited::new(body, CREDENTIALS).collect());
+        let body = body.await.map_err(|_| refuse(late()))?;
+        let broken = |err| Failure::again(ErrorKind::Unavailable, format!("the answer broke off: {err}"));
+        let body = body.map_err(|err| refuse(broken(err)))?.to_bytes();
+        held.finish();
+        return Ok(Got::Whole(Response::from_parts(parts, body.into())));
+    }
     let reason =
         tokio::time::timeout(transport.request_timeout(), Limited::new(body, REASON).collect()).await;
     let reason = match reason {
@@ -204,4 +226,46 @@ fn broken_off(err: &hyper::Error) -> HttpError {
     let failure = crate::http::transport::hyper_failure(err, "the response broke off");
     let refusal = Refusal { failure, about_credentials: false, answered: true, empty: false };
     HttpError::new(HttpErrorKind::Interrupted, refusal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::client::HttpRequestBody;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::task::LocalSet;
+    use tokio::time::Instant;
+
+    /// Asks a server that sends `bytes` and then nothing more for something that isn't the object.
+    fn ask(bytes: &'static str) -> Result<Bytes, HttpError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        LocalSet::new().block_on(&runtime.unwrap(), async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let uri = format!("http://{}/token", listener.local_addr().unwrap());
+            tokio::task::spawn_local(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+                stream.write_all(bytes.as_bytes()).await.unwrap();
+                std::future::pending::<()>().await;
+            });
+            let http = HttpOptions { request_timeout: Duration::from_millis(200), ..HttpOptions::default() };
+            let connector = Connector::new(http);
+            let client = connector.connect(&connector.options()).unwrap();
+            let request = Request::get(uri).body(HttpRequestBody::empty()).unwrap();
+            let start = Instant::now();
+            let answer = async { client.execute(request).await?.into_body().bytes().await };
+            let answer = tokio::time::timeout(Duration::from_secs(20), answer).await.unwrap();
+            assert!(start.elapsed() < Duration::from_secs(10));
+            answer
+        })
+    }
+
+    #[test]
+    fn what_gives_credentials_may_stall_and_nobody_waits_for_ever() {
+        assert_eq!(&ask("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ntoken").unwrap()[..], b"token");
+        let stalled = ask("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nto").unwrap_err();
+        let refusal = Refusal::of(&stalled).unwrap();
+        assert!(refusal.about_credentials && matches!(refusal.failure, Failure::Again(..)), "{refusal}");
+    }
 }
