@@ -3,7 +3,7 @@
 mod support;
 
 use futures_util::future::join_all;
-use headwater_block::Node;
+use headwater_block::{ErrorKind, Node};
 use headwater_storage::http::{HttpNode, HttpOptions};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -157,5 +157,35 @@ fn a_node_that_goes_gives_up_what_is_under_way() {
         let asked = server.requests.get();
         pause(2 * AWAY).await;
         assert_eq!(server.requests.get(), asked);
+    });
+}
+
+#[test]
+fn what_came_ahead_of_another_object_is_never_read() {
+    run(async {
+        for for_good in [true, false] {
+            // Which object it is, the first request tells.
+            let server = HttpServer::start(move |asked| {
+                let first = asked.range == Some(0..BLOCK);
+                let unpinned = !asked.headers.contains_key("if-match");
+                let other = !first && (for_good || unpinned);
+                Answer::Send(proper(asked, SIZE, if other { "ETag: \"two\"\r\n" } else { TAG }))
+            })
+            .await;
+            server.delay.set(AWAY);
+            let node = open(&server, 4 << 20).await;
+            node.expect(0..8 << 20);
+            if for_good {
+                for at in [1 << 20, 0, 20 << 20] {
+                    let error = read(&*node, at, 1 << 20).await.unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::SourceChanged, "{error}");
+                }
+            } else {
+                // It was another one for a moment, before it was pinned. Whoever reads that part asks for it.
+                pause(3 * AWAY).await;
+                job_reads(&node, 10 << 20).await;
+            }
+            node.close().await.unwrap();
+        }
     });
 }
