@@ -206,6 +206,11 @@ impl Control {
         self.share.borrow().clone()
     }
 
+    /// It may not copy as fast as it can.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.limiter.rate() > 0 || self.share.borrow().as_ref().is_some_and(|share| share.limit() > 0)
+    }
+
     pub(crate) fn set_share(&self, share: Share) {
         self.share.replace(Some(Rc::new(share)));
     }

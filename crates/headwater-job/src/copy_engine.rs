@@ -352,7 +352,7 @@ impl Run<'_> {
         let most = if run.zero { MOST_ZEROES } else { self.copy_size() };
         let most = (most / self.engine.unit).max(1) * self.engine.unit;
         // Cut at multiples, so that what follows is aligned as well.
-        let end = match self.engine.window.is_staggering() {
+        let end = match self.staggers() {
             true => run.range.start.saturating_add(most),
             false => (run.range.start / most + 1).saturating_mul(most),
         };
@@ -365,7 +365,7 @@ impl Run<'_> {
         if !what.zero {
             self.found_data -= len(&what.range);
             self.in_flight_data += len(&what.range);
-            self.engine.window.begins();
+            self.engine.window.begins(self.engine.copier.clock().now());
         }
         let copier = self.engine.copier.clone();
         let began = copier.clock().now();

@@ -25,8 +25,7 @@ pub(crate) async fn foretell(
     if !bounds.far || control.wish() != Wish::Go {
         return;
     }
-    let limited = control.limiter().rate() > 0 || control.share().is_some_and(|share| share.limit() > 0);
-    let telling = tell(top, above, if limited { 0 } else { bounds.start });
+    let telling = tell(top, above, if control.is_limited() { 0 } else { bounds.start });
     let command = control.wait_until(|control| control.wish() != Wish::Go);
     select(pin!(telling), pin!(command)).await;
 }

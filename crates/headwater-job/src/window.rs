@@ -10,9 +10,9 @@
 //!
 //! Trials that fail make the next one wait longer; a rate that changes by itself makes it come at once.
 //!
-//! The first copies of a window on a far source are *staggered*: of different sizes, in equal steps up to the full one. Connections that share a link share it
-//! evenly, so that copies of one size which began together end together, and the link then stands still for a round trip, again and again: they never come apart by
-//! themselves.
+//! Copies from a far source that begin together, as the first ones do, are *staggered*: of different sizes, in equal steps down from the full one. Connections that share a
+//! link share it evenly, so that copies of one size which began together end together, and the link then stands still for a round trip, again and again: they never
+//! come apart by themselves. Any disturbance may bring them together again: this process needn't have had the processor for a while, and finds all of them done.
 //!
 //! An *epoch* is as long as it takes to copy one window. After a change one passes unmeasured, for what was begun before it. Epochs
 //! in which something else held the engine back (a speed limit, a pause, a guest) say nothing and are left out.
@@ -25,6 +25,10 @@ const MEMORY: usize = 8;
 
 /// How many epochs pass between two trials: at first, and at most.
 const PATIENCE: (u32, u32) = (4, 32);
+
+/// Copies begin together if no more than such a part of a copy's latency lies between each and the next. Those that don't are a window's length apart, divided by
+/// how many there are.
+const TOGETHER: u32 = 64;
 
 /// A copy should take no more than about this share of a second of the source's bandwidth, so that a guest's read that
 /// arrives behind it doesn't wait for long: 1/16.
@@ -43,7 +47,7 @@ pub struct Bounds {
     pub start: u64,
     /// The most that is ever in flight.
     pub most: u64,
-    /// What is in flight is on its way most of the time, so that the first copies are staggered; see the [module](self) and [`crate::budget`].
+    /// What is in flight is on its way most of the time, so that copies are staggered; see the [module](self) and [`crate::budget`].
     pub far: bool,
 }
 
@@ -99,6 +103,13 @@ struct Epoch {
     full: bool,
 }
 
+/// Copies that began together.
+#[derive(Debug, Clone, Copy)]
+struct Burst {
+    last: Duration,
+    copies: u64,
+}
+
 /// The window; see the module.
 #[derive(Debug)]
 pub struct Window {
@@ -115,8 +126,10 @@ pub struct Window {
     rate: u64,
     wait: u32,
     patience: u32,
-    /// How many copies have begun since the start.
-    begun: u64,
+    /// Those that began last.
+    burst: Option<Burst>,
+    /// What the last copy took; none since the start.
+    latency: Option<Duration>,
 }
 
 impl Window {
@@ -134,28 +147,39 @@ impl Window {
             rate: 0,
             wait: 0,
             patience: PATIENCE.0,
-            begun: 0,
+            burst: None,
+            latency: None,
         }
     }
 
-    /// The size of the copy that begins next, where it would be `copy` bytes if it weren't staggered.
-    pub fn staggered(&self, copy: u64) -> u64 {
-        let copies = self.bounds.start / self.bounds.most_copy.max(1);
-        if !self.is_staggering() {
+    /// The size of the copy that begins at `now`, where it would be `copy` bytes if it weren't staggered.
+    pub fn staggered(&self, copy: u64, now: Duration) -> u64 {
+        let copies = self.target / copy.max(1);
+        let before = self.together(now).map_or(0, |burst| burst.copies);
+        // Those beyond one window wait for others to end, and so come apart.
+        if !self.bounds.far || before >= copies {
             return copy;
         }
-        let size = u128::from(copy) * u128::from(self.begun + 1) / u128::from(copies);
-        u64::try_from(size).unwrap_or(u64::MAX).max(self.bounds.least_copy).min(copy)
+        let size = u128::from(copy) * u128::from(copies - before) / u128::from(copies);
+        let size = u64::try_from(size).unwrap_or(copy).max(1);
+        size.checked_next_multiple_of(self.bounds.least_copy).map_or(copy, |size| size.min(copy))
     }
 
-    /// True while the copies that begin are staggered.
-    pub fn is_staggering(&self) -> bool {
-        self.bounds.far && self.begun + 1 < self.bounds.start / self.bounds.most_copy.max(1)
+    /// True if copies are staggered, so that they end anywhere.
+    pub fn staggers(&self) -> bool {
+        self.bounds.far
     }
 
     /// A copy of data begins.
-    pub fn begins(&mut self) {
-        self.begun += 1;
+    pub fn begins(&mut self, now: Duration) {
+        let copies = self.together(now).map_or(0, |burst| burst.copies);
+        self.burst = Some(Burst { last: now, copies: copies + 1 });
+    }
+
+    /// Those together with which a copy would begin now.
+    fn together(&self, now: Duration) -> Option<Burst> {
+        let most = self.latency.map_or(Duration::MAX, |latency| latency / TOGETHER);
+        self.burst.filter(|burst| now.saturating_sub(burst.last) <= most)
     }
 
     /// How many bytes should be in flight now.
@@ -183,11 +207,12 @@ impl Window {
     /// The engine starts after a pause: what was measured in the epoch so far means nothing.
     pub fn restart(&mut self) {
         self.epoch = None;
-        self.begun = 0;
+        (self.burst, self.latency) = (None, None);
     }
 
     /// A copy of `bytes` that took `latency` completed at `now`.
     pub fn completed(&mut self, bytes: u64, latency: Duration, now: Duration) {
+        self.latency = Some(latency);
         let fresh = Epoch { since: now, bytes: 0, least_latency: latency, full: true };
         let Some(epoch) = &mut self.epoch else {
             // The first completion only sets the mark that rates are measured from.

@@ -200,3 +200,60 @@ fn what_disks_share_of_a_source_counts_once() {
         });
     });
 }
+
+#[test]
+fn a_limit_that_changes_suddenly_counts_at_once_for_all_jobs() {
+    for_seeds(4, |seed| {
+        run(seed, async |sim| {
+            let limiter = SharedLimiter::new(RATE, sim.clock());
+            let heavy = start(&sim, source(&sim, |_| true), &limiter, 300, 0);
+            let light = start(&sim, source(&sim, |_| true), &limiter, 100, 0);
+            let all = [&heavy, &light];
+            sim.sleep(SECOND).await;
+            for (rate, seconds) in [(RATE, 2), (RATE / 8, 4), (1, 4), (2 * RATE, 3), (RATE, 2)] {
+                limiter.set_rate(rate);
+                // What had leave by then is copied still.
+                sim.sleep(Duration::from_millis(300)).await;
+                let seen = rates(&sim, &all, seconds).await;
+                if rate == 1 {
+                    assert_eq!(seen, [0, 0]);
+                    continue;
+                }
+                assert_near(seen[0], rate * 3 / 4);
+                assert_near(seen[1], rate / 4);
+            }
+            limiter.set_rate(0);
+            for stream in [heavy, light] {
+                assert!(matches!(stream.over.await, Outcome::Completed));
+            }
+        });
+    });
+}
+
+#[test]
+fn a_job_that_is_stuck_leaves_the_limit_to_the_others() {
+    for_seeds(4, |seed| {
+        run(seed, async |sim| {
+            let limiter = SharedLimiter::new(RATE, sim.clock());
+            let nothing_comes = source(&sim, |_| true);
+            nothing_comes.stall(&[Op::Read]);
+            let stuck = start(&sim, nothing_comes.clone(), &limiter, 300, 0);
+            let well = start(&sim, source(&sim, |_| true), &limiter, 100, 0);
+            // It asks for as much as it may have in flight, and then for nothing more.
+            let seen = rates(&sim, &[&well], 10).await;
+            assert_near(seen[0], RATE / 4);
+            sim.sleep(7 * SECOND).await;
+            let seen = rates(&sim, &[&well, &stuck], 4).await;
+            assert_near(seen[0], RATE);
+            assert_eq!(seen[1], 0);
+            limiter.set_rate(RATE / 2);
+            sim.sleep(SECOND / 2).await;
+            let seen = rates(&sim, &[&well], 4).await;
+            assert_near(seen[0], RATE / 2);
+            nothing_comes.release();
+            for stream in [stuck, well] {
+                assert!(matches!(stream.over.await, Outcome::Completed));
+            }
+        });
+    });
+}

@@ -78,13 +78,24 @@ impl Run<'_> {
     pub(super) fn copy_size(&self) -> u64 {
         let Leaves { own, shared } = &self.leaves;
         let granted = [own.granted, shared.granted].into_iter().flatten().min();
-        let size = granted.unwrap_or(self.engine.window.staggered(self.copy));
+        let now = self.engine.copier.clock().now();
+        let staggered = || match self.staggers() {
+            true => self.engine.window.staggered(self.copy, now),
+            false => self.copy,
+        };
+        let size = granted.unwrap_or_else(staggered);
         if self.engine.holds() {
             return size;
         }
         let control = &self.engine.control;
         let size = at_rate(size, control.limiter().rate());
         control.share().map_or(size, |share| at_rate(size, share.rate()))
+    }
+
+    /// Whether copies are staggered. Limited ones don't fill any link; and where jobs share a source they are cut alike, so that what one has fetched another needn't be
+    /// given leave for.
+    pub(super) fn staggers(&self) -> bool {
+        self.engine.window.staggers() && !self.engine.control.is_limited()
     }
 
     /// Whether there is leave to copy `what` now, which is used up then; if not, it will be waited for.

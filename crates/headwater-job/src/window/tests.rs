@@ -4,6 +4,7 @@ use super::*;
 use proptest::prelude::*;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 
 /// A path that delays each copy by `latency` and passes `bandwidth` bytes per second.
 struct Path {
@@ -131,62 +132,99 @@ proptest! {
     }
 }
 
-/// Bytes a second of 512 MiB over connections that share a link evenly, each with one copy at a time, which waits for the latency first.
-fn over_connections(bounds: Bounds, latency: f64, link: f64, connections: usize) -> f64 {
+/// Bytes a second of 512 MiB over connections that share a link evenly, each with one copy at a time, which waits for the latency first. For the time of `absent`
+/// nobody sees what comes, and so nothing begins.
+fn over_connections(bounds: Bounds, latency: f64, connections: usize, absent: Range<f64>) -> f64 {
     let size = 512.0 * MIB as f64;
     let mut window = Window::new(bounds);
-    let next = |window: &mut Window| {
-        let bytes = window.staggered(window.copy());
-        window.begins();
-        bytes as f64
+    let next = |window: &mut Window, now: f64| {
+        let now = Duration::from_secs_f64(now);
+        let bytes = window.staggered(window.copy(), now);
+        window.begins(now);
+        (latency, bytes as f64, bytes, now)
     };
     let (mut now, mut done) = (0.0, 0.0);
-    // Of each connection: until when it waits, and what is left of its copy.
-    let mut flights: Vec<(f64, f64)> = (0..connections).map(|_| (latency, next(&mut window))).collect();
+    // Of each connection: for how long it still waits, what is left of its copy, all of that, and when it began.
+    let mut flights: Vec<_> = (0..connections).map(|_| next(&mut window, 0.0)).collect();
     while done < size {
-        let flowing: Vec<usize> = (0..connections).filter(|n| flights[*n].0 <= now).collect();
-        let share = link / flowing.len().max(1) as f64;
-        let wakes = flights.iter().map(|flight| flight.0).filter(|at| *at > now);
-        let ends = flowing.iter().map(|n| now + flights[*n].1 / share);
-        let then = wakes.chain(ends).fold(f64::INFINITY, f64::min);
+        let flowing: Vec<usize> =
+            (0..connections).filter(|n| flights[*n].0 <= 0.0 && flights[*n].1 >= 1.0).collect();
+        let share = LINK / flowing.len().max(1) as f64;
+        let wakes = flights.iter().map(|flight| flight.0).filter(|rest| *rest > 0.0);
+        let ends = flowing.iter().map(|n| flights[*n].1 / share);
+        let back = Some(absent.end - now).filter(|rest| *rest > 0.0);
+        let step = wakes.chain(ends).chain(back).fold(f64::INFINITY, f64::min);
+        for flight in &mut flights {
+            flight.0 = if flight.0 <= step * 1.000_001 { 0.0 } else { flight.0 - step };
+        }
         for n in flowing {
-            let passed = (then - now) * share;
-            done += passed;
-            flights[n].1 -= passed;
-            if flights[n].1 < 1.0 {
-                flights[n] = (then + latency, next(&mut window));
+            done += step * share;
+            flights[n].1 -= step * share;
+        }
+        now += step;
+        if absent.contains(&now) {
+            continue;
+        }
+        for flight in &mut flights {
+            if flight.1 < 1.0 {
+                let ended = Duration::from_secs_f64(now);
+                window.completed(flight.2, ended - flight.3, ended);
+                *flight = next(&mut window, now);
             }
         }
-        now = then;
     }
     done / now
 }
 
+const LINK: f64 = 125e6;
+
 #[test]
 fn copies_that_share_a_link_do_not_end_together() {
-    const LINK: f64 = 125e6;
     for millis in [5.0, 20.0, 80.0] {
-        let staggered = over_connections(Bounds::REMOTE, millis / 1e3, LINK, 16);
+        let staggered = over_connections(Bounds::REMOTE, millis / 1e3, 16, 0.0..0.0);
         assert!(staggered > LINK * 0.95, "{millis} ms: {staggered}");
     }
-    let together = over_connections(Bounds { far: false, ..Bounds::REMOTE }, 0.08, LINK, 16);
+    let together = over_connections(Bounds { far: false, ..Bounds::REMOTE }, 0.08, 16, 0.0..0.0);
     assert!(together < LINK * 0.8, "{together}: then it needn't be");
 }
 
 #[test]
-fn the_first_copies_grow_in_equal_steps() {
+fn copies_that_a_disturbance_brings_together_come_apart_again() {
+    for millis in [20.0, 80.0] {
+        for since in [0.5, 0.77, 1.3] {
+            // All that is in flight comes meanwhile, and the link stands still for the rest of the time.
+            let absent = since..since + 0.5;
+            let took = 512.0 * MIB as f64 / over_connections(Bounds::REMOTE, millis / 1e3, 16, absent);
+            let best = 512.0 * MIB as f64 / LINK + 0.5;
+            assert!(took < best * 1.06, "{millis} ms: {took}, at best {best}");
+        }
+    }
+}
+
+#[test]
+fn copies_that_begin_together_shrink_in_equal_steps() {
     let mut window = Window::new(Bounds::REMOTE);
-    let mut sizes = || -> Vec<u64> {
+    let sizes = |window: &mut Window, now: Duration| -> Vec<u64> {
         let mut next = || {
-            let size = window.staggered(window.copy());
-            window.begins();
-            size
+            let size = window.staggered(window.copy(), now);
+            window.begins(now);
+            size >> 10
         };
-        (0..18).map(|_| next() >> 10).collect()
+        (0..18).map(|_| next()).collect()
     };
-    let expected: Vec<u64> = (1..=16).map(|n| n * 128).chain([2048, 2048]).collect();
-    assert_eq!(sizes(), expected);
+    let expected: Vec<u64> = (1..=16).rev().map(|n| n * 128).chain([2048, 2048]).collect();
+    let second = Duration::from_secs(1);
+    assert_eq!(sizes(&mut window, second), expected);
+    // From what copies take follows what is together.
+    window.completed(MIB, second, 2 * second);
+    assert_eq!(window.staggered(window.copy(), 2 * second), 2 * MIB, "alone");
+    assert_eq!(sizes(&mut window, 2 * second), expected);
+    window.begins(3 * second);
+    assert_eq!(window.staggered(window.copy(), 3 * second + second / 100), 1920 << 10);
+    assert_eq!(window.staggered(window.copy(), 3 * second + second / 10), 2 * MIB);
     window.restart();
-    assert_eq!(window.staggered(window.copy()), 128 << 10, "after a pause they begin together again");
-    assert!(!Window::new(Bounds::LOCAL).is_staggering());
+    assert_eq!(sizes(&mut window, 4 * second), expected, "after a pause they begin together again");
+    // Of guests' small shares nothing is cut off.
+    assert_eq!(window.staggered(64 << 10, 4 * second), 64 << 10);
+    assert!(!Window::new(Bounds::LOCAL).staggers());
 }
