@@ -176,6 +176,45 @@ fn an_image_behind_http_is_a_node_like_any_other() {
     assert_streamed(&path, &daemon.raw, "raw");
 }
 
+/// What a job will read comes while it looks at the tables of an image that is far away.
+#[test]
+fn a_far_image_is_asked_for_what_a_job_begins_with_while_its_tables_are_read() {
+    let daemon = Daemon::start(5, &[]);
+    let (scratch, image) = (&daemon.scratch, daemon.scratch.path("far.qcow2"));
+    to_qcow2(&daemon.raw, &image);
+    let server = HttpServer::start(read_file(&image), Fault::None, Duration::from_millis(500));
+    let mut monitor = Monitor::connect(&scratch.path("qmp"));
+    let file = json!({"driver": "http", "url": server.url});
+    let far = json!({"driver": "qcow2", "node-name": "far", "read-only": true, "file": file});
+    monitor.run("blockdev-add", &far);
+    let path = scratch.path("over.qcow2");
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", &path, "16M"]);
+    let file = json!({"driver": "file", "filename": path});
+    let over = json!({"driver": "qcow2", "node-name": "over", "backing": "far", "file": file});
+    monitor.run("blockdev-add", &over);
+    let (before, answered) = server.requests();
+    assert_eq!(before, answered, "nothing is under way");
+    monitor.run("block-stream", &json!({"job-id": "fill", "device": "over"}));
+    // Its first look needs a table, and so an answer.
+    let start = now();
+    let mut together = 0;
+    while server.requests().1 == before {
+        together = server.requests().0 - before;
+        assert!(elapsed(start) < PATIENCE);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(together > 4, "{together} requests had come when the first was answered");
+    while monitor.run("query-jobs", &json!({})) != json!([]) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let size = std::fs::metadata(&image).unwrap().len();
+    assert!(server.sent() <= size + size / 10, "{} bytes of {size} were sent", server.sent());
+    monitor.run("blockdev-del", &json!({"node-name": "over"}));
+    daemon.running.signal("TERM");
+    daemon.running.wait().code(0);
+    assert_streamed(&path, &daemon.raw, "raw");
+}
+
 /// An address in an image's header opens nothing, unless the operator allowed it by name.
 #[test]
 fn an_address_in_a_header_is_followed_only_if_it_was_allowed() {

@@ -28,6 +28,8 @@ pub(crate) struct HttpServer {
     pub(crate) url: String,
     turned: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
+    asked: Arc<AtomicU64>,
+    answered: Arc<AtomicU64>,
 }
 
 impl HttpServer {
@@ -37,14 +39,28 @@ impl HttpServer {
         let url = format!("http://{}/image", listener.local_addr().expect("address"));
         let turned = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
-        let shared = Arc::new(Shared { content, fault, delay, turned: turned.clone(), sent: sent.clone() });
+        let (asked, answered) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let shared = Arc::new(Shared {
+            content,
+            fault,
+            delay,
+            turned: turned.clone(),
+            sent: sent.clone(),
+            asked: asked.clone(),
+            answered: answered.clone(),
+        });
         std::thread::spawn(move || {
             while let Ok((socket, _)) = listener.accept() {
                 let shared = shared.clone();
                 std::thread::spawn(move || while shared.answer(&socket).is_some() {});
             }
         });
-        Self { url, turned, sent }
+        Self { url, turned, sent, asked, answered }
+    }
+
+    /// How many requests have come, and how many it has begun to answer.
+    pub(crate) fn requests(&self) -> (u64, u64) {
+        (self.asked.load(Ordering::SeqCst), self.answered.load(Ordering::SeqCst))
     }
 
     /// How many bytes of the file it has sent.
@@ -64,6 +80,8 @@ struct Shared {
     delay: Duration,
     turned: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
+    asked: Arc<AtomicU64>,
+    answered: Arc<AtomicU64>,
 }
 
 impl Shared {
@@ -81,7 +99,9 @@ impl Shared {
             }
             head.push(line.trim().to_owned());
         }
+        self.asked.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(self.delay);
+        self.answered.fetch_add(1, Ordering::SeqCst);
         let turned = self.turned.load(Ordering::SeqCst);
         let is_head = head.first()?.starts_with("HEAD");
         let range = head.iter().find_map(|line| {
