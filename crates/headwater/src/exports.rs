@@ -152,7 +152,7 @@ impl Exports {
                     writable,
                     writethrough: false,
                     growable: *growable,
-                    allow_other: *allow_other,
+                    over_ring: true,
                     resized: {
                         let machines = Rc::downgrade(&self.machines);
                         Box::new(move || {

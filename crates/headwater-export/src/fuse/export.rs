@@ -1,25 +1,17 @@
 //! One disk under one path, from mounting to the last answer.
 
-use super::frontend::{Frontend, Request};
 use super::handler::{Access, Handler};
 use super::mount::Mounted;
+use super::serve::{Counts, Wakers, serve};
 use crate::removal::{Removal, Removed};
-use crate::stop::{Stop, StopListener};
-use fuser::{Config, Session, SessionACL};
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use crate::stop::Stop;
 use headwater_block::range_lock::RangeLock;
 use headwater_block::{Abort, Client, Edge, Error, LocalFuture, Result};
+use headwater_fuse::{Connection, Options};
 use std::cell::Cell;
-use std::future::poll_fn;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use tokio::sync::{mpsc, watch};
-
-/// Most requests that are carried out at once.
-const MAX_REQUESTS: usize = 64;
-
-/// Most requests that wait for their turn; their data, at most 1 MiB each, are in memory.
-const MAX_WAITING: usize = 16;
+use tokio::sync::watch;
 
 /// What a file is of.
 pub struct FuseOptions {
@@ -31,8 +23,8 @@ pub struct FuseOptions {
     pub writethrough: bool,
     /// Whether writing past the end, and truncating, change the disk's size.
     pub growable: bool,
-    /// Whether it was mounted for other users too.
-    pub allow_other: bool,
+    /// Whether requests may come over io_uring. They do where the kernel offers it.
+    pub over_ring: bool,
     /// Called after a client has changed the disk's size, for those who must be told.
     pub resized: Box<dyn Fn()>,
 }
@@ -43,6 +35,7 @@ pub struct FuseExport {
     path: PathBuf,
     unmount: Box<dyn Fn(Removal) -> LocalFuture<'static, Result<()>>>,
     stop: Stop,
+    counts: Rc<Counts>,
     gone: watch::Receiver<bool>,
 }
 
@@ -50,26 +43,19 @@ impl FuseExport {
     /// Serves the file system that was just mounted. Must be called inside a `LocalSet`.
     ///
     /// # Errors
-    /// If the kernel speaks no FUSE that we know, or there is no thread to be had.
+    /// If the kernel speaks no FUSE that we know, or what is needed to hear it isn't to be had.
     pub fn start(mounted: Mounted, options: FuseOptions) -> Result<Self> {
         let Mounted { path, device, since, unmount } = mounted;
-        let (sender, requests) = mpsc::channel(MAX_WAITING);
-        let frontend = Frontend { requests: sender, writable: options.writable };
-        // Without this the crate itself lets nobody in but the one who mounted.
-        let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
         let failed = |err| Error::from_io(err, format!("speak FUSE with the kernel at {}", path.display()));
         // The kernel has asked for the first exchange when it was mounted: this doesn't wait.
-        let session = Session::from_fd(frontend, device, acl, Config::default()).map_err(failed)?;
+        let (connection, ready) =
+            Connection::open(device, Options { over_ring: options.over_ring }).map_err(failed)?;
+        let wakers = Wakers::new(&connection, ready).map_err(failed)?;
         let name = path.display().to_string();
-        std::thread::Builder::new()
-            .name("fuse".into())
-            .spawn(move || {
-                // Ends when it is unmounted.
-                if let Err(err) = session.run() {
-                    tracing::warn!("{name}: the FUSE session has ended: {err}");
-                }
-            })
-            .map_err(failed)?;
+        match connection.why_no_ring() {
+            None => tracing::info!("{name}: requests come over io_uring"),
+            Some(why) => tracing::info!("{name}: requests come through /dev/fuse, not over io_uring: {why}"),
+        }
         let mode = if options.writable { 0o600 } else { 0o400 };
         let leaves = Abort::new();
         let handler = Handler {
@@ -89,17 +75,26 @@ impl FuseExport {
         let (ended, gone) = watch::channel(false);
         let stop = Stop::new();
         let stopped = stop.listener();
+        let counts = Rc::<Counts>::default();
+        let counted = counts.clone();
         tokio::task::spawn_local(async move {
-            serve(&handler, requests, &stopped, &leaves).await;
+            if let Err(err) = serve(&handler, connection, &wakers, &counted, &stopped, &leaves).await {
+                tracing::error!("{name} has no server any more: {err}");
+            }
             // Nobody may be waiting.
             let _ = ended.send(true);
         });
-        Ok(Self { path, unmount, stop, gone })
+        Ok(Self { path, unmount, stop, counts, gone })
     }
 
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How many requests have come so far: over io_uring, and through /dev/fuse.
+    pub fn requests(&self) -> (u64, u64) {
+        (self.counts.over_ring.get(), self.counts.through_file.get())
     }
 
     /// Takes the file away. Removed hard, those who have it open get errors from now on; where the right to mount is lacking the mount itself
@@ -124,28 +119,4 @@ impl FuseExport {
             let _ = gone.wait_for(|gone| *gone).await;
         }
     }
-}
-
-/// Carries requests out until no more can come or are wanted, and all that were begun are done. `leaves` ends those that are held then.
-async fn serve(
-    handler: &Handler,
-    mut requests: mpsc::Receiver<Request>,
-    stop: &StopListener,
-    leaves: &Abort,
-) {
-    let mut running = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            () = poll_fn(|cx| stop.poll(cx)) => break,
-            request = requests.recv(), if running.len() < MAX_REQUESTS => match request {
-                Some(request) => running.push(handler.handle(request)),
-                None => break,
-            },
-            Some(()) = running.next(), if !running.is_empty() => {}
-        }
-    }
-    // Whoever still asks gets an error.
-    drop(requests);
-    leaves.abort();
-    while running.next().await.is_some() {}
 }

@@ -1,16 +1,12 @@
-//! Carries one request out on the disk, and answers the kernel.
+//! Carries one request out on the disk, and says how it ended in the kernel's words.
 
-use super::frontend::{NewAttributes, Request, SeekTo};
-use fuser::{Errno, FileAttr, FileType, INodeNo};
 use headwater_block::range_lock::{Guard, Mode, RangeLock, Token};
 use headwater_block::{Buffer, Client, Disk, Error, ErrorKind, ExtentKind, WriteFlags, ZeroFlags};
+use headwater_fuse::{Answer, Attributes, Errno, NewAttributes, Operation, SeekTo, Space, Ticket};
 use rustix::fs::FallocateFlags;
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
-
-/// How long the kernel may believe what it was told of the file: not at all, because its size may change from elsewhere.
-const BELIEVED: Duration = Duration::ZERO;
+use std::time::SystemTime;
 
 /// Most extents that are looked up at once to find data or a hole.
 const MAX_EXTENTS: usize = 256;
@@ -21,7 +17,7 @@ const MAX_ZEROES: u64 = 1 << 30;
 /// Who may use the file: `chmod` and `chown` change it, for as long as it is mounted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Access {
-    pub(crate) mode: u16,
+    pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
 }
@@ -49,76 +45,69 @@ impl From<Error> for Refused {
     fn from(error: Error) -> Self {
         tracing::debug!("{error}");
         Self(match error.kind() {
-            ErrorKind::NoSpace => Errno::ENOSPC,
-            ErrorKind::ReadOnly => Errno::EROFS,
-            ErrorKind::PermissionDenied | ErrorKind::NotAllowed => Errno::EPERM,
-            ErrorKind::Unsupported => Errno::EOPNOTSUPP,
-            ErrorKind::InvalidInput | ErrorKind::OutOfRange => Errno::EINVAL,
-            ErrorKind::InUse => Errno::EBUSY,
-            _ => Errno::EIO,
+            ErrorKind::NoSpace => Errno::NOSPC,
+            ErrorKind::ReadOnly => Errno::ROFS,
+            ErrorKind::PermissionDenied | ErrorKind::NotAllowed => Errno::PERM,
+            ErrorKind::Unsupported => Errno::OPNOTSUPP,
+            ErrorKind::InvalidInput | ErrorKind::OutOfRange => Errno::INVAL,
+            ErrorKind::InUse => Errno::BUSY,
+            _ => Errno::IO,
         })
     }
 }
 
 impl Handler {
-    /// Carries a request out and answers it. The future must be driven to its end.
-    pub(crate) async fn handle(&self, request: Request) {
-        match request {
-            Request::Attributes(reply) => reply.attr(&BELIEVED, &self.attributes(&self.client.disk())),
-            Request::SetAttributes(new, reply) => match self.set_attributes(new).await {
-                Ok(()) => reply.attr(&BELIEVED, &self.attributes(&self.client.disk())),
-                Err(Refused(errno)) => reply.error(errno),
-            },
-            Request::Read { offset, length, reply } => {
-                match read(&self.client, offset, length.into()).await {
-                    Ok(data) => reply.data(&data),
-                    Err(Refused(errno)) => reply.error(errno),
-                }
-            }
-            Request::Write { offset, data, durable, reply } => {
-                match self.write(offset, &data, durable).await {
-                    Ok(written) => reply.written(written),
-                    Err(Refused(errno)) => reply.error(errno),
-                }
-            }
-            Request::Flush(reply) => match self.client.enter().await.flush().await {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(Refused::from(error).0),
-            },
-            Request::Allocate { offset, length, mode, reply } => {
-                match self.allocate(offset, length, mode).await {
-                    Ok(()) => reply.ok(),
-                    Err(Refused(errno)) => reply.error(errno),
-                }
-            }
-            Request::Seek { offset, to, reply } => match seek(&self.client, offset, to).await {
-                Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
-                Err(Refused(errno)) => reply.error(errno),
-            },
-            Request::Space(reply) => {
-                reply.statfs(self.client.disk().size() / 512, 0, 0, 1, 0, 512, 255, 512);
-            }
-        }
+    /// Carries a request out; gives its ticket, and the answer. `data` are the bytes of a write. The future must be driven to its end.
+    pub(crate) async fn handle(
+        &self,
+        ticket: Ticket,
+        operation: Result<Operation, Errno>,
+        data: Buffer,
+    ) -> (Ticket, Result<Answer<Buffer>, Errno>) {
+        let answer = match operation {
+            Ok(operation) => self.carry_out(operation, data).await.map_err(|Refused(errno)| errno),
+            Err(errno) => Err(errno),
+        };
+        (ticket, answer)
     }
 
-    fn attributes(&self, disk: &Disk) -> FileAttr {
+    async fn carry_out(&self, operation: Operation, data: Buffer) -> Result<Answer<Buffer>, Refused> {
+        Ok(match operation {
+            Operation::GetAttributes => Answer::Attributes(self.attributes()),
+            Operation::SetAttributes(new) => {
+                self.set_attributes(new).await?;
+                Answer::Attributes(self.attributes())
+            }
+            Operation::Open { for_writing } if for_writing && !self.writable => {
+                return Err(Refused(Errno::ROFS));
+            }
+            Operation::Open { .. } => Answer::Opened,
+            Operation::Release => Answer::Done,
+            Operation::Read { offset, len } => Answer::Read(read(&self.client, offset, len.into()).await?),
+            Operation::Write { offset, durable } => Answer::Written(self.write(offset, data, durable).await?),
+            Operation::Flush => {
+                self.client.enter().await.flush().await?;
+                Answer::Done
+            }
+            Operation::Allocate { offset, len, mode } => {
+                self.allocate(offset, len, mode).await?;
+                Answer::Done
+            }
+            Operation::Seek { offset, to } => Answer::Found(seek(&self.client, offset, to).await?),
+            Operation::Space => Answer::Space(Space { size: self.client.disk().size(), block_size: 512 }),
+        })
+    }
+
+    fn attributes(&self) -> Attributes {
+        const REGULAR_FILE: u32 = 0o100_000;
         let Access { mode, uid, gid } = self.access.get();
-        FileAttr {
-            ino: INodeNo::ROOT,
-            size: disk.size(),
-            blocks: disk.size().div_ceil(512),
-            atime: self.since,
-            mtime: self.since,
-            ctime: self.since,
-            crtime: self.since,
-            kind: FileType::RegularFile,
-            perm: mode,
-            nlink: 1,
+        Attributes {
+            size: self.client.disk().size(),
+            time: self.since,
+            mode: REGULAR_FILE | mode,
             uid,
             gid,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
+            block_size: 4096,
         }
     }
 
@@ -128,15 +117,15 @@ impl Handler {
             let mode = mode & 0o7777;
             // A disk isn't a program, and one that can't be written isn't made so by a mode.
             if mode & 0o7111 != 0 || (!self.writable && mode & 0o222 != 0) {
-                return Err(Refused(Errno::EPERM));
+                return Err(Refused(Errno::PERM));
             }
-            access.mode = mode as u16;
+            access.mode = mode;
         }
         access.uid = new.uid.unwrap_or(access.uid);
         access.gid = new.gid.unwrap_or(access.gid);
         match new.size {
             Some(size) if size != self.client.disk().size() && !self.growable => {
-                return Err(Refused(Errno::EPERM));
+                return Err(Refused(Errno::PERM));
             }
             Some(size) => {
                 let _resizing = self.hold_size().await;
@@ -148,12 +137,12 @@ impl Handler {
         Ok(())
     }
 
-    async fn write(&self, offset: u64, data: &[u8], durable: bool) -> Result<u32, Refused> {
+    async fn write(&self, offset: u64, data: Buffer, durable: bool) -> Result<u32, Refused> {
         let fits = self.reach(offset, data.len() as u64).await?;
-        let data = &data[..fits as usize];
+        let data = data.slice(0..fits as usize);
         let flags = WriteFlags { fua: durable || self.writethrough, ..WriteFlags::default() };
-        self.client.write(offset, Buffer::copy_of(data), flags).await?;
-        Ok(data.len() as u32)
+        self.client.write(offset, data, flags).await?;
+        Ok(fits as u32)
     }
 
     async fn allocate(&self, offset: u64, length: u64, mode: FallocateFlags) -> Result<(), Refused> {
@@ -161,7 +150,7 @@ impl Handler {
         let keeps_size = mode.contains(FallocateFlags::KEEP_SIZE);
         // Plain allocation is refused: a promise of room can't be kept for every image. Programs write zeroes instead.
         if !unmap && mode - FallocateFlags::KEEP_SIZE != FallocateFlags::ZERO_RANGE {
-            return Err(Refused(Errno::EOPNOTSUPP));
+            return Err(Refused(Errno::OPNOTSUPP));
         }
         let length = if keeps_size {
             length.min(self.client.disk().size().saturating_sub(offset))
@@ -169,7 +158,7 @@ impl Handler {
             length
         } else {
             // Unlike a write it can't be done in part.
-            return Err(Refused(Errno::ENOSPC));
+            return Err(Refused(Errno::NOSPC));
         };
         let flags = ZeroFlags { unmap, fua: self.writethrough, ..ZeroFlags::default() };
         let end = offset + length;
@@ -184,7 +173,7 @@ impl Handler {
 
     /// How much of a change at `offset` the disk takes, after it has grown where it may.
     async fn reach(&self, offset: u64, length: u64) -> Result<u64, Refused> {
-        let end = offset.checked_add(length).ok_or(Refused(Errno::EFBIG))?;
+        let end = offset.checked_add(length).ok_or(Refused(Errno::FBIG))?;
         if end > self.client.disk().size() && self.growable {
             let _resizing = self.hold_size().await;
             let disk = self.client.enter().await;
@@ -193,7 +182,7 @@ impl Handler {
             }
         }
         match length.min(self.client.disk().size().saturating_sub(offset)) {
-            0 if length > 0 => Err(Refused(Errno::ENOSPC)),
+            0 if length > 0 => Err(Refused(Errno::NOSPC)),
             fits => Ok(fits),
         }
     }
@@ -227,7 +216,7 @@ async fn read(client: &Client, offset: u64, length: u64) -> Result<Buffer, Refus
 async fn seek(client: &Client, offset: u64, to: SeekTo) -> Result<u64, Refused> {
     let size = client.disk().size();
     if offset >= size {
-        return Err(Refused(Errno::ENXIO));
+        return Err(Refused(Errno::NXIO));
     }
     let mut at = offset;
     while at < size {
@@ -241,6 +230,6 @@ async fn seek(client: &Client, offset: u64, to: SeekTo) -> Result<u64, Refused> 
     }
     match to {
         SeekTo::Hole => Ok(size),
-        SeekTo::Data => Err(Refused(Errno::ENXIO)),
+        SeekTo::Data => Err(Refused(Errno::NXIO)),
     }
 }

@@ -1,14 +1,21 @@
 //! A disk as a file, used through the kernel. Needs /dev/fuse and the right to mount.
 //!
+//! Each test is done twice: over io_uring, and through /dev/fuse. The kernel offers the first where it is new enough and a parameter of its module says
+//! so, which root may set; where it can't be had that is said, and only the second is tested.
+//!
 //! The disk's thread never touches the file itself: it would wait for its own answer.
+
+mod ends;
+mod ring;
 
 use headwater_block::memory::MemoryNode;
 use headwater_block::{Disk, DiskOptions, Edge, ErrorKind, TokioClock};
 use headwater_export::Removal;
 use headwater_export::fuse::{FuseExport, FuseOptions, MountOptions, mount, unmount};
+use ring::{Way, with_ring};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind as IoKind;
 use std::mem::ManuallyDrop;
@@ -47,6 +54,12 @@ impl Mount {
     }
 
     async fn end(self) {
+        let (over_ring, through_file) = self.export.requests();
+        match WAY.get() {
+            // What needs no answer comes through the file, too, but isn't counted.
+            Way::Ring => assert!(over_ring > 0 && through_file == 0, "{over_ring}, {through_file}"),
+            Way::File => assert!(over_ring == 0 && through_file > 0, "{over_ring}, {through_file}"),
+        }
         self.export.remove(Removal::Safe).await.unwrap().await;
         assert_eq!(std::fs::read(&self.path).unwrap(), b"what lies below");
     }
@@ -59,6 +72,11 @@ impl Drop for Mount {
     }
 }
 
+thread_local! {
+    /// The way that the test is done now.
+    static WAY: Cell<Way> = const { Cell::new(Way::File) };
+}
+
 async fn serve(
     path: &Path,
     disk: &Rc<Disk>,
@@ -66,17 +84,31 @@ async fn serve(
     growable: bool,
     told: Rc<RefCell<Vec<u64>>>,
 ) -> FuseExport {
-    let mounted = mount(path, MountOptions { writable, allow_other: false }).await.unwrap();
+    let over_ring = WAY.get() == Way::Ring;
+    with_ring(over_ring, start(path, FuseOptions { writable, growable, over_ring, ..options(disk, told) }))
+        .await
+}
+
+/// For a disk that can be read only, and tells of its sizes.
+fn options(disk: &Rc<Disk>, told: Rc<RefCell<Vec<u64>>>) -> FuseOptions {
     let edge = Edge::new(disk.clone());
     let disk = disk.clone();
     let resized = Box::new(move || told.borrow_mut().push(disk.size()));
-    let options = FuseOptions { edge, writable, writethrough: false, growable, allow_other: false, resized };
+    FuseOptions { edge, writable: false, writethrough: false, growable: false, over_ring: true, resized }
+}
+
+async fn start(path: &Path, options: FuseOptions) -> FuseExport {
+    let mounted = mount(path, MountOptions { writable: options.writable, allow_other: false }).await.unwrap();
     FuseExport::start(mounted, options).unwrap()
 }
 
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, test);
+/// Does a test both ways.
+fn run(test: impl AsyncFn()) {
+    for way in Way::all() {
+        WAY.set(way);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, test());
+    }
 }
 
 fn open(path: &Path) -> File {
@@ -89,7 +121,7 @@ fn pattern(len: u64) -> Vec<u8> {
 
 #[test]
 fn the_file_is_the_disk() {
-    run(async {
+    run(async || {
         let mount = Mount::new(pattern(3 * MIB + 512), true, false).await;
         mount
             .client(|path| {
@@ -99,6 +131,8 @@ fn the_file_is_the_disk() {
                     (3 * MIB + 512, 0o100_600)
                 );
                 assert_eq!(std::fs::read(path).unwrap(), pattern(3 * MIB + 512));
+                // Longer than a request.
+                file.write_all_at(&pattern(3 * MIB), 0).unwrap();
                 file.write_all_at(&[7; 100_000], 1_000_001).unwrap();
                 file.sync_data().unwrap();
             })
@@ -125,7 +159,7 @@ fn the_file_is_the_disk() {
 /// Clients at once, each in a part of its own, against what each knows.
 #[test]
 fn clients_at_once_read_what_they_wrote() {
-    run(async {
+    run(async || {
         let mount = Mount::new(vec![0; 4 << 20], true, false).await;
         let client = |part: u64| {
             mount.client(move |path| {
@@ -170,7 +204,7 @@ fn clients_at_once_read_what_they_wrote() {
 
 #[test]
 fn a_disk_keeps_its_size() {
-    run(async {
+    run(async || {
         let mount = Mount::new(pattern(8192), true, false).await;
         mount
             .client(|path| {
@@ -207,7 +241,7 @@ fn a_disk_keeps_its_size() {
 
 #[test]
 fn a_growable_disk_grows_with_what_is_written_and_never_shrinks_by_it() {
-    run(async {
+    run(async || {
         let mount = Mount::new(pattern(4096), true, true).await;
         let grow = |step: u64| {
             mount.client(move |path| {
@@ -241,7 +275,7 @@ fn a_growable_disk_grows_with_what_is_written_and_never_shrinks_by_it() {
 
 #[test]
 fn holes_are_found() {
-    run(async {
+    run(async || {
         let mount = Mount::new(vec![0; 2 << 20], true, false).await;
         mount
             .client(|path| {
@@ -262,7 +296,7 @@ fn holes_are_found() {
 
 #[test]
 fn a_read_only_file_stays_so() {
-    run(async {
+    run(async || {
         let mount = Mount::new(pattern(4096), false, false).await;
         mount
             .client(|path| {
@@ -280,7 +314,7 @@ fn a_read_only_file_stays_so() {
 
 #[test]
 fn a_file_in_use_stays_until_it_must_go() {
-    run(async {
+    run(async || {
         let mount = Mount::new(pattern(8192), true, false).await;
         // Closing it here, on the disk's thread, would wait for the disk's thread.
         let file = ManuallyDrop::new(mount.client(open).await);
@@ -301,7 +335,7 @@ fn a_file_in_use_stays_until_it_must_go() {
 
 #[test]
 fn an_export_that_is_unmounted_from_outside_is_gone() {
-    run(async {
+    run(async || {
         let mount = Mount::new(pattern(8192), true, false).await;
         mount
             .client(|path| rustix::mount::unmount(path, rustix::mount::UnmountFlags::empty()).unwrap())
@@ -314,7 +348,7 @@ fn an_export_that_is_unmounted_from_outside_is_gone() {
 
 #[test]
 fn the_dead_mount_of_a_server_that_was_killed_is_replaced() {
-    run(async {
+    run(async || {
         let mut mount = Mount::new(pattern(8192), true, false).await;
         let over =
             headwater_export::fuse::mount(&mount.path, MountOptions { writable: true, allow_other: false });
@@ -335,7 +369,7 @@ fn the_dead_mount_of_a_server_that_was_killed_is_replaced() {
 
 #[test]
 fn only_a_regular_file_is_mounted_over() {
-    run(async {
+    run(async || {
         let directory = tempfile::tempdir().unwrap();
         let options = MountOptions { writable: true, allow_other: false };
         let refused = mount(directory.path(), options).await.err().unwrap();

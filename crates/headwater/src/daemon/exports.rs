@@ -263,13 +263,13 @@ impl Exports {
         }
         let root = self.graph.attach_export(node, rights, false).await?;
         let mount = |allow_other| fuse::mount(&path, MountOptions { writable, allow_other });
-        let (mounted, allow_other) = match args.text("allow-other").unwrap_or("auto") {
-            "off" => (mount(false).await, false),
-            "on" => (mount(true).await, true),
+        let mounted = match args.text("allow-other").unwrap_or("auto") {
+            "off" => mount(false).await,
+            "on" => mount(true).await,
             // Others are let in where that is allowed.
             _ => match mount(true).await {
-                Err(err) if err.kind() == ErrorKind::PermissionDenied => (mount(false).await, false),
-                mounted => (mounted, true),
+                Err(err) if err.kind() == ErrorKind::PermissionDenied => mount(false).await,
+                mounted => mounted,
             },
         };
         let options = FuseOptions {
@@ -277,7 +277,7 @@ impl Exports {
             writable,
             writethrough: args.flag("writethrough").unwrap_or(false),
             growable: growable && writable,
-            allow_other,
+            over_ring: true,
             resized: {
                 let exports = Rc::downgrade(self);
                 Box::new(move || {
