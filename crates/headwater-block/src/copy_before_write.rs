@@ -12,8 +12,7 @@
 //! - **The copier looks again under the lock.** It holds the range lock *shared* over the granules that it copies, from the look at the map until
 //!   they are in the target. Against each other the two are exclusive: so no bytes change between a copier's read and its note that they are saved,
 //!   and an old copy can't land on top of a newer one. Guests may read meanwhile, and change what isn't pending.
-//! - **Nothing becomes pending again.** A copy that failed, or was given up half-way, leaves its granules pending; the target gets
-//!   them anew.
+//! - **Nothing becomes pending again.** A copy that failed, or was given up half-way, leaves its granules pending; the target gets them anew.
 //!
 //! Copy-ups, and whatever else moves bytes without changing what is read, need not wait: what a granule reads as is the same before and after.
 //!
@@ -26,8 +25,7 @@
 //! whole, and its maker finds out when it comes by itself. Or, with [`OnUnsaved::BreakCopy`], the change is made and the copy is worth nothing from then on.
 //!
 //! With a time limit ([`Policy::timeout`]) the same happens when saving takes longer. A write to the target that is under way can't be dropped: it is kept, and
-//! driven on by the next change that has something to save ([`PointInTime::end`] at the latest). Its granules are still pending, so nothing is changed there
-//! before.
+//! driven on by the next change that has something to save ([`PointInTime::end`] at the latest). Its granules are still pending, so nothing is changed there before.
 //!
 //! How it is read: `reading`.
 
@@ -287,24 +285,22 @@ impl PointInTime {
                 }
             }
         };
-        match saved {
-            // Nobody needs the copy any more.
-            _ if self.is_over() => Ok(()),
-            Err(error) if self.policy.get().on_unsaved == OnUnsaved::BreakCopy => {
-                self.broken.replace(Some(error));
-                self.over.abort();
-                Ok(())
-            }
-            Err(error) => Err(Error::new(
-                error.kind(),
-                format!(
-                    "{}: not changed, because what is there could not be copied to {} before: {error}",
-                    self.source.name(),
-                    self.target.name()
-                ),
-            )),
-            Ok(()) => Ok(()),
+        let error = match saved {
+            Err(error) if !self.is_over() => error,
+            // It is there, or nobody needs the copy any more.
+            _ => return Ok(()),
+        };
+        if self.policy.get().on_unsaved == OnUnsaved::BreakCopy {
+            self.broken.replace(Some(error));
+            self.over.abort();
+            return Ok(());
         }
+        let message = format!(
+            "{}: not changed, because what is there could not be copied to {} before: {error}",
+            self.source.name(),
+            self.target.name()
+        );
+        Err(Error::new(error.kind(), message))
     }
 
     async fn save_all(&self, range: &Range<u64>) -> Result<()> {

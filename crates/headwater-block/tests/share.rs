@@ -1,5 +1,7 @@
 //! Many readers over one source, in virtual time: right bytes, one fetch, nobody hangs.
 
+#![expect(clippy::single_range_in_vec_init, reason = "lists of ranges are what is compared")]
+
 use headwater_block::share::{BlockStore, SHARE_BLOCK, ShareNode, SharePool};
 use headwater_block::{Abort, Buffer, BufferMut, ErrorKind, LocalFuture, Node, Result};
 

@@ -1,5 +1,7 @@
 //! What a source that is far away is told before a job reads it.
 
+#![expect(clippy::single_range_in_vec_init, reason = "lists of ranges are what is compared")]
+
 use headwater_block::{BufferMut, Disk, DiskOptions, ErrorKind, Limits, Node, SharedLimiter};
 use headwater_job::window::Bounds;
 use headwater_job::{
