@@ -17,7 +17,7 @@ use crate::group::Group;
 use crate::on_error::{OnError, OnErrors};
 use crate::progress::Progress;
 use crate::state::{Illegal, Status, Verb};
-use crate::waiting::{Wait, Waiting};
+use crate::waiting::Wait;
 use headwater_block::copy_up::{Failed, Operation};
 use headwater_block::{Abort, Error, ErrorKind, Patience, RateLimiter, Share};
 use std::cell::{Cell, RefCell};
@@ -26,61 +26,12 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+mod told;
+
+pub use self::told::{Action, Event, IoStatus, Outcome};
+
 /// How many events are kept for someone who doesn't fetch them; then the oldest are dropped.
 const MOST_EVENTS: usize = 1024;
-
-/// How a job ended.
-#[derive(Debug, Clone)]
-pub enum Outcome {
-    /// It did all of its work, durably.
-    Completed,
-    /// It was cancelled before its commit point. What it has copied stays; nothing else has changed.
-    Cancelled,
-    /// It gave up with this error. What it has copied stays; nothing else has changed.
-    Failed(Error),
-}
-
-/// What was done about an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// The job ends with it.
-    Report,
-    /// The job goes on elsewhere, and tries that part again at the end.
-    Ignore,
-    /// The job has paused; when it is resumed it tries again.
-    Stop,
-}
-
-/// Something that happened to a job.
-#[derive(Debug, Clone)]
-pub enum Event {
-    /// It went to another state.
-    Status(Status),
-    /// A part of its work failed.
-    Error {
-        /// What failed.
-        error: Error,
-        /// What is done about it.
-        action: Action,
-        /// Whether the source failed or the target.
-        operation: Operation,
-    },
-    /// It has paused itself.
-    Waits(Wait),
-    /// What it waited for is over, or a user's command has ended the wait.
-    GoesOn(Waiting),
-}
-
-/// Whether an error holds the job up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IoStatus {
-    /// None does.
-    Ok,
-    /// It has paused at an error.
-    Failed,
-    /// It has paused because no space is left.
-    NoSpace,
-}
 
 /// How a job that is ready was told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
