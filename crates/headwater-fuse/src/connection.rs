@@ -140,7 +140,15 @@ impl Connection {
         }
     }
 
-    /// Before waiting: true if there is something to do, for which no wake-up will come.
+    /// Before a turn of looking for requests: no wake-ups come until [`Connection::listen`].
+    pub fn silence(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.silence();
+        }
+    }
+
+    /// Before waiting: lets wake-ups come. True if there may be something to do of which none will tell, so that [`Connection::poll`] must look
+    /// once more, without silence. That may find nothing; then it is time to wait.
     pub fn listen(&mut self) -> bool {
         self.ring.as_mut().is_some_and(|ring| ring.listen())
     }

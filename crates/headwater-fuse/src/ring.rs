@@ -185,9 +185,6 @@ impl Ring {
     /// # Errors
     /// If the ring can't be used any more.
     pub(crate) fn enter(&mut self) -> io::Result<()> {
-        if SILENCE {
-            self.ring.completion().disable_eventfd();
-        }
         loop {
             let queued = self.ring.submission().len();
             if queued == 0 && !self.ring.submission().taskrun() {
@@ -211,7 +208,16 @@ impl Ring {
         }
     }
 
-    /// Before waiting: true if there is something to do, for which no wake-up will come.
+    /// No wake-ups any more: whoever serves looks for himself, until [`Ring::listen`].
+    pub(crate) fn silence(&mut self) {
+        if SILENCE {
+            self.ring.completion().disable_eventfd();
+        }
+    }
+
+    /// Lets wake-ups come again. True if there may be something to do that came before, of which none will tell: look once more. Only once, because it may only
+    /// seem so: the kernel sets its "work is pending" flag after it has put up the work, which may be done by then, and such a flag stays until there is
+    /// work again.
     pub(crate) fn listen(&mut self) -> bool {
         if SILENCE {
             self.ring.completion().enable_eventfd();

@@ -103,8 +103,8 @@ pub(super) const JOBS: &[Mutant] = &[
         name: "a backup: a cancel fails the guests that are saving",
         edits: &[Edit {
             file: "crates/headwater-block/src/copy_before_write.rs",
-            from: "            _ if self.is_over() => Ok(()),",
-            to: "            _ if !MUTANT && self.is_over() => Ok(()),",
+            from: "            Err(error) if !self.is_over() => error,",
+            to: "            Err(error) if MUTANT || !self.is_over() => error,",
         }],
         tests: &[RECALL],
     },

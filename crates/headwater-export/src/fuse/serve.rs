@@ -86,10 +86,16 @@ pub(crate) async fn serve(
     leaves: &Abort,
 ) -> io::Result<()> {
     let mut running = FuturesUnordered::new();
+    let mut listening = false;
     let ended = loop {
         // Requests that need no waiting must not keep the thread from everybody else.
         consume_budget().await;
+        if !listening {
+            connection.silence();
+        }
+        let mut came = false;
         let polled = connection.poll(MAX_REQUESTS - running.len(), |arrived| {
+            came = true;
             let count = if arrived.ticket.is_of_ring() { &counts.over_ring } else { &counts.through_file };
             count.set(count.get() + 1);
             // An entry of the ring keeps the bytes until it is answered, but a change's bytes must be its own and lie as the disk wants them.
@@ -102,9 +108,11 @@ pub(crate) async fn serve(
             Err(error) => break Err(error),
         }
         let full = running.len() == MAX_REQUESTS;
-        if connection.listen() && !full {
+        if connection.listen() && !full && (came || !listening) {
+            listening = true;
             continue;
         }
+        listening = false;
         tokio::select! {
             biased;
             () = poll_fn(|cx| stop.poll(cx)) => break Ok(()),
