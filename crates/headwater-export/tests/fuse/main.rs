@@ -9,19 +9,21 @@ mod ends;
 mod ring;
 
 use headwater_block::memory::MemoryNode;
-use headwater_block::{Disk, DiskOptions, Edge, ErrorKind, TokioClock};
+use headwater_block::null::{NullNode, NullOptions};
+use headwater_block::{BufferMut, Disk, DiskOptions, Edge, ErrorKind, Node, TokioClock};
 use headwater_export::Removal;
 use headwater_export::fuse::{FuseExport, FuseOptions, MountOptions, mount, unmount};
 use ring::{Way, with_ring};
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind as IoKind;
 use std::mem::ManuallyDrop;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 
@@ -37,10 +39,13 @@ struct Mount {
 
 impl Mount {
     async fn new(content: Vec<u8>, writable: bool, growable: bool) -> Self {
+        Self::of(MemoryNode::new("memory", content), writable, growable).await
+    }
+
+    async fn of(node: Rc<dyn Node>, writable: bool, growable: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("disk");
         std::fs::write(&path, "what lies below").unwrap();
-        let node = MemoryNode::new("memory", content);
         let disk = Disk::new(node, Rc::new(TokioClock::new()), DiskOptions::default());
         let told = Rc::<RefCell<Vec<u64>>>::default();
         let export = serve(&path, &disk, writable, growable, told.clone()).await;
@@ -117,6 +122,36 @@ fn open(path: &Path) -> File {
 
 fn pattern(len: u64) -> Vec<u8> {
     (0..len).map(|at| (at / 512 + at % 251 + 1) as u8).collect()
+}
+
+#[test]
+fn many_requests_at_once_are_answered_when_the_disk_has_done_them() {
+    run(async || {
+        let latency = Duration::from_micros(300);
+        let options = NullOptions { size: 64 * MIB, latency, read_zeroes: true, ..NullOptions::default() };
+        let node = NullNode::new("null", Rc::new(TokioClock::new()), options);
+        let mount = Mount::of(node, false, false).await;
+        let work = mount.client(|path| {
+            std::thread::scope(|scope| {
+                for reader in 0..32 {
+                    scope.spawn(move || {
+                        let flags = OFlags::DIRECT.bits() as i32;
+                        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).unwrap();
+                        // Aligned, as the kernel wants it.
+                        let mut buffer = BufferMut::new(4096);
+                        for i in 0..200 {
+                            buffer.fill(1);
+                            file.read_exact_at(&mut buffer, (i * 37 + reader * 500) * 4096 % (64 * MIB))
+                                .unwrap();
+                            assert!(buffer.iter().all(|byte| *byte == 0));
+                        }
+                    });
+                }
+            });
+        });
+        tokio::time::timeout(Duration::from_secs(40), work).await.expect("all are answered");
+        mount.end().await;
+    });
 }
 
 #[test]
